@@ -1,0 +1,43 @@
+# mmsurgery: everything is set up by the first target that needs it.
+PY ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+# A CPU-only Linux machine can take torch from PyTorch's own index: make TORCH_INDEX=URL demo
+TORCH_INDEX ?=
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test test-slow check dist bench lock clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PY) -c 'import sys; sys.exit("mmsurgery needs Python 3.11 or newer; set PY=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	@echo "setting up $(VENV) (a minute or two the first time)"
+	@test -x $(BIN)/python || $(PY) -m venv $(VENV)
+	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/python -m pip install -q -c constraints.txt torch --index-url $(TORCH_INDEX); fi
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/mmsurgery demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -n 2
+
+test-slow: $(STAMP)
+	@$(BIN)/python -m pytest -m slow
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+dist: $(STAMP)
+	@rm -rf dist
+	@PIP_CONSTRAINT= $(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	@ls dist
+
+lock: $(STAMP)
+	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
+
+clean:
+	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache

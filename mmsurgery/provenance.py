@@ -1,0 +1,106 @@
+"""Identity of things: canonical JSON, digests, and what produced an artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mmsurgery.errors import InputRefused, InternalError
+
+SCHEMA = 1
+"""Schema version written into every artifact; readers refuse others."""
+
+_LIBRARIES = ("mmsurgery", "torch", "transformers", "numpy", "safetensors", "h5py")
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one UTF-8 encoding of a JSON value: sorted keys, no blanks, no NaN or infinity.
+
+    Raises:
+        InternalError: if the value is not plain JSON.
+    """
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InternalError(f"not canonical JSON: {error}") from error
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Parse JSON strictly: UTF-8, no duplicate keys, no NaN or infinity.
+
+    Raises:
+        InputRefused: naming `where` and what is wrong.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key stands twice")
+        return result
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"{text} is not a finite number")
+        return value
+
+    def refuse(text: str) -> Any:
+        raise ValueError(f"{text} is not JSON")
+
+    try:
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=unique, parse_float=number, parse_constant=refuse
+        )
+    except (ValueError, RecursionError) as error:
+        raise InputRefused(f"{where} is not valid JSON: {str(error)[:200]}") from error
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Digest of the canonical JSON of a value."""
+    return sha256(canonical_json(value))
+
+
+def sha256_file(path: Path) -> str:
+    """Digest of a file's bytes.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what can change an artifact's numbers, without importing any of it."""
+    found = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance(command: str, settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What an artifact's `provenance` holds: command, settings, inputs, versions and a key over them.
+
+    `key` identifies the result: same command, settings and inputs, whatever the library versions.
+    No wall-clock time and no absolute path belongs in any of them.
+    """
+    key = sha256_json({"command": command, "settings": dict(settings), "inputs": dict(inputs)})
+    return {
+        "command": command,
+        "settings": dict(settings),
+        "inputs": dict(inputs),
+        "versions": versions(),
+        "key": key,
+    }
