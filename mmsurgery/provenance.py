@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.errors import InputRefused, InternalError
+from mmsurgery.errors import InputRefused, InternalError, Mismatch
 
 SCHEMA = 1
 """Schema version written into every artifact; readers refuse others."""
@@ -53,9 +53,7 @@ def parse_json(data: bytes, where: str) -> Any:
         raise ValueError(f"{text} is not JSON")
 
     try:
-        return json.loads(
-            data.decode("utf-8"), object_pairs_hook=unique, parse_float=number, parse_constant=refuse
-        )
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_float=number, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise InputRefused(f"{where} is not valid JSON: {str(error)[:200]}") from error
 
@@ -104,3 +102,27 @@ def provenance(command: str, settings: Mapping[str, Any], inputs: Mapping[str, A
         "versions": versions(),
         "key": key,
     }
+
+
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` with a digest of itself in its `provenance`, so that a changed byte is noticed."""
+    body = {**value, "provenance": {k: v for k, v in value["provenance"].items() if k != "seal"}}
+    return {**body, "provenance": {**body["provenance"], "seal": sha256_json(body)}}
+
+
+def check_seal(value: Any, where: str, *, kind: str) -> dict[str, Any]:
+    """Check what every JSON record of ours carries: schema, kind and, where sealed, its digest.
+
+    Raises:
+        InputRefused: if it is no such record, or was changed after it was written.
+        Mismatch: if it was written by a newer schema.
+    """
+    if not isinstance(value, dict) or value.get("kind") != kind or not isinstance(value.get("provenance"), dict):
+        raise InputRefused(f"{where} is no {kind} of mmsurgery")
+    if value.get("schema") != SCHEMA:
+        raise Mismatch(
+            f"{where} has schema {value.get('schema')}, this version reads {SCHEMA}", "pip install -U mmsurgery"
+        )
+    if "seal" in value["provenance"] and seal(value)["provenance"]["seal"] != value["provenance"]["seal"]:
+        raise InputRefused(f"{where} was changed or damaged after it was written", "make it again")
+    return value

@@ -1,0 +1,269 @@
+"""Atomic writing and careful reading of files.
+
+A file or folder appears under its final name whole or not at all: it is written beside it under a
+dot-name, flushed to disk, then renamed. Leftovers of a killed run are removed by the next writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact
+from mmsurgery.provenance import canonical_json, parse_json, sha256_file
+
+_TEMPORARY = ".partial-"
+MAX_JSON = 256 << 20
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def machine_fault(error: OSError, path: Path) -> MachineFault:
+    """What an operating-system error on `path` means to a person."""
+    reason = error.strerror or str(error)
+    hints = {
+        errno.ENOSPC: "free some disk space and run the command again",
+        errno.EDQUOT: "free some of your quota and run the command again",
+        errno.EFBIG: "raise the file size limit (ulimit -f)",
+        errno.EROFS: "choose a folder that can be written",
+        errno.EACCES: "check the permissions of the folder",
+        errno.EPERM: "check the permissions of the folder",
+    }
+    return MachineFault(f"cannot write {path}: {reason}", hints.get(error.errno or 0, "check the disk and try again"))
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what killed runs left beside `folder / name`; safe under the workspace lock."""
+    for leftover in folder.glob(f"{_TEMPORARY}{name}-*"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success it becomes `path`, on any error it is gone.
+
+    Raises:
+        MachineFault: if the folder cannot be written or the disk is full.
+    """
+    temporary: Path | None = None
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                raise MachineFault(f"{path} is a folder, a file was to be written", "move it away")
+            remove_leftovers(path.parent, path.name)
+            handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
+            temporary = None
+            fsync_folder(path.parent)
+        except OSError as error:
+            raise machine_fault(error, path) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder; on success it becomes `path`, on any error it is gone.
+
+    Args:
+        replace: an existing folder is moved aside and removed after the new one is in place.
+
+    Raises:
+        Mismatch: if `path` exists and `replace` is false.
+        MachineFault: if the folder cannot be written or the disk is full.
+    """
+    if not replace and path.exists():
+        raise Mismatch(f"{path} exists already", "pass --force to replace it, or another --name")
+    temporary: Path | None = None
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent, path.name)
+            temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent))
+            yield temporary
+            umask = _umask()
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    file = Path(folder, name)
+                    file.chmod(0o666 & ~umask)
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+                Path(folder).chmod(0o777 & ~umask)
+                fsync_folder(Path(folder))
+            old = None
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent))
+                os.rename(path, old / "old")
+            os.rename(temporary, path)
+            temporary = None
+            fsync_folder(path.parent)
+            if old is not None:
+                shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise machine_fault(error, path) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write canonical JSON with a final newline, atomically."""
+    write_bytes(path, canonical_json(value) + b"\n")
+
+
+def write_pretty_json(path: Path, value: Any) -> None:
+    """Write JSON indented for people, keys in the given order, atomically."""
+    write_bytes(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+
+
+def regular_file(path: Path) -> os.stat_result:
+    """The status of a regular file.
+
+    Raises:
+        MissingArtifact: if nothing is there.
+        InputRefused: for folders, pipes, devices, empty files, Git LFS pointers and HTML pages.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingArtifact(f"{path} does not exist") from error
+    except OSError as error:
+        raise InputRefused(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputRefused(f"{path} is not a regular file", "name a file")
+    if status.st_size == 0:
+        raise InputRefused(f"{path} is empty", "make or copy it again")
+    with path.open("rb") as handle:
+        head = handle.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise InputRefused(f"{path} is a Git LFS pointer, not the file itself", "git lfs pull")
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise InputRefused(f"{path} is an HTML page, not the file itself", "download it again")
+    return status
+
+
+def read_bytes(path: Path, limit: int = MAX_JSON) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes.
+
+    Raises:
+        MissingArtifact, InputRefused: see `regular_file`; also if it is larger than `limit`.
+    """
+    if regular_file(path).st_size > limit:
+        raise InputRefused(f"{path} is larger than {limit:,} bytes")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputRefused(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> Any:
+    """Parse a JSON file strictly (see `provenance.parse_json`)."""
+    return parse_json(read_bytes(path, limit), str(path))
+
+
+class DigestCache:
+    """Digests of files already hashed, keyed by path, size, modification time and inode.
+
+    Kept in one JSON file below the user's cache folder, owned and readable by the user alone; a
+    cache that cannot be read or written costs time, never correctness.
+    """
+
+    def __init__(self) -> None:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        self._path = Path(base, "mmsurgery", "digests.json")
+        self._entries: dict[str, list[Any]] | None = None
+
+    def _load(self) -> dict[str, list[Any]]:
+        if self._entries is None:
+            self._entries = {}
+            try:
+                status = self._path.stat()
+                if status.st_uid == os.getuid() and not status.st_mode & 0o022:
+                    value = json.loads(self._path.read_bytes())
+                    if isinstance(value, dict):
+                        self._entries = {k: v for k, v in value.items() if isinstance(v, list) and len(v) == 4}
+            except (OSError, ValueError):
+                self._entries = {}
+        return self._entries
+
+    def sha256(self, path: Path) -> str:
+        """Digest of a regular file, hashed again only if the file changed."""
+        status = regular_file(path)
+        key = str(path.resolve())
+        identity = [status.st_size, status.st_mtime_ns, status.st_ino]
+        entries = self._load()
+        entry = entries.get(key)
+        if entry is not None and entry[:3] == identity:
+            return str(entry[3])
+        try:
+            digest = sha256_file(path)
+        except OSError as error:
+            raise InputRefused(f"{path} cannot be read: {error.strerror}") from error
+        entries[key] = [*identity, digest]
+        self._save(key)
+        return digest
+
+    def _save(self, key: str) -> None:
+        entries = self._load()
+        if len(entries) > 4096:
+            for old in list(entries)[: len(entries) - 2048]:
+                del entries[old]
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle, name = tempfile.mkstemp(dir=self._path.parent)
+            with os.fdopen(handle, "w") as stream:
+                json.dump(entries, stream)
+            os.replace(name, self._path)
+        except OSError:
+            return
+
+
+_digests = DigestCache()
+
+
+def cached_sha256(path: Path) -> str:
+    """Digest of a file, remembered as long as path, size, modification time and inode stay the same."""
+    return _digests.sha256(path)
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,376 @@
+"""Masks: one bit per weight of a model, 1 = may be updated; packed in memory and on disk.
+
+File: one safetensors file, per parameter a uint8 tensor of ceil(numel / 8) bytes, bit order little
+(element i is bit i % 8 of byte i // 8), pad bits zero; metadata key `mmsurgery` holds the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmsurgery.artifacts.tensors import read_header, read_tensor, write_safetensors
+from mmsurgery.errors import InputRefused, Mismatch, UsageError, unknown
+from mmsurgery.names import GROUPS, Address, Selector
+from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, parse_json, seal, sha256, sha256_json
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+_KEYS = {
+    "schema",
+    "kind",
+    "rule",
+    "beta",
+    "estimator",
+    "mixture",
+    "modules",
+    "parameters",
+    "base",
+    "parents",
+    "counts",
+    "provenance",
+}
+
+
+@dataclass(frozen=True)
+class MaskParameter:
+    """One parameter of a mask."""
+
+    shape: tuple[int, ...]
+    address: Address
+    bits: Bytes = field(repr=False)
+    """ceil(numel / 8) bytes, bit order little, pad bits zero."""
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def selected(self) -> int:
+        """Number of ones."""
+        return count_ones(self.bits)
+
+
+def pack(values: Bools) -> Bytes:
+    """Pack booleans of any shape, C order, bit order little, pad bits zero."""
+    return np.packbits(np.ascontiguousarray(values).reshape(-1), bitorder="little")
+
+
+def unpack(bits: Bytes, shape: tuple[int, ...]) -> Bools:
+    """The booleans of a shape from their packed bits."""
+    return np.unpackbits(bits, count=math.prod(shape), bitorder="little").view(np.bool_).reshape(shape)
+
+
+def count_ones(bits: Bytes) -> int:
+    """Number of ones in packed bits."""
+    whole = bits.size // 8 * 8
+    words = int(np.bitwise_count(bits[:whole].view(np.uint64)).sum(dtype=np.int64)) if whole else 0
+    return words + int(np.bitwise_count(bits[whole:]).sum(dtype=np.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """A boolean per weight of one model. Immutable; operators make new masks on packed bits."""
+
+    rule: str
+    """How it was made: `ratio`, `random`, `inverse`, `magnitude`, `forget-only`, `compose`, ..."""
+    beta: float | None
+    estimator: str | None
+    mixture: str | None
+    modules: str
+    """Selector of the modules it is about; parameters outside are frozen by `apply` in every scope."""
+    parameters: Mapping[str, MaskParameter] = field(repr=False)
+    """Every parameter of the model, by canonical name."""
+    base: Mapping[str, str]
+    """`model_type` and `model_sha256` of the model it belongs to."""
+    parents: tuple[Mapping[str, Any], ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """`selected`, `total`, and for ratio rules `zero_over_zero` and `no_gradient` entries."""
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    # looking into it
+
+    def __getitem__(self, name: str) -> Bools:
+        """The booleans of a parameter in its shape; KeyError for unknown names."""
+        parameter = self.parameters[name]
+        return unpack(parameter.bits, parameter.shape)
+
+    def __iter__(self) -> Any:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.parameters)
+
+    @property
+    def addresses(self) -> dict[str, Address]:
+        return {name: parameter.address for name, parameter in self.parameters.items()}
+
+    @property
+    def selected(self) -> int:
+        """Number of weights that may be updated."""
+        return sum(parameter.selected for parameter in self.parameters.values())
+
+    @property
+    def total(self) -> int:
+        return sum(parameter.numel for parameter in self.parameters.values())
+
+    @property
+    def content_sha256(self) -> str:
+        """Identity of the bits: digest over names and packed bits."""
+        return sha256_json({name: sha256(p.bits.tobytes()) for name, p in self.parameters.items()})
+
+    def in_modules(self) -> set[str]:
+        """Names of the parameters inside `modules`."""
+        return Selector(self.modules).select(self.addresses)
+
+    def density(self, by: str | None = None) -> Any:
+        """Selected share of weights: one float, or a dict by key.
+
+        Args:
+            by: None for the whole mask; `group` (`lm`), `layer` (`lm.8`; a parameter without a
+                layer counts under its group), `component` (`lm.8.mlp.down`) or `parameter` (name).
+
+        Raises:
+            UsageError: for another `by`.
+        """
+        if by is None:
+            return self.selected / self.total if self.total else 0.0
+        return {key: (ones / total if total else 0.0) for key, (ones, total) in self.tally(by).items()}
+
+    def tally(self, by: str) -> dict[str, tuple[int, int]]:
+        """(selected, total) by key; see `density`."""
+        keys: dict[str, Callable[[str, Address], str]] = {
+            "group": lambda name, address: address.group,
+            "layer": lambda name, address: address.layer_key,
+            "component": lambda name, address: str(address),
+            "parameter": lambda name, address: name,
+        }
+        if by not in keys:
+            raise unknown("density key", by, keys)
+        sums: dict[str, tuple[int, int]] = {}
+        for name, parameter in sorted(self.parameters.items()):
+            key = keys[by](name, parameter.address)
+            ones, total = sums.get(key, (0, 0))
+            sums[key] = (ones + parameter.selected, total + parameter.numel)
+        return sums
+
+    # algebra
+
+    def __and__(self, other: Mask) -> Mask:
+        return self._combine(other, "&", np.bitwise_and)
+
+    def __or__(self, other: Mask) -> Mask:
+        return self._combine(other, "|", np.bitwise_or)
+
+    def __xor__(self, other: Mask) -> Mask:
+        return self._combine(other, "^", np.bitwise_xor)
+
+    def __sub__(self, other: Mask) -> Mask:
+        return self._combine(other, "-", lambda a, b: np.bitwise_and(a, np.bitwise_not(b)))
+
+    def __invert__(self) -> Mask:
+        """Every bit of the model flipped; its modules are all groups, so restrict it before use."""
+        changed = {
+            name: replace(p, bits=_clear_pad(np.bitwise_not(p.bits), p.numel)) for name, p in self.parameters.items()
+        }
+        groups = {p.address.group for p in self.parameters.values()}
+        return self._derived("~", changed, ",".join(g for g in GROUPS if g in groups), (self,))
+
+    def restrict(self, selector: str) -> Mask:
+        """The mask inside the selected modules; everything else false. The modules are recorded.
+
+        Raises:
+            UsageError: if the selector cannot be read or matches nothing.
+        """
+        inside = Selector(selector).select(self.addresses)
+        changed = {
+            name: p if name in inside else replace(p, bits=np.zeros_like(p.bits)) for name, p in self.parameters.items()
+        }
+        return self._derived("@", changed, selector, (self,), keep_rule=True)
+
+    def fits(self, other: Mask) -> None:
+        """Check that two masks belong to the same model.
+
+        Raises:
+            Mismatch: naming up to three parameters that differ, or the model.
+        """
+        mine = {name: p.shape for name, p in self.parameters.items()}
+        theirs = {name: p.shape for name, p in other.parameters.items()}
+        if mine != theirs:
+            names = [n for n in sorted({*mine, *theirs}) if mine.get(n) != theirs.get(n)][:3]
+            raise Mismatch(f"the masks belong to different models; they differ in {', '.join(names)}")
+        if dict(self.base) != dict(other.base):
+            raise Mismatch("the masks were built for models with different weights")
+
+    def _combine(self, other: Mask, sign: str, operation: Callable[[Any, Any], Any]) -> Mask:
+        self.fits(other)
+        changed = {
+            name: replace(p, bits=operation(p.bits, other.parameters[name].bits)) for name, p in self.parameters.items()
+        }
+        both = [*self.modules.split(","), *([] if sign == "-" else other.modules.split(","))]
+        modules = ",".join(dict.fromkeys(both))
+        return self._derived(sign, changed, modules, (self, other))
+
+    def _derived(
+        self,
+        sign: str,
+        parameters: Mapping[str, MaskParameter],
+        modules: str,
+        parents: tuple[Mask, ...],
+        *,
+        keep_rule: bool = False,
+    ) -> Mask:
+        ones = sum(p.selected for p in parameters.values())
+        return Mask(
+            rule=self.rule if keep_rule else "compose",
+            beta=self.beta if keep_rule else None,
+            estimator=self.estimator if keep_rule else None,
+            mixture=self.mixture if keep_rule else None,
+            modules=modules,
+            parameters=parameters,
+            base=self.base,
+            parents=tuple({"operator": sign, "rule": p.rule, "content_sha256": p.content_sha256} for p in parents),
+            counts={"selected": ones, "total": self.total},
+            provenance={"command": "compose", "settings": {"operator": sign, "modules": modules}},
+        )
+
+    # files
+
+    def save(self, path: Path | str) -> None:
+        """Write the mask as one safetensors file, atomically; an existing file is replaced.
+
+        Raises:
+            MachineFault: if it cannot be written.
+        """
+        write_safetensors(Path(path), {n: p.bits for n, p in self.parameters.items()}, {"mmsurgery": self._metadata()})
+
+    def _metadata(self) -> str:
+        value = {
+            "schema": SCHEMA,
+            "kind": "mask",
+            "rule": self.rule,
+            "beta": self.beta,
+            "estimator": self.estimator,
+            "mixture": self.mixture,
+            "modules": self.modules,
+            "parameters": {
+                name: {
+                    "shape": list(p.shape),
+                    "selected": p.selected,
+                    "sha256": sha256(p.bits.tobytes()),
+                    "address": str(p.address),
+                }
+                for name, p in self.parameters.items()
+            },
+            "base": dict(self.base),
+            "parents": [dict(parent) for parent in self.parents],
+            "counts": dict(self.counts),
+            "provenance": dict(self.provenance),
+        }
+        return canonical_json(seal(value)).decode()
+
+    @classmethod
+    def load(cls, path: Path | str) -> Mask:
+        """Read a mask and check every digest, count, shape and pad bit.
+
+        Raises:
+            MissingArtifact: if the file does not exist.
+            InputRefused: if it is no mask or is damaged.
+            Mismatch: if it was written by another schema.
+        """
+        path = Path(path)
+        header = read_header(path)
+        if set(header.metadata) != {"mmsurgery"}:
+            raise InputRefused(f"{path} is a safetensors file but no mask of mmsurgery")
+        where = f"metadata of {path}"
+        value = check_seal(parse_json(header.metadata["mmsurgery"].encode(), where), where, kind="mask")
+        if set(value) != _KEYS:
+            raise InputRefused(f"{where} has unknown or missing keys: {', '.join(sorted(set(value) ^ _KEYS))}")
+        _check_metadata(value, where)
+        entries = value["parameters"]
+        if set(entries) != set(header.tensors):
+            difference = sorted(set(entries) ^ set(header.tensors))[:3]
+            raise InputRefused(f"{path}: tensors and metadata name different parameters: {', '.join(difference)}")
+        parameters = {}
+        for name, info in header.tensors.items():
+            if info.dtype != "U8" or len(info.shape) != 1:
+                raise InputRefused(f"{path}: tensor {name} is {info.dtype} {list(info.shape)}, packed U8 expected")
+            parameters[name] = _parameter(path, name, entries[name], read_tensor(path, info))
+        Selector(value["modules"])
+        return cls(
+            **{key: value[key] for key in ("rule", "beta", "estimator", "mixture", "modules", "base", "counts")},
+            parameters=parameters,
+            parents=tuple(value["parents"]),
+            provenance=value["provenance"],
+        )
+
+
+def _check_metadata(value: dict[str, Any], where: str) -> None:
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "rule": str,
+        "beta": (int, float, type(None)),
+        "estimator": (str, type(None)),
+        "mixture": (str, type(None)),
+        "modules": str,
+        "parameters": dict,
+        "base": dict,
+        "parents": list,
+        "counts": dict,
+    }
+    for key, kind in kinds.items():
+        if not isinstance(value[key], kind):
+            raise InputRefused(f"{where}: {key} cannot be read")
+    if set(value["base"]) != {"model_type", "model_sha256"}:
+        raise InputRefused(f"{where}: base cannot be read")
+
+
+def _parameter(path: Path, name: str, entry: Any, bits: Bytes) -> MaskParameter:
+    try:
+        shape = tuple(entry["shape"])
+        address, selected, digest = Address.parse(entry["address"]), entry["selected"], entry["sha256"]
+        if any(type(n) is not int or n < 0 for n in shape) or len(shape) > 8:
+            raise ValueError("shape")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputRefused(f"{path}: the metadata entry of {name} cannot be read") from error
+    numel = math.prod(shape)
+    if bits.size != (numel + 7) // 8:
+        raise InputRefused(f"{path}: {name} has {bits.size} bytes, {(numel + 7) // 8} expected for shape {list(shape)}")
+    if sha256(bits.tobytes()) != digest:
+        raise InputRefused(f"{path} is damaged: content digest of {name} differs", "make the mask again")
+    if numel % 8 and bits[-1] >> (numel % 8):
+        raise InputRefused(f"{path}: pad bits of {name} are not zero")
+    parameter = MaskParameter(shape, address, bits)
+    if parameter.selected != selected:
+        raise InputRefused(f"{path}: {name} selects {parameter.selected:,} weights, its metadata says {selected}")
+    return parameter
+
+
+def _clear_pad(bits: Bytes, numel: int) -> Bytes:
+    if numel % 8:
+        bits[-1] &= (1 << (numel % 8)) - 1
+    return bits
+
+
+def check_beta(text: str | float) -> float:
+    """A threshold: a finite number above zero, written with a decimal point.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    try:
+        beta = float(text)
+    except ValueError:
+        beta = math.nan
+    if not (math.isfinite(beta) and beta > 0):
+        raise UsageError(f"beta is '{text}', should be a number above 0", "pass --beta 1")
+    return beta
