@@ -35,6 +35,7 @@ COMPONENTS = (
 """Component names; a bias goes with its weight. `proj` is a linear layer of the connector."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,512}")
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"})
 _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -78,6 +79,13 @@ def check_parameter_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise InputRefused(f"'{name[:80]}' cannot be a parameter name")
     return name
+
+
+def unwrapped(name: str) -> str:
+    """`name` without what DistributedDataParallel, torch.compile, FSDP 1, checkpoint wrappers and PEFT
+    (`base_model.model.`, `.base_layer`) put into parameter names."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    return ".".join(parts[2:] if parts[:2] == ["base_model", "model"] else parts)
 
 
 def check_artifact_name(name: str) -> str:

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,12 @@ def read_json(path: Path, limit: int = MAX_JSON) -> Any:
     return parse_json(read_bytes(path, limit), str(path))
 
 
+def file_identity(path: Path) -> list[int]:
+    """Size, modification time (ns) and inode of a regular file: equal as long as its bytes are."""
+    status = regular_file(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
 class DigestCache:
     """Digests of files already hashed, keyed by path, size, modification time and inode.
 
@@ -220,29 +226,35 @@ class DigestCache:
                 if status.st_uid == os.getuid() and not status.st_mode & 0o022:
                     value = json.loads(self._path.read_bytes())
                     if isinstance(value, dict):
-                        self._entries = {k: v for k, v in value.items() if isinstance(v, list) and len(v) == 4}
+                        self._entries = {k: v for k, v in value.items() if isinstance(v, list) and len(v) == 2}
             except (OSError, ValueError):
                 self._entries = {}
         return self._entries
 
-    def sha256(self, path: Path) -> str:
-        """Digest of a regular file, hashed again only if the file changed."""
-        status = regular_file(path)
-        key = str(path.resolve())
-        identity = [status.st_size, status.st_mtime_ns, status.st_ino]
+    def remember(self, key: str, identity: list[Any], compute: Callable[[], str]) -> str:
+        """What `compute` returned when last called for this `key` and `identity` (a JSON value that
+        changes whenever the result may)."""
         entries = self._load()
         entry = entries.get(key)
-        if entry is not None and entry[:3] == identity:
-            return str(entry[3])
-        try:
-            digest = sha256_file(path)
-        except OSError as error:
-            raise InputRefused(f"{path} cannot be read: {error.strerror}") from error
-        entries[key] = [*identity, digest]
-        self._save(key)
-        return digest
+        if entry is not None and entry[0] == identity:
+            return str(entry[1])
+        value = compute()
+        entries[key] = [identity, value]
+        self._save()
+        return value
 
-    def _save(self, key: str) -> None:
+    def sha256(self, path: Path) -> str:
+        """Digest of a regular file, hashed again only if the file changed."""
+
+        def compute() -> str:
+            try:
+                return sha256_file(path)
+            except OSError as error:
+                raise InputRefused(f"{path} cannot be read: {error.strerror}") from error
+
+        return self.remember(str(path.resolve()), file_identity(path), compute)
+
+    def _save(self) -> None:
         entries = self._load()
         if len(entries) > 4096:
             for old in list(entries)[: len(entries) - 2048]:
@@ -257,12 +269,12 @@ class DigestCache:
             return
 
 
-_digests = DigestCache()
+digest_cache = DigestCache()
 
 
 def cached_sha256(path: Path) -> str:
     """Digest of a file, remembered as long as path, size, modification time and inode stay the same."""
-    return _digests.sha256(path)
+    return digest_cache.sha256(path)
 
 
 def digest_of(data: bytes) -> str:

@@ -1,0 +1,235 @@
+"""The weights of a Hugging Face folder, read tensor by tensor under canonical names, without torch.
+
+The same weights have one digest whatever their layout on disk: sharded or not, published names or
+in-memory names, a tied head stored twice or once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmsurgery.artifacts.files import digest_cache, file_identity, read_json
+from mmsurgery.artifacts.tensors import Header, TensorInfo, memory_map, read_header, to_float32
+from mmsurgery.errors import InputRefused, MissingArtifact
+from mmsurgery.provenance import sha256_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_TIED_HEAD = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+_RECOMPUTED = ("position_ids", "inv_freq", "original_inv_freq")
+"""Buffers that older releases stored and every release recomputes; they are no weights."""
+_CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_CHUNK = 4 << 20
+
+
+def model_config(path: Path) -> dict[str, Any]:
+    """The `config.json` of a local checkpoint folder.
+
+    Raises:
+        MissingArtifact: if the folder does not exist.
+        InputRefused: if it holds no model, or one that needs remote code.
+    """
+    if not path.is_dir():
+        raise MissingArtifact(f"no model folder {path}")
+    if not (path / "config.json").exists():
+        raise InputRefused(
+            f"{path} is no model folder: config.json is missing", "name a Hugging Face checkpoint folder"
+        )
+    for name in _CONFIGS:
+        if (path / name).exists():
+            value = read_json(path / name)
+            if not isinstance(value, dict):
+                raise InputRefused(f"{path / name} is not a JSON object")
+            if value.get("auto_map"):
+                raise InputRefused(f"{path / name} needs remote code; mmsurgery never runs it")
+    config: dict[str, Any] = read_json(path / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise InputRefused(f"{path / 'config.json'} names no model_type")
+    return config
+
+
+class CheckpointFiles:
+    """The tensors of a checkpoint folder by canonical name, single file or sharded safetensors.
+
+    Args:
+        path: a Hugging Face checkpoint folder.
+        canonical: stored name -> canonical name, see `backbones.protocol.Backbone.canonical`.
+        tied: alias -> name of the parameters that are one where the config ties word embeddings.
+
+    Raises:
+        MissingArtifact: if the folder does not exist.
+        InputRefused: for missing, damaged or pickled weights, remote code, quantised weights, an
+            index that leaves the folder or disagrees with its shards, one parameter stored twice.
+    """
+
+    def __init__(self, path: Path, canonical: Callable[[str], str], tied: Mapping[str, str] = _TIED_HEAD) -> None:
+        self.path = path
+        self.config = model_config(path)
+        if self.config.get("quantization_config"):
+            raise InputRefused(f"{path} holds quantised weights", "name the checkpoint it was quantised from")
+        headers = _headers(path)
+        self.files = tuple(header.path for header in headers)
+        """The weight files, sorted by name."""
+        self._tensors: dict[str, tuple[Path, TensorInfo]] = {}
+        stored_as: dict[str, str] = {}
+        for header in headers:
+            for stored, info in header.tensors.items():
+                name = canonical(stored)
+                if name.rpartition(".")[2] in _RECOMPUTED:
+                    continue
+                if name in stored_as:
+                    raise InputRefused(f"{path} stores {name} twice, as {stored_as[name]} and {stored}")
+                stored_as[name] = stored
+                self._tensors[name] = (header.path, info)
+        self.tied = self._drop_aliases(tied) if _ties(self.config) else {}
+        """Alias -> name of parameters that are one; the alias is not among `names`."""
+
+    def _drop_aliases(self, tied: Mapping[str, str]) -> dict[str, str]:
+        """Keep each tied parameter once, under its name; transformers ties either way round."""
+        kept = {}
+        for alias, name in tied.items():
+            if alias in self._tensors and name in self._tensors:
+                if self.dtype(alias) != self.dtype(name) or self._sha256(alias) != self._sha256(name):
+                    raise InputRefused(f"{self.path} ties {alias} to {name} but stores different values for them")
+                del self._tensors[alias]
+            elif alias in self._tensors:
+                self._tensors[name] = self._tensors.pop(alias)
+            if name in self._tensors:
+                kept[alias] = name
+        return kept
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config["model_type"])
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Canonical names, sorted."""
+        return tuple(sorted(self._tensors))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def _entry(self, name: str) -> tuple[Path, TensorInfo]:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise InputRefused(f"{self.path} has no parameter {name}") from None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entry(name)[1].shape
+
+    def dtype(self, name: str) -> str:
+        """The safetensors dtype code, e.g. `F32` or `BF16`."""
+        return self._entry(name)[1].dtype
+
+    def array(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
+        """A read-only memory map of a tensor in its shape; bfloat16 as uint16 bit patterns."""
+        return memory_map(*self._entry(name))
+
+    def float32(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """A tensor's values as float32, in its shape."""
+        return to_float32(self.array(name), self.dtype(name))
+
+    def digest(self) -> str:
+        """The model's identity `model_sha256`: SHA-256 of the canonical JSON of the sorted list of
+        `[name, dtype, shape, sha256 of the little-endian bytes]`; remembered while the files are
+        the same."""
+        entries = [(name, *self._entry(name)) for name in self.names]
+        layout = sha256_json([[name, file.name, info.begin] for name, file, info in entries])
+        identity: list[Any] = [layout, *([file.name, *file_identity(file)] for file in self.files)]
+        return digest_cache.remember(f"model:{self.path.resolve()}", identity, self._digest)
+
+    def _digest(self) -> str:
+        return sha256_json([[n, self.dtype(n), list(self.shape(n)), self._sha256(n)] for n in self.names])
+
+    def _sha256(self, name: str) -> str:
+        """Digest of a tensor's bytes, by reading: a file that is cut meanwhile must not kill the process."""
+        path, info = self._entry(name)
+        digest, left = hashlib.sha256(), info.end - info.begin
+        try:
+            with path.open("rb") as handle:
+                handle.seek(info.begin)
+                while left:
+                    chunk = handle.read(min(left, _CHUNK))
+                    if not chunk:
+                        raise InputRefused(f"{path} was cut while it was read", "make or copy it again")
+                    digest.update(chunk)
+                    left -= len(chunk)
+        except OSError as error:
+            raise InputRefused(f"{path} cannot be read: {error.strerror}") from error
+        return digest.hexdigest()
+
+
+def _ties(config: Mapping[str, Any]) -> bool:
+    text = config.get("text_config")
+    return any(isinstance(c, dict) and c.get("tie_word_embeddings") is True for c in (config, text))
+
+
+def _headers(path: Path) -> list[Header]:
+    single, index = path / SINGLE, path / INDEX
+    if single.exists() and index.exists():
+        raise InputRefused(f"{path} holds both {SINGLE} and {INDEX}", "remove the one that is stale")
+    if single.exists() or single.is_symlink():
+        return [read_header(_inside(path, SINGLE))]
+    if index.exists():
+        return _sharded_headers(path, index)
+    for name in _PICKLED:
+        if (path / name).exists():
+            raise InputRefused(f"{path / name} may run code when read", "convert the weights to safetensors")
+    raise InputRefused(f"{path} holds no weights ({SINGLE} or {INDEX})", "make or copy it again")
+
+
+def _sharded_headers(path: Path, index: Path) -> list[Header]:
+    value = read_json(index)
+    weight_map = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or any(type(f) is not str for f in weight_map.values()):
+        raise InputRefused(f"{index} has no table of tensors (weight_map)")
+    headers = []
+    for name in sorted(set(weight_map.values())):
+        try:
+            headers.append(read_header(_inside(path, name)))
+        except MissingArtifact as error:
+            raise InputRefused(f"{index} names {name}, which is missing", "copy the whole checkpoint again") from error
+    found: dict[str, str] = {}
+    for header in headers:
+        for tensor in header.tensors:
+            if tensor in found:
+                raise InputRefused(f"{path}: tensor {tensor} is in {found[tensor]} and in {header.path.name}")
+            found[tensor] = header.path.name
+    if found != weight_map:
+        odd = next(n for n in sorted(found.keys() | weight_map.keys()) if found.get(n) != weight_map.get(n))
+        raise InputRefused(
+            f"{index} says tensor {odd[:200]} is in {weight_map.get(odd)}, found in {found.get(odd)}",
+            "copy the whole checkpoint again",
+        )
+    _check_total(index, value.get("metadata"), headers)
+    return headers
+
+
+def _check_total(index: Path, metadata: Any, headers: list[Header]) -> None:
+    claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
+    total = sum(info.end - info.begin for header in headers for info in header.tensors.values())
+    if claimed is not None and claimed != total:
+        raise InputRefused(f"{index} says {claimed} bytes of tensors, its shards hold {total:,}")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """`folder / name`, checked to stay inside the folder, or inside the blobs of the hub cache that
+    the folder is a snapshot of."""
+    if Path(name).name != name or not name.endswith(".safetensors"):
+        raise InputRefused(f"{folder}: '{name[:200]}' is not the name of a weight file in this folder")
+    target, real = (folder / name).resolve(), folder.resolve()
+    allowed = [real]
+    if real.parent.name == "snapshots":
+        allowed.append(real.parent.parent / "blobs")
+    if target.parent not in allowed:
+        raise InputRefused(f"{folder / name} leads out of the checkpoint, to {target}", "copy the file itself")
+    return folder / name

@@ -1,0 +1,147 @@
+"""Loading a checkpoint folder through its backbone, with every parameter accounted for."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.backbones.discovery import backbone
+from mmsurgery.backbones.protocol import Backbone
+from mmsurgery.errors import InputRefused, InternalError, Mismatch
+from mmsurgery.names import Address
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory with what belongs to it."""
+
+    model: Any
+    processor: Any
+    backbone: Backbone
+    path: Path
+    addresses: dict[str, Address]
+    """Canonical name -> address, over `named_parameters()` in its order."""
+    tied: dict[str, str]
+    """Alias -> canonical name of parameters that are one."""
+
+    @functools.cached_property
+    def model_sha256(self) -> str:
+        """Identity of the checkpoint on disk, see `CheckpointFiles.digest`."""
+        return CheckpointFiles(self.path, self.backbone.canonical).digest()
+
+
+def load(path: Path, dtype: torch.dtype | None = None) -> Loaded:
+    """Load model and processor of a local checkpoint folder, in eval mode.
+
+    Args:
+        dtype: of the parameters; the checkpoint's own where None.
+
+    Raises:
+        MissingArtifact: if the folder does not exist.
+        InputRefused: if its files are damaged, incomplete or need code to be run.
+        UsageError: if no backbone is installed for its model type.
+        Mismatch: if a parameter belongs to no module group, or to the wrong one.
+    """
+    family = backbone(model_config(path)["model_type"])
+    model = family.load_model(path, dtype=dtype)
+    processor = family.load_processor(path)
+    return Loaded(model, processor, family, path, addresses(family, model), tied(model))
+
+
+def addresses(family: Backbone, model: torch.nn.Module) -> dict[str, Address]:
+    """The address of every parameter, checked against the model's own encoder and decoder.
+
+    Raises:
+        Mismatch: for a parameter without group, in the wrong group, or on the meta device.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise Mismatch(f"{name} is not in memory (offloaded); its gradient would be lost", "use a larger machine")
+        found[name] = family.address(name)
+    faults = misplaced(model, found)
+    if faults:
+        raise Mismatch(f"backbone '{family.model_type}' does not fit this model: {'; '.join(faults[:3])}")
+    return found
+
+
+def misplaced(model: Any, found: dict[str, Address]) -> list[str]:
+    """Parameters whose group contradicts `get_encoder`, `get_decoder` and `get_output_embeddings`.
+
+    The connector may sit inside the encoder (Qwen2-VL) or beside it (LLaVA), never in the decoder.
+    """
+    decoder = {id(p) for p in model.get_decoder().parameters()}
+    encoder = {id(p) for p in model.get_encoder(modality="image").parameters()}
+    head = {id(p) for p in model.get_output_embeddings().parameters()}
+    allowed = {"lm": decoder | head, "vision": encoder}
+    faults = []
+    for name, parameter in model.named_parameters():
+        group, key = found[name].group, id(parameter)
+        if key not in allowed[group] if group != "connector" else key in allowed["lm"]:
+            faults.append(f"{name} is said to be in group {group}, the model says otherwise")
+    return faults
+
+
+def tied(model: torch.nn.Module) -> dict[str, str]:
+    """Alias -> name of parameters that are one tensor, by identity."""
+    first: dict[int, str] = {id(p): name for name, p in model.named_parameters()}
+    return {
+        name: first[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if first[id(parameter)] != name
+    }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no log lines of transformers inside; its settings are put back after."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def pretrained(cls: Any, path: Path, dtype: torch.dtype | None) -> torch.nn.Module:
+    """A transformers model of class `cls` from a local folder, complete, silent, in eval mode.
+
+    Raises:
+        InputRefused: if a tensor is missing, unexpected or of another shape, or the config is bad.
+    """
+    with quiet():
+        try:
+            model, info = cls.from_pretrained(
+                path,
+                dtype=dtype or "auto",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise InputRefused(f"{path} cannot be loaded: {str(error)[:300]}") from error
+    for fault, keys in info.items():
+        if keys:
+            shown = ", ".join(sorted(str(key) for key in keys)[:3])
+            raise InputRefused(
+                f"{path}: {fault.replace('_', ' ')}, {len(keys)} in all: {shown}", "copy the whole checkpoint again"
+            )
+    if not isinstance(model, cls):
+        raise InternalError(f"{cls.__name__} loaded as {type(model).__name__}")
+    loaded: torch.nn.Module = model.eval()
+    return loaded

@@ -1,0 +1,233 @@
+"""LLaVA: loading, batches by reference, and what the engine asks about activations and micro models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mmsurgery.artifacts.checkpoint import SINGLE, CheckpointFiles, model_config
+from mmsurgery.artifacts.tensors import write_safetensors
+from mmsurgery.errors import InputRefused, UnusableData
+from mmsurgery.names import Address
+from mmsurgery_llava import batches, names
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmsurgery.backbones.protocol import Batch, SampleGradient
+    from mmsurgery.data.samples import Sample
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""Renders as the template of the published LLaVA-1.5 does; micro models carry it."""
+
+SPECIAL = ("<pad>", "<unk>", "</s>", "<image>", "<|vision_start|>", "<|vision_end|>")
+"""First tokens of a micro model's vocabulary, in order of their ids; shared by all micro families."""
+
+
+class _Micro(NamedTuple):
+    vision: dict[str, int]
+    text: dict[str, int]
+    feature_layer: int
+
+
+_MICRO = {
+    "portraits": _Micro(
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "image_size": 48, "patch_size": 12},
+        {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3},
+        feature_layer=-1,
+    ),
+    "tiny": _Micro(
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "image_size": 28, "patch_size": 14},
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+        feature_layer=-2,
+    ),
+}
+
+
+class LlavaBackbone:
+    """The `mmsurgery.backbones.protocol.Backbone` of `LlavaForConditionalGeneration`."""
+
+    model_type = "llava"
+    title = "LLaVA-1.5"
+
+    def address(self, name: str) -> Address:
+        return names.address(name)
+
+    def canonical(self, stored: str) -> str:
+        return names.canonical(stored)
+
+    def no_true_gradient(self, name: str) -> bool:
+        return names.no_true_gradient(name)
+
+    def linear_targets(self, group: str) -> str:
+        return names.LINEAR_TARGETS[group]
+
+    def load_model(self, path: Path, *, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        from transformers import LlavaForConditionalGeneration
+
+        from mmsurgery.backbones.loading import pretrained
+
+        CheckpointFiles(path, self.canonical)
+        return pretrained(LlavaForConditionalGeneration, path, dtype)
+
+    def load_processor(self, path: Path) -> Any:
+        from transformers import LlavaProcessor
+
+        from mmsurgery.backbones.loading import quiet
+
+        config = model_config(path)
+        with quiet():
+            try:
+                processor = LlavaProcessor.from_pretrained(
+                    path, backend="pil", local_files_only=True, trust_remote_code=False
+                )
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                raise InputRefused(f"the processor files of {path} cannot be read: {str(error)[:200]}") from error
+        if processor.chat_template is None:
+            raise InputRefused(f"{path} has no chat template", "copy chat_template.jinja from the model it was made of")
+        if processor.patch_size is None:  # releases before 4.44 stored no geometry; the model's config has it
+            vision = config["vision_config"]
+            processor.patch_size = vision["patch_size"]
+            processor.num_additional_image_tokens = int(vision.get("model_type") == "clip_vision_model")
+            processor.vision_feature_select_strategy = config.get("vision_feature_select_strategy", "default")
+        return processor
+
+    def skeleton(self, config: Mapping[str, Any]) -> torch.nn.Module:
+        import torch
+        from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+        with torch.device("meta"):
+            model: torch.nn.Module = LlavaForConditionalGeneration(LlavaConfig.from_dict(dict(config)))
+        return model
+
+    def collate(
+        self,
+        processor: Any,
+        samples: Sequence[Sample],
+        *,
+        padding_side: str = "right",
+        cache: dict[Any, Any] | None = None,
+    ) -> Batch:
+        return batches.collate(processor, samples, padding_side=padding_side, cache=cache)
+
+    def prompts(self, processor: Any, questions: Sequence[Sample], *, cache: dict[Any, Any] | None = None) -> Batch:
+        return batches.prompts(processor, questions, cache=cache)
+
+    def render(self, processor: Any, question: str, answer: str | None, *, image: bool) -> str:
+        return batches.render(processor, question, answer, image=image)
+
+    def template_digest(self, processor: Any) -> str:
+        return batches.template_digest(processor)
+
+    def row_owners(self, config: Any, batch: Batch, module: str, rows: int) -> torch.Tensor:
+        """Vision tower and projector run on `[N, ...]`, all pictures of the batch in reading order, each
+        standing for the same number of image tokens."""
+        import torch
+
+        tokens = (batch["input_ids"] == config.image_token_id).sum(dim=1)
+        total = int(tokens.sum())
+        if rows == 0 or total % rows or bool((tokens % max(total // rows, 1)).any()):
+            raise UnusableData(f"{module}: {rows} rows do not fit the {total} image tokens of the batch")
+        samples = torch.arange(len(tokens), device=tokens.device)
+        return samples.repeat_interleave(tokens // max(total // rows, 1))
+
+    def sample_gradients(self) -> Mapping[str, SampleGradient]:
+        return {"CLIPVisionEmbeddings": _clip_embeddings}
+
+    def micro(self, folder: Path, vocabulary: Sequence[str], *, seed: int, size: str = "portraits") -> None:
+        import torch
+        from transformers import LlavaForConditionalGeneration
+
+        config = _micro_config(_MICRO[size], len(_words(vocabulary)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = LlavaForConditionalGeneration(config)
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        _micro_processor(_MICRO[size], _words(vocabulary)).save_pretrained(folder)
+        weights = {
+            names.on_disk(name, "published"): parameter.detach().numpy() for name, parameter in model.named_parameters()
+        }
+        write_safetensors(folder / SINGLE, weights, {"format": "pt"})
+
+
+def _clip_embeddings(
+    module: torch.nn.Module, inputs: tuple[Any, ...], gradient: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Class and position embedding of CLIP from the gradient `[N, 1 + P, h]` of their sum: the class
+    embedding stands in position 0 of every picture, position p in position p."""
+    positions = module.get_submodule("position_embedding").get_parameter("weight")
+    if gradient.shape[1:] != positions.shape:
+        raise UnusableData(f"pictures have {gradient.shape[1]} positions, the model {positions.shape[0]}")
+    return {"class_embedding": gradient[:, 0], "position_embedding.weight": gradient}
+
+
+def _words(vocabulary: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys((*SPECIAL, "USER:", "ASSISTANT:", *vocabulary)))
+
+
+def _micro_config(size: _Micro, words: int) -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    ends = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            **size.vision, num_attention_heads=4, projection_dim=size.vision["hidden_size"], dtype="float32"
+        ),
+        text_config=LlamaConfig(
+            **size.text,
+            **ends,
+            num_attention_heads=4,
+            vocab_size=words,
+            max_position_embeddings=128,
+            initializer_range=0.05,
+            dtype="float32",
+        ),
+        **ends,
+        architectures=["LlavaForConditionalGeneration"],
+        dtype="float32",
+        image_token_index=SPECIAL.index("<image>"),
+        image_seq_length=(size.vision["image_size"] // size.vision["patch_size"]) ** 2,
+        vision_feature_layer=size.feature_layer,
+    )
+
+
+def _micro_processor(size: _Micro, words: Sequence[str]) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    pixels = size.vision["image_size"]
+    level = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
+    level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=level,
+        pad_token="<pad>",  # noqa: S106
+        unk_token="<unk>",  # noqa: S106
+        eos_token="</s>",  # noqa: S106
+        extra_special_tokens={
+            "image_token": "<image>",
+            "vision_start": "<|vision_start|>",
+            "vision_end": "<|vision_end|>",
+        },
+    )
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": pixels},
+            crop_size={"height": pixels, "width": pixels},
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+        ),
+        tokenizer=tokenizer,
+        patch_size=size.vision["patch_size"],
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
