@@ -1,0 +1,177 @@
+"""The chain: saliency -> mask -> apply -> eval -> diff."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mmsurgery_cli import show
+from mmsurgery_cli.context import Force, Json, Name, open_here
+from mmsurgery_cli.output import Output
+
+Estimator = Annotated[
+    str, typer.Option(help="sample (Fisher diagonal, exact), batch (the official code's), dataset (Eq. 4 as printed).")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch; changes the result of `batch` only.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (saliency, mask, apply, evaluate, diff):
+        app.command(name="eval" if command is evaluate else None)(command)
+
+
+def saliency(
+    parts: Annotated[
+        str, typer.Option("--set", help="forget, preserve, or a data part such as retain_vqa; comma-separated.")
+    ],
+    estimator: Estimator = "sample",
+    batch_size: BatchSize = 4,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Measure only the I-th of N shards.")] = None,
+    store: Annotated[str, typer.Option(help="float32, or bfloat16 for half the size.")] = "float32",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure Fisher diagonals of data parts on the vanilla model."""
+    from mmsurgery.saliency.parts import measure_parts
+
+    output = Output(as_json=as_json)
+    results = measure_parts(
+        open_here(),
+        parts,
+        estimator=estimator,
+        batch_size=batch_size,
+        shard=shard,
+        store=store,
+        force=force,
+        progress=output,
+    )
+    output.show(*show.measured(results))
+    output.document(results)
+
+
+def mask(
+    beta: Annotated[str, typer.Option(help="Select where forget saliency is at least BETA times preserve saliency.")] = "1",
+    modules: Annotated[str, typer.Option(help="Selector: group[.N|.N-M][.component], comma-separated.")] = "vision,connector,lm",
+    density: Annotated[float | None, typer.Option(help="Select this share of weights by ratio instead of by beta.")] = None,
+    per: Annotated[str, typer.Option(help="With --density: overall or tensor.")] = "overall",
+    control: Annotated[
+        str | None, typer.Option(help="A control at the same count per tensor: random, inverse, magnitude, forget-only.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random control.")] = 0,
+    mixture: Annotated[str, typer.Option(help="Preserve saliency: pooled over units, or equal weight per part.")] = "pooled",
+    estimator: Estimator = "sample",
+    batch_size: BatchSize = 4,
+    measure: Annotated[bool, typer.Option(help="Measure missing saliency first.")] = True,
+    name: Name = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Threshold the ratio of forget to preserve saliency (Eq. 7)."""
+    from mmsurgery.masks.build import build_mask
+
+    output = Output(as_json=as_json)
+    result = build_mask(
+        open_here(),
+        name=name or "default",
+        beta=beta,
+        modules=modules,
+        density=density,
+        per=per,
+        control=control,
+        seed=seed,
+        mixture=mixture,
+        estimator=estimator,
+        batch_size=batch_size,
+        measure=measure,
+        force=force,
+        progress=output,
+    )
+    output.show(*show.masked(result))
+    output.document(show.mask_document(result))
+
+
+def apply(
+    method: Annotated[str, typer.Option(help="ga, ga_diff, kl_min, npo, mmunlearner, an installed one, or path.py:Name.")],
+    mask: Annotated[str | None, typer.Option(help="Mask to obey; without one the run is unmasked.")] = None,
+    scope: Annotated[
+        str, typer.Option(help="forget: the mask limits the ascent (Eq. 3); all: nothing outside the mask moves.")
+    ] = "forget",
+    start: Annotated[str, typer.Option("--from", help="Model to start from.")] = "vanilla",
+    reference: Annotated[str, typer.Option(help="NPO's reference model: vanilla or reference.")] = "vanilla",
+    forget_weight: Annotated[float, typer.Option(help="Weight of the forget term.")] = 1.0,
+    retain_batch: Annotated[int | None, typer.Option(min=1, help="Retain samples per step (default: the batch size).")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    eval_every: Annotated[int, typer.Option(min=0, metavar="K", help="Score all columns every K steps.")] = 0,
+    name: Name = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Unlearn, with or without a mask, then audit the result against it."""
+    from mmsurgery.unlearn.apply import apply as unlearn
+
+    output = Output(as_json=as_json)
+    result = unlearn(
+        open_here(),
+        method,
+        mask=mask,
+        scope=scope,
+        start=start,
+        reference=reference,
+        forget_weight=forget_weight,
+        retain_batch=retain_batch,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        seed=seed,
+        eval_every=eval_every,
+        name=name,
+        force=force,
+        progress=output,
+    )
+    output.show(*show.applied(result))
+    output.document(result)
+
+
+def evaluate(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Models (default: vanilla and every model not yet scored).")
+    ] = None,
+    fail_under: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Exit 1 if a column's accuracy (0-1) is lower.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Score what models forgot and what they kept."""
+    from mmsurgery.evaluate import evaluate as score
+    from mmsurgery.evaluate import gate
+
+    output = Output(as_json=as_json)
+    results = score(open_here(), models or None, force=force, progress=output)
+    output.show(*show.scored(results))
+    output.document(results)
+    for expression in fail_under or []:
+        gate(results, expression)
+
+
+def diff(
+    before: Annotated[str | None, typer.Argument(help="Model to compare with (default: vanilla).")] = None,
+    after: Annotated[str | None, typer.Argument(help="Model to look at (default: the last applied one).")] = None,
+    top: Annotated[int | None, typer.Option(min=1, metavar="N", help="Top-n (default: the count of AFTER's mask).")] = None,
+    listed: Annotated[int, typer.Option("--list", min=0, metavar="K", help="Entries listed in the file.")] = 1000,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if anything differs.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Heatmap of the top-n deviated parameters between two models."""
+    from mmsurgery.diff import diff as compare
+    from mmsurgery.errors import GateMissed
+
+    output = Output(as_json=as_json)
+    result = compare(open_here(), before, after, top=top, list_=listed, force=force, progress=output)
+    output.show(*show.compared(result))
+    output.document(show.diff_document(result))
+    if exit_code and result.record["changed"]:
+        raise GateMissed(f"{result.record['changed']:,} weights differ")

@@ -1,0 +1,77 @@
+"""Commands that look: inspect, verify, status, methods, backbones."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mmsurgery_cli import show
+from mmsurgery_cli.context import Json, open_here
+from mmsurgery_cli.output import Output
+
+
+def register(app: typer.Typer) -> None:
+    for command in (inspect, verify, status, methods, backbones):
+        app.command()(command)
+
+
+def inspect(
+    artifact: Annotated[str, typer.Argument(help="Name of a mask, saliency part or model; or a path.")],
+    other: Annotated[str | None, typer.Option("--with", help="Another mask: overlap beside what chance gives.")] = None,
+    png: Annotated[str | None, typer.Option(metavar="FILE", help="Write the heatmap as a picture.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What an artifact is, where it comes from, and what it selects, layer by layer."""
+    from mmsurgery.look import inspect as look
+
+    output = Output(as_json=as_json)
+    result = look(open_here, artifact, other=other, png=png)
+    output.show(*show.inspected(result))
+    output.document(result.description)
+
+
+def verify(
+    model: Annotated[str, typer.Argument(help="Model of the workspace.")],
+    as_json: Json = False,
+) -> None:
+    """Prove from files, bit by bit, what moved and what did not; exit 1 when the claim fails."""
+    from mmsurgery.errors import GateMissed
+    from mmsurgery.unlearn.verify import verify as prove
+
+    output = Output(as_json=as_json)
+    result = prove(open_here(), model)
+    output.show(*show.verified(result))
+    output.document(result)
+    if not result.ok:
+        raise GateMissed(f"model '{model}' does not keep its claim: {result.claim}", "apply again with --force")
+
+
+def status(as_json: Json = False) -> None:
+    """Where one stands, and the next command."""
+    from mmsurgery.status import status as stand
+
+    output = Output(as_json=as_json)
+    result = stand(open_here())
+    output.show(*show.standing(result))
+    output.document(result)
+
+
+def methods(as_json: Json = False) -> None:
+    """What methods are installed, and from where."""
+    from mmsurgery.methods.registry import described
+
+    _listed(described(), as_json)
+
+
+def backbones(as_json: Json = False) -> None:
+    """What backbones are installed, and from where."""
+    from mmsurgery.backbones.discovery import described
+
+    _listed(described(), as_json)
+
+
+def _listed(rows: list[dict[str, str]], as_json: bool) -> None:
+    output = Output(as_json=as_json)
+    output.show(*show.listed(rows))
+    output.document(rows)

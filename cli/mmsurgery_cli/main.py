@@ -1,0 +1,104 @@
+"""Entry point: assembles the commands and turns every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from mmsurgery.errors import MachineFault, MmsurgeryError, printable
+from mmsurgery_cli import chain, looking, making, running
+from mmsurgery_cli.context import state
+
+app = typer.Typer(
+    name="mmsurgery",
+    help="Model surgery on multimodal LLMs: saliency maps and masks as first-class artifacts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import mmsurgery
+
+        typer.echo(f"mmsurgery {mmsurgery.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    workspace: Annotated[
+        str | None, typer.Option("--workspace", "-w", help="Work on this workspace instead of the current folder's.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    state.workspace = workspace
+    state.debug = debug
+
+
+for module in (making, chain, looking, running):
+    module.register(app)
+
+
+class Interrupted(BaseException):
+    """A signal asked the command to stop."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    signal.signal(number, signal.SIG_DFL)  # a second one stops at once
+    raise Interrupted(number)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (see `mmsurgery.errors`)."""
+    state.reset()
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except MmsurgeryError as error:
+        return _fail(error, error.line(), error.code)
+    except Interrupted as stop:
+        name = signal.Signals(stop.number).name
+        print(f"interrupted ({name}) - next: run the same command again; it goes on where it stopped", file=sys.stderr)
+        return 128 + stop.number
+    except MemoryError as error:
+        fault = MachineFault("not enough memory", "use a smaller batch or a machine with more memory")
+        return _fail(error, fault.line(), fault.code)
+    except Exception as error:
+        return _fail(error, f"error[70]: {type(error).__name__}: {error} - next: run again with --debug and report it", 70)
+    return 0
+
+
+def _fail(error: BaseException, line: str, code: int) -> int:
+    if state.debug:
+        traceback.print_exception(error)
+    print(printable(line), file=sys.stderr)
+    return code
+
+
+def main() -> NoReturn:
+    """The console script."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    code = run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

@@ -1,0 +1,70 @@
+"""Commands that make a workspace and the models unlearning starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmsurgery_cli import show
+from mmsurgery_cli.context import Force, Json, open_here
+from mmsurgery_cli.output import Output
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(init)
+    app.command()(train)
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of the workspace.")] = Path("."),
+    benchmark: Annotated[str, typer.Option(help="portraits (embedded), mllmu-bench, or an installed one.")] = "portraits",
+    data: Annotated[str | None, typer.Option(help="Folder of the benchmark's files.")] = None,
+    vanilla: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id that unlearning starts from.")] = None,
+    base: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id that models are trained from.")] = None,
+    forget: Annotated[
+        int | None, typer.Option(help="Percentage of people to forget (default: portraits 10, else 5).")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="portraits: model family of the micro model.")] = None,
+    setting: Annotated[str, typer.Option(help="portraits: saturated, or fragile where text forgetting shows.")] = "saturated",
+    seed: Annotated[int, typer.Option(help="portraits: seed of the vanilla model.")] = 0,
+    draw: Annotated[int, typer.Option(help="portraits: which people are forgotten.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a workspace: settings, data and, for the embedded example, its vanilla model.
+
+    With no options: the embedded example `portraits`. Run again after an interruption, it goes on.
+    """
+    from mmsurgery.start import initialise
+
+    output = Output(as_json=as_json)
+    result = initialise(
+        directory.absolute(),
+        benchmark=benchmark,
+        data=data,
+        vanilla=vanilla,
+        base=base,
+        forget=forget,
+        backbone=backbone,
+        setting=setting,
+        seed=seed,
+        draw=draw,
+        progress=output,
+    )
+    output.show(*show.initialised(result))
+    output.document(result)
+
+
+def train(
+    which: Annotated[str, typer.Argument(help="vanilla, gold (never saw the forget pictures) or reference (retain set).")],
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune the base model into what unlearning starts from, or aims at."""
+    from mmsurgery.training import train as train_model
+
+    output = Output(as_json=as_json)
+    result = train_model(open_here(), which, force=force, progress=output)
+    output.show(*show.trained(result))
+    output.document(result)

@@ -1,0 +1,78 @@
+"""The library's front door: a workspace whose samples, items and models can be asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmsurgery import workspace as folders
+from mmsurgery.data.benchmark import Benchmark, Source, benchmark, source_of
+from mmsurgery.data.samples import Item, Sample
+from mmsurgery.errors import MissingArtifact, nearest
+
+if TYPE_CHECKING:
+    from mmsurgery.backbones.loading import Loaded
+
+
+class Workspace(folders.Workspace):
+    """A workspace folder with its data and models (see `mmsurgery.workspace` for what lies where)."""
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """The benchmark named in the settings."""
+        return benchmark(self.settings.benchmark.name)
+
+    @property
+    def source(self) -> Source:
+        """Where the benchmark's files are, and which people are to be forgotten."""
+        return source_of(self)
+
+    def samples(self, part: str) -> list[Sample]:
+        """The training samples of a data part, in order.
+
+        Raises:
+            UsageError: if the benchmark has no such part.
+            InputRefused, UnusableData: naming file, column and row, if the data is broken.
+        """
+        return self.benchmark.samples(self.source, part)
+
+    def items(self, column: str) -> list[Item]:
+        """The scored items of a column, in order; raises as `samples`."""
+        return self.benchmark.items(self.source, column)
+
+    def load_model(self, name: str = "vanilla") -> Loaded:
+        """The model, processor and backbone of a model of the workspace.
+
+        Raises:
+            MissingArtifact: if there is no such model.
+            InputRefused: if its files are damaged or incomplete.
+        """
+        from mmsurgery.backbones.loading import load
+
+        return load(existing_model(self, name))
+
+
+def existing_model(workspace: folders.Workspace, name: str) -> Path:
+    """The checkpoint folder of a model of the workspace.
+
+    Raises:
+        MissingArtifact: naming the nearest model, or the command that makes it.
+    """
+    folder = workspace.model_dir(name)
+    if not (folder / "config.json").exists():
+        guess = nearest(name, workspace.models())
+        made_by = {"vanilla": "mmsurgery init", "gold": "mmsurgery train gold", "reference": "mmsurgery train reference"}
+        hint = f"did you mean '{guess}'?" if guess else made_by.get(name, "mmsurgery apply --method METHOD")
+        raise MissingArtifact(f"no model '{name}' in {workspace.root}", made_by.get(name, hint))
+    return folder
+
+
+def open_workspace(path: Path | str = ".") -> Workspace:
+    """The workspace that `path` stands in: this folder or the nearest parent with a `mmsurgery.toml`.
+
+    Raises:
+        NoWorkspace: if there is none.
+        UsageError: if its settings are wrong.
+    """
+    found = folders.find_workspace(Path(path))
+    return Workspace(found.root, found.settings)
