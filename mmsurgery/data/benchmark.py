@@ -1,0 +1,126 @@
+"""The benchmark protocol, discovery by entry points, and the sets that the method's equations name.
+
+A benchmark is an object behind an entry point of group `mmsurgery.benchmarks`. It reads the files of
+a `Source`; it never writes, and never opens anything outside the source's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from mmsurgery.data.samples import Item, Sample
+from mmsurgery.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from mmsurgery.workspace import Workspace
+
+GROUP = "mmsurgery.benchmarks"
+
+SETS: dict[str, tuple[str, ...]] = {
+    "forget": ("forget_vqa",),
+    "preserve": ("forget_qa", "retain_vqa", "retain_qa"),
+}
+"""The target set of Eq. 5 and the preserve set of Eq. 6, as the parts they are measured by."""
+
+TASKS = ("classification", "cloze", "generation")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which files to read, and how."""
+
+    folder: Path
+    forget: int
+    """Percentage of people to forget."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """`allow`: names of faults that are accepted (what has them is left out and counted)."""
+
+    @property
+    def allow(self) -> frozenset[str]:
+        return frozenset(self.options.get("allow", ()))
+
+
+@runtime_checkable
+class Benchmark(Protocol):
+    """Where samples and items come from."""
+
+    name: str
+
+    def parts(self, source: Source) -> tuple[str, ...]:
+        """The data parts that can be trained and measured."""
+        ...
+
+    def columns(self, source: Source) -> tuple[str, ...]:
+        """The columns that can be scored, in the order of the result table."""
+        ...
+
+    def samples(self, source: Source, part: str) -> list[Sample]:
+        """The samples of a part, in a fixed order, ids unique.
+
+        Raises:
+            UsageError: for an unknown part.
+            InputRefused: naming file, column and first bad row.
+            UnusableData: if there is nothing to train on.
+        """
+        ...
+
+    def items(self, source: Source, column: str, task: str = "classification") -> list[Item]:
+        """The items of a column, in a fixed order, ids unique.
+
+        Args:
+            task: `classification` (options and gold letter), `cloze` or `generation` (gold text).
+
+        Raises:
+            as `samples`.
+        """
+        ...
+
+
+def installed() -> dict[str, metadata.EntryPoint]:
+    """Benchmarks by name, without importing any.
+
+    Raises:
+        UsageError: if two distributions offer different objects under one name.
+    """
+    found: dict[str, metadata.EntryPoint] = {}
+    for entry in metadata.entry_points(group=GROUP):
+        # a checkout's own metadata and the installed one list the same entry twice
+        if found.setdefault(entry.name, entry).value != entry.value:
+            raise UsageError(
+                f"benchmark '{entry.name}' is offered as {found[entry.name].value} and as {entry.value}",
+                "uninstall one of the two packages",
+            )
+    return found
+
+
+def benchmark(name: str) -> Benchmark:
+    """The installed benchmark of that name.
+
+    Raises:
+        UsageError: if there is none, or it cannot be imported or is none.
+    """
+    entries = installed()
+    if name not in entries:
+        raise unknown("benchmark", name, entries)
+    try:
+        found = entries[name].load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"benchmark '{name}' ({entries[name].value}) cannot be loaded: {error}") from error
+    if not isinstance(found, Benchmark):
+        raise UsageError(f"benchmark '{name}' ({entries[name].value}) lacks methods of the benchmark protocol")
+    return found
+
+
+def source_of(workspace: Workspace) -> Source:
+    """The source that a workspace's settings name."""
+    settings = workspace.settings.benchmark
+    return Source(workspace.data_dir, settings.forget, {"allow": settings.allow})
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The parts of a set (`forget`, `preserve`), or the part itself."""
+    return SETS.get(name, (name,))

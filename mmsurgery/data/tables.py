@@ -1,0 +1,249 @@
+"""Careful reading of parquet folders: one place where a foreign file can fail, whatever is wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from mmsurgery.artifacts.files import read_bytes, regular_file
+from mmsurgery.data.leakage import LEAKAGE, OVERLAP
+from mmsurgery.data.samples import IMAGE_FORMATS, MAX_PIXELS
+from mmsurgery.errors import InputRefused, MmsurgeryError, UsageError, unknown
+
+_MAX_PICTURE = 256 << 20
+_MAX_DECLARED = 1 << 30
+_MAX_RATIO = 100
+_KINDS = {
+    "ID": "string",
+    "image": "struct",
+    "images": "list",
+    "metadata": "string",
+    "biography": "string",
+    "Classification_Task": "struct",
+    "Mask_Task": "list",
+    "Generation_Task": "list",
+    "question": "string",
+    "answer": "string",
+    "questions": "list",
+}
+"""Column -> its kind of Arrow type."""
+
+
+FAULTS = {
+    "bad_picture": "picture that cannot be used",
+    "bad_metadata": "metadata that is not a JSON list of objects",
+    "empty_pair": "training pair without question or answer",
+    "empty_question": "question without text or gold",
+    "empty_option": "question with an empty option",
+    "gold_not_an_option": "gold letter that is no option",
+    "gold_twice": "gold text that stands in two options",
+    "cloze_blank": "cloze without exactly one blank",
+    "unknown_type": "type that is neither Image_Textual nor Pure_Text",
+    "repeated_row": "row that stands twice",
+}
+"""Faults of rows, by the name under which they can be allowed; what has one is then left out."""
+ALLOWABLE = (*FAULTS, LEAKAGE, OVERLAP)
+
+
+@dataclass
+class Report:
+    """What was found in the files beside the samples and items themselves."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    """Samples and items by part and column."""
+    faults: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    """Fault -> where it was first met."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """What the benchmark is known to do: `additional` objects skipped, `unresolved_text` pairs."""
+    without_questions: list[str] = field(default_factory=list)
+    """`COLUMN PERSON` of people with no question in a column (the published data has one)."""
+
+    def fault(self, name: str, where: str) -> None:
+        self.faults[name] += 1
+        self.first.setdefault(name, where)
+
+    def check(self, allow: Collection[str]) -> None:
+        """Raise for the first fault that is not allowed by name.
+
+        Raises:
+            UsageError: if an allowed name is no fault.
+            InputRefused: with the number of rows and the first of them.
+        """
+        for name in allow:
+            if name not in ALLOWABLE:
+                raise unknown("fault to allow", name, ALLOWABLE)
+        for name in FAULTS:
+            if self.faults[name] and name not in allow:
+                raise InputRefused(
+                    f"{self.faults[name]} times {FAULTS[name]}, first {self.first[name]}",
+                    f"mend the file, or leave them out: add '{name}' to allow in [benchmark] of mmsurgery.toml",
+                )
+
+
+@dataclass(frozen=True)
+class Row:
+    where: str
+    """File and row number, for messages."""
+    cells: dict[str, Any]
+
+    def text(self, column: str) -> str:
+        """A cell that must hold text.
+
+        Raises:
+            InputRefused: naming file, row and column.
+        """
+        value = self.cells.get(column)
+        if not is_text(value):
+            raise InputRefused(f"{self.where}: column {column} is empty")
+        return value
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MmsurgeryError:
+        raise
+    except Exception as error:  # a damaged parquet file can raise a dozen classes
+        reason = str(error).splitlines()[0][:160] if str(error) else ""
+        raise InputRefused(
+            f"{path} cannot be read as parquet ({type(error).__name__}: {reason})", "download it again"
+        ) from error
+
+
+def files(root: Path, config: str) -> list[Path]:
+    """The parquet files of a folder, or a single file, sorted by name.
+
+    Raises:
+        UsageError: if there are none, naming the folders that exist.
+    """
+    path = root / config
+    found = [path] if path.suffix == ".parquet" else sorted(path.glob("*.parquet"))
+    if not path.exists() or not found:
+        known = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) if root.is_dir() else "none"
+        raise UsageError(
+            f"{path} holds no parquet files", f"check the data folder and forget ratio; folders there: {known}"
+        )
+    return found
+
+
+def column_names(root: Path, config: str) -> set[str]:
+    """Names of the columns that all files of a folder have."""
+    import pyarrow.parquet as pq
+
+    names: set[str] | None = None
+    for path in files(root, config):
+        regular_file(path)
+        with _refusing(path):
+            found = set(pq.read_schema(path).names)
+            names = found if names is None else names & found
+    return names or set()
+
+
+def read_rows(
+    root: Path, config: str, columns: Collection[str], optional: Collection[str] = (), *, needs: str | None = None
+) -> Iterator[Row]:
+    """The rows of a folder's parquet files, file by file in the order of their names.
+
+    Args:
+        columns: columns that must be there; only these and the optional ones are read.
+        needs: what to do if a column is missing, for the message.
+
+    Raises:
+        UsageError: if there is no such folder.
+        InputRefused: for damaged files, missing or wrongly typed columns, no rows, and declared sizes
+            that have nothing to do with the file's.
+    """
+    import pyarrow.parquet as pq
+
+    for path in files(root, config):
+        status = regular_file(path)
+        with _refusing(path):
+            file = pq.ParquetFile(path, page_checksum_verification=True)
+            wanted = [*columns, *(c for c in optional if c in file.schema_arrow.names)]
+            _check_columns(path, file.schema_arrow, wanted, needs)
+            declared = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+            if declared > max(_MAX_DECLARED, _MAX_RATIO * status.st_size):
+                raise InputRefused(f"{path} declares {declared:,} bytes in a file of {status.st_size:,}")
+            if file.metadata.num_rows == 0:
+                raise InputRefused(f"{path} has no rows", "download it again")
+            number = 0
+            for batch in file.iter_batches(batch_size=64, columns=wanted):
+                for cells in batch.to_pylist():
+                    yield Row(f"{path} row {number}", cells)
+                    number += 1
+
+
+def distinct(rows: Iterable[Row], report: Report) -> Iterator[Row]:
+    """The rows without those that stand twice, cell for cell; these are counted as faults."""
+    seen: set[bytes] = set()
+    for row in rows:
+        digest = hashlib.sha256(repr(row.cells).encode("utf-8", "surrogatepass")).digest()
+        if digest in seen:
+            report.fault("repeated_row", row.where)
+            continue
+        seen.add(digest)
+        yield row
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a cell holds more than blanks."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _check_columns(path: Path, schema: Any, wanted: Collection[str], needs: str | None) -> None:
+    missing = [column for column in wanted if column not in schema.names]
+    if missing:
+        raise InputRefused(f"{path} lacks column {', '.join(missing)} (it has {', '.join(schema.names)})", needs)
+    for column in wanted:
+        kind = str(schema.field(column).type).removeprefix("large_")
+        if not kind.startswith(_KINDS[column]):
+            raise InputRefused(f"{path}: column {column} is {kind[:40]}, should be {_KINDS[column]}")
+
+
+def picture_bytes(cell: Any, root: Path, where: str) -> bytes:
+    """The encoded picture of an image cell `{bytes, path}`; a path counts only below `root`.
+
+    The header, and for PNG every checksum, is looked at; the pixels are decoded when used.
+
+    Raises:
+        InputRefused: naming `where`, for anything but a PNG, JPEG or WebP of at most 25 Mpx.
+    """
+    if not isinstance(cell, dict):
+        raise InputRefused(f"{where}: no picture")
+    data = cell.get("bytes")
+    if data is None:
+        data = _from_path(cell.get("path"), root, where)
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+                pixels = image.width * image.height
+                image.verify()
+        except Exception as error:  # a dozen classes can come out of a damaged picture
+            raise InputRefused(f"{where}: picture cannot be decoded ({type(error).__name__})") from error
+    if pixels > MAX_PIXELS:
+        raise InputRefused(f"{where}: picture of {pixels:,} pixels is too large")
+    return bytes(data)
+
+
+def _from_path(name: Any, root: Path, where: str) -> bytes:
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InputRefused(f"{where}: picture has neither bytes nor a path")
+    base = root.resolve()
+    path = (base / name).resolve()
+    if not path.is_relative_to(base):
+        raise InputRefused(f"{where}: picture path {name} leads out of the data folder")
+    if not path.is_file():
+        raise InputRefused(f"{where}: picture {name} is not in the data folder (nothing is ever downloaded)")
+    return read_bytes(path, _MAX_PICTURE)
