@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from mmsurgery import workspace as folders
 from mmsurgery.data.benchmark import Benchmark, Source, benchmark, source_of
 from mmsurgery.data.samples import Item, Sample
-from mmsurgery.errors import MissingArtifact, nearest
 
 if TYPE_CHECKING:
     from mmsurgery.backbones.loading import Loaded
@@ -49,22 +48,7 @@ class Workspace(folders.Workspace):
         """
         from mmsurgery.backbones.loading import load
 
-        return load(existing_model(self, name))
-
-
-def existing_model(workspace: folders.Workspace, name: str) -> Path:
-    """The checkpoint folder of a model of the workspace.
-
-    Raises:
-        MissingArtifact: naming the nearest model, or the command that makes it.
-    """
-    folder = workspace.model_dir(name)
-    if not (folder / "config.json").exists():
-        guess = nearest(name, workspace.models())
-        made_by = {"vanilla": "mmsurgery init", "gold": "mmsurgery train gold", "reference": "mmsurgery train reference"}
-        hint = f"did you mean '{guess}'?" if guess else made_by.get(name, "mmsurgery apply --method METHOD")
-        raise MissingArtifact(f"no model '{name}' in {workspace.root}", made_by.get(name, hint))
-    return folder
+        return load(self.existing_model(name))
 
 
 def open_workspace(path: Path | str = ".") -> Workspace:

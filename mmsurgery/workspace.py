@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmsurgery.errors import InputRefused, MachineFault, NoWorkspace, UsageError, nearest
+from mmsurgery.errors import InputRefused, MachineFault, MissingArtifact, NoWorkspace, UsageError, nearest
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import SCHEMA
 
@@ -235,6 +235,24 @@ class Workspace:
         if name in ("vanilla", "base"):
             return self.resolve(getattr(self.settings.models, name))
         return self.path("models", check_artifact_name(name))
+
+    def existing_model(self, name: str) -> Path:
+        """The checkpoint folder of a model that exists.
+
+        Raises:
+            MissingArtifact: naming the nearest model, or the command that makes it.
+        """
+        folder = self.model_dir(name)
+        if not (folder / "config.json").exists():
+            made_by = {
+                "vanilla": "mmsurgery init",
+                "gold": "mmsurgery train gold",
+                "reference": "mmsurgery train reference",
+            }
+            guess = nearest(name, self.models())
+            hint = f"did you mean '{guess}'?" if guess else "mmsurgery apply --method METHOD"
+            raise MissingArtifact(f"no model '{name}' in {self.root}", made_by.get(name, hint))
+        return folder
 
     def models(self) -> list[str]:
         """Names of the models that exist, vanilla first."""
