@@ -38,6 +38,8 @@ def model_config(path: Path) -> dict[str, Any]:
     """
     if not path.is_dir():
         raise MissingArtifact(f"no model folder {path}")
+    if (path / "adapter_config.json").exists():
+        raise InputRefused(f"{path} holds a PEFT adapter, not a model of its own", "merge the adapter into its base")
     if not (path / "config.json").exists():
         raise InputRefused(
             f"{path} is no model folder: config.json is missing", "name a Hugging Face checkpoint folder"

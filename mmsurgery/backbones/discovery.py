@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 from mmsurgery.backbones.protocol import Backbone
-from mmsurgery.errors import UsageError, unknown
+from mmsurgery.errors import UsageError, printable, unknown
 
 GROUP = "mmsurgery.backbones"
 
@@ -74,6 +73,20 @@ def installed() -> list[Plugin]:
     return plugins(GROUP)
 
 
+def described(group: str = GROUP) -> list[dict[str, str]]:
+    """Name, title, distribution, version and origin of every plugin of a group, one that cannot be
+    imported included: its title says why."""
+    rows = []
+    for each in plugins(group):
+        try:
+            title = str(getattr(each.load(), "title", each.name))
+        except UsageError as error:
+            title = printable(error.what)
+        about = {"distribution": each.distribution, "version": each.version, "origin": each.origin}
+        rows.append({"name": each.name, "title": title, **about})
+    return rows
+
+
 def backbone(model_type: str) -> Backbone:
     """The backbone of a config's `model_type`.
 
@@ -88,8 +101,3 @@ def backbone(model_type: str) -> Backbone:
             f"update or remove {chosen.distribution}",
         )
     return loaded
-
-
-def backbone_of(config: Mapping[str, Any]) -> Backbone:
-    """The backbone of a model config."""
-    return backbone(str(config["model_type"]))

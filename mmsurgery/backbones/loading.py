@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.protocol import Backbone
-from mmsurgery.errors import InputRefused, InternalError, Mismatch
+from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UnusableData
 from mmsurgery.names import Address
 
 if TYPE_CHECKING:
@@ -49,11 +50,14 @@ def load(path: Path, dtype: torch.dtype | None = None) -> Loaded:
         InputRefused: if its files are damaged, incomplete or need code to be run.
         UsageError: if no backbone is installed for its model type.
         Mismatch: if a parameter belongs to no module group, or to the wrong one.
+        UnusableData: if a parameter holds NaN or infinite values.
     """
     family = backbone(model_config(path)["model_type"])
     model = family.load_model(path, dtype=dtype)
     processor = family.load_processor(path)
-    return Loaded(model, processor, family, path, addresses(family, model), tied(model))
+    loaded = Loaded(model, processor, family, path, addresses(family, model), tied(model))
+    _check_finite(model)
+    return loaded
 
 
 def addresses(family: Backbone, model: torch.nn.Module) -> dict[str, Address]:
@@ -71,6 +75,13 @@ def addresses(family: Backbone, model: torch.nn.Module) -> dict[str, Address]:
     if faults:
         raise Mismatch(f"backbone '{family.model_type}' does not fit this model: {'; '.join(faults[:3])}")
     return found
+
+
+def _check_finite(model: torch.nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        least, greatest = parameter.detach().aminmax()
+        if not math.isfinite(least.item()) or not math.isfinite(greatest.item()):
+            raise UnusableData(f"{name} of the model holds NaN or infinite values", "use another checkpoint")
 
 
 def misplaced(model: Any, found: dict[str, Address]) -> list[str]:
@@ -133,7 +144,9 @@ def pretrained(cls: Any, path: Path, dtype: torch.dtype | None) -> torch.nn.Modu
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        except MemoryError as error:
+            raise MachineFault(f"{path} does not fit into memory", "use a larger machine") from error
+        except Exception as error:  # configs and weights are read by half a dozen libraries
             raise InputRefused(f"{path} cannot be loaded: {str(error)[:300]}") from error
     for fault, keys in info.items():
         if keys:
@@ -141,7 +154,5 @@ def pretrained(cls: Any, path: Path, dtype: torch.dtype | None) -> torch.nn.Modu
             raise InputRefused(
                 f"{path}: {fault.replace('_', ' ')}, {len(keys)} in all: {shown}", "copy the whole checkpoint again"
             )
-    if not isinstance(model, cls):
-        raise InternalError(f"{cls.__name__} loaded as {type(model).__name__}")
     loaded: torch.nn.Module = model.eval()
     return loaded

@@ -15,11 +15,37 @@ from mmsurgery.names import Address
 
 if TYPE_CHECKING:
     import torch
-
-    from mmsurgery.data.samples import Sample
+    from PIL.Image import Image
 
     Batch = dict[str, torch.Tensor]
     SampleGradient = Callable[[torch.nn.Module, tuple[Any, ...], torch.Tensor], dict[str, torch.Tensor]]
+
+
+class Question(Protocol):
+    """What a backbone reads of a question; `Sample` and `Item` of `mmsurgery.data.samples` are such."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def image(self) -> Image | None:
+        """The picture in RGB, or None for a text question."""
+        ...
+
+    @property
+    def image_sha256(self) -> str | None:
+        """Digest of the encoded picture: equal pictures are processed once."""
+        ...
+
+
+class Answered(Question, Protocol):
+    """A question with the answer to be learnt."""
+
+    @property
+    def answer(self) -> str: ...
 
 
 @runtime_checkable
@@ -80,7 +106,7 @@ class Backbone(Protocol):
     def collate(
         self,
         processor: Any,
-        samples: Sequence[Sample],
+        samples: Sequence[Answered],
         *,
         padding_side: str = "right",
         cache: dict[Any, Any] | None = None,
@@ -103,7 +129,7 @@ class Backbone(Protocol):
     def prompts(
         self,
         processor: Any,
-        questions: Sequence[Sample],
+        questions: Sequence[Question],
         *,
         cache: dict[Any, Any] | None = None,
     ) -> Batch:

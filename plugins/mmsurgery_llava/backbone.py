@@ -15,8 +15,7 @@ from mmsurgery_llava import batches, names
 if TYPE_CHECKING:
     import torch
 
-    from mmsurgery.backbones.protocol import Batch, SampleGradient
-    from mmsurgery.data.samples import Sample
+    from mmsurgery.backbones.protocol import Answered, Batch, Question, SampleGradient
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
@@ -87,7 +86,7 @@ class LlavaBackbone:
                 processor = LlavaProcessor.from_pretrained(
                     path, backend="pil", local_files_only=True, trust_remote_code=False
                 )
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            except Exception as error:  # damaged tokenizer files raise bare exceptions of the Rust side
                 raise InputRefused(f"the processor files of {path} cannot be read: {str(error)[:200]}") from error
         if processor.chat_template is None:
             raise InputRefused(f"{path} has no chat template", "copy chat_template.jinja from the model it was made of")
@@ -102,21 +101,26 @@ class LlavaBackbone:
         import torch
         from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-        with torch.device("meta"):
-            model: torch.nn.Module = LlavaForConditionalGeneration(LlavaConfig.from_dict(dict(config)))
+        from mmsurgery.backbones.loading import quiet
+
+        with quiet(), torch.device("meta"):
+            try:
+                model: torch.nn.Module = LlavaForConditionalGeneration(LlavaConfig.from_dict(dict(config)))
+            except Exception as error:  # configs are validated by half a dozen libraries
+                raise InputRefused(f"the model's config cannot be used: {str(error)[:200]}") from error
         return model
 
     def collate(
         self,
         processor: Any,
-        samples: Sequence[Sample],
+        samples: Sequence[Answered],
         *,
         padding_side: str = "right",
         cache: dict[Any, Any] | None = None,
     ) -> Batch:
         return batches.collate(processor, samples, padding_side=padding_side, cache=cache)
 
-    def prompts(self, processor: Any, questions: Sequence[Sample], *, cache: dict[Any, Any] | None = None) -> Batch:
+    def prompts(self, processor: Any, questions: Sequence[Question], *, cache: dict[Any, Any] | None = None) -> Batch:
         return batches.prompts(processor, questions, cache=cache)
 
     def render(self, processor: Any, question: str, answer: str | None, *, image: bool) -> str:

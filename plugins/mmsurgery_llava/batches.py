@@ -20,8 +20,7 @@ from mmsurgery.provenance import sha256_json
 if TYPE_CHECKING:
     import torch
 
-    from mmsurgery.backbones.protocol import Batch
-    from mmsurgery.data.samples import Sample
+    from mmsurgery.backbones.protocol import Answered, Batch, Question
 
 IGNORED = -100
 """Label of positions outside the answer."""
@@ -55,7 +54,7 @@ class _Cache:
                 cache[cls] = found
         return found
 
-    def picture(self, sample: Sample) -> torch.Tensor | None:
+    def picture(self, sample: Question) -> torch.Tensor | None:
         """Pixel values float32 `[3, H, W]` of the sample's picture, or None."""
         key = sample.image_sha256
         if key is None:
@@ -71,7 +70,7 @@ class _Cache:
             self.pictures.move_to_end(key)
         return pixels
 
-    def text(self, sample: Sample, answer: str | None, pixels: torch.Tensor | None) -> _Encoded:
+    def text(self, sample: Question, answer: str | None, pixels: torch.Tensor | None) -> _Encoded:
         """The encoded prompt (`answer` None) or whole text of a sample; depends on the picture's size alone."""
         tokens = 0 if pixels is None else picture_tokens(self.processor, pixels)
         key = (sample.question, answer, tokens)
@@ -81,7 +80,7 @@ class _Cache:
 
 
 def collate(
-    processor: Any, samples: Sequence[Sample], *, padding_side: str = "right", cache: dict[Any, Any] | None = None
+    processor: Any, samples: Sequence[Answered], *, padding_side: str = "right", cache: dict[Any, Any] | None = None
 ) -> Batch:
     """See `Backbone.collate`."""
     remembered = _Cache.of(processor, cache)
@@ -92,7 +91,7 @@ def collate(
     return batch
 
 
-def prompts(processor: Any, questions: Sequence[Sample], *, cache: dict[Any, Any] | None = None) -> Batch:
+def prompts(processor: Any, questions: Sequence[Question], *, cache: dict[Any, Any] | None = None) -> Batch:
     """See `Backbone.prompts`."""
     remembered = _Cache.of(processor, cache)
     pictures = [remembered.picture(sample) for sample in questions]
@@ -143,7 +142,7 @@ def template_digest(processor: Any) -> str:
     )
 
 
-def _encode(processor: Any, sample: Sample, answer: str | None, tokens: int) -> _Encoded:
+def _encode(processor: Any, sample: Question, answer: str | None, tokens: int) -> _Encoded:
     import torch
 
     tokenizer, placeholder = processor.tokenizer, processor.image_token
@@ -168,7 +167,7 @@ def _encode(processor: Any, sample: Sample, answer: str | None, tokens: int) -> 
     return _Encoded(torch.tensor(ids), torch.tensor(labels))
 
 
-def _check_text(processor: Any, sample: Sample, answer: str | None) -> None:
+def _check_text(processor: Any, sample: Question, answer: str | None) -> None:
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise InputRefused(
@@ -182,7 +181,7 @@ def _check_text(processor: Any, sample: Sample, answer: str | None) -> None:
             raise UnusableData(f"sample {sample.id} holds the control token {token} as text", "remove it from the data")
 
 
-def _check_span(tokenizer: Any, sample: Sample, answer: str, labels: list[int]) -> None:
+def _check_span(tokenizer: Any, sample: Question, answer: str, labels: list[int]) -> None:
     decoded = tokenizer.decode(labels, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if _squeezed(decoded) != _squeezed(answer + tokenizer.eos_token):
         raise UnusableData(

@@ -35,41 +35,42 @@ _STORED = sorted({pair for pairs in LAYOUTS.values() for pair in pairs}, key=lam
 _COMPONENTS = {
     _VISION: {
         "embeddings.class_embedding": "embed",
-        "embeddings.patch_embedding": "embed",
-        "embeddings.position_embedding": "embed",
-        "pre_layrnorm": "norm",
-        "post_layernorm": "norm",
-        "encoder.layers.#.self_attn.q_proj": "attn.q",
-        "encoder.layers.#.self_attn.k_proj": "attn.k",
-        "encoder.layers.#.self_attn.v_proj": "attn.v",
-        "encoder.layers.#.self_attn.out_proj": "attn.o",
-        "encoder.layers.#.mlp.fc1": "mlp.fc1",
-        "encoder.layers.#.mlp.fc2": "mlp.fc2",
-        "encoder.layers.#.layer_norm1": "norm",
-        "encoder.layers.#.layer_norm2": "norm",
+        "embeddings.patch_embedding.*": "embed",
+        "embeddings.position_embedding.*": "embed",
+        "pre_layrnorm.*": "norm",
+        "post_layernorm.*": "norm",
+        "encoder.layers.#.self_attn.q_proj.*": "attn.q",
+        "encoder.layers.#.self_attn.k_proj.*": "attn.k",
+        "encoder.layers.#.self_attn.v_proj.*": "attn.v",
+        "encoder.layers.#.self_attn.out_proj.*": "attn.o",
+        "encoder.layers.#.mlp.fc1.*": "mlp.fc1",
+        "encoder.layers.#.mlp.fc2.*": "mlp.fc2",
+        "encoder.layers.#.layer_norm1.*": "norm",
+        "encoder.layers.#.layer_norm2.*": "norm",
     },
-    _CONNECTOR: {"linear_1": "proj", "linear_2": "proj"},
+    _CONNECTOR: {"linear_1.*": "proj", "linear_2.*": "proj"},
     _LANGUAGE: {
-        "embed_tokens": "embed",
-        "norm": "norm",
-        "layers.#.self_attn.q_proj": "attn.q",
-        "layers.#.self_attn.k_proj": "attn.k",
-        "layers.#.self_attn.v_proj": "attn.v",
-        "layers.#.self_attn.o_proj": "attn.o",
-        "layers.#.mlp.gate_proj": "mlp.gate",
-        "layers.#.mlp.up_proj": "mlp.up",
-        "layers.#.mlp.down_proj": "mlp.down",
-        "layers.#.input_layernorm": "norm",
-        "layers.#.post_attention_layernorm": "norm",
+        "embed_tokens.*": "embed",
+        "norm.*": "norm",
+        "layers.#.self_attn.q_proj.*": "attn.q",
+        "layers.#.self_attn.k_proj.*": "attn.k",
+        "layers.#.self_attn.v_proj.*": "attn.v",
+        "layers.#.self_attn.o_proj.*": "attn.o",
+        "layers.#.mlp.gate_proj.*": "mlp.gate",
+        "layers.#.mlp.up_proj.*": "mlp.up",
+        "layers.#.mlp.down_proj.*": "mlp.down",
+        "layers.#.input_layernorm.*": "norm",
+        "layers.#.post_attention_layernorm.*": "norm",
     },
-    _HEAD: {"": "head"},
+    _HEAD: {"*": "head"},
 }
 _GROUPS = {_VISION: "vision", _CONNECTOR: "connector", _LANGUAGE: "lm", _HEAD: "lm"}
-_MODULES = {
-    prefix + module if module else prefix.removesuffix("."): (_GROUPS[prefix], component)
+_PARAMETERS = {
+    prefix + module: (_GROUPS[prefix], component)
     for prefix, modules in _COMPONENTS.items()
     for module, component in modules.items()
 }
+"""Pattern of names (`#` a layer number, `*` weight or bias) -> group and component."""
 
 LINEAR_TARGETS = {
     "lm": r"^model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)$",
@@ -109,12 +110,12 @@ def address(name: str) -> Address:
     Raises:
         Mismatch: if LLaVA (CLIP vision tower, Llama-like language model) has no such parameter.
     """
-    module = re.sub(r"\.(weight|bias)$", "", name)
-    layers = re.findall(r"\.layers\.(\d+)\.", module)
-    found = _MODULES.get(re.sub(r"\.layers\.\d+\.", ".layers.#.", module))
+    layer = re.search(r"\.layers\.(\d+)\.", name)
+    pattern = re.sub(r"\.layers\.\d+\.", ".layers.#.", re.sub(r"\.(weight|bias)$", ".*", name))
+    found = _PARAMETERS.get(pattern)
     if found is None:
         raise Mismatch(f"{name} belongs to no group of LLaVA (CLIP vision tower, projector, Llama-like language model)")
-    return Address(found[0], int(layers[0]) if layers else None, found[1])
+    return Address(found[0], int(layer[1]) if layer else None, found[1])
 
 
 def no_true_gradient(name: str) -> bool:

@@ -1,0 +1,91 @@
+"""What tests of several rooms share: a cache of their own, one thread, tiny models made once a session."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+_CACHE = tempfile.TemporaryDirectory(prefix="mmsurgery-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name  # read when mmsurgery is imported
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+if TYPE_CHECKING:
+    from mmsurgery.backbones.loading import Loaded
+    from mmsurgery.data.samples import Sample
+
+_WORDS = "What Which is are the city food of this person ? The lisbon oslo soup rice . name Anna Berg"
+WORDS = tuple(_WORDS.split())
+"""Words that the tiny models' tokenizers know."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_cache() -> Iterator[None]:
+    yield
+    _CACHE.cleanup()
+
+
+def png(seed: int, width: int = 28, height: int = 28) -> bytes:
+    """An encoded picture of noise."""
+    import numpy as np
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., bytes]:
+    """`picture(seed, width=28, height=28)`: an encoded PNG of noise."""
+    return png
+
+
+@pytest.fixture(scope="session")
+def make_sample() -> Callable[..., Sample]:
+    """`make_sample(id, question, answer, seed=None)`: a sample, with a picture where a seed is given."""
+    from mmsurgery.data.samples import Sample
+
+    def make(id: str, question: str, answer: str, seed: int | None = None, **picture: Any) -> Sample:
+        image = None if seed is None else png(seed, **picture)
+        return Sample(id, f"person-{id}", question, answer=answer, image_bytes=image)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mixed_samples(make_sample: Callable[..., Sample]) -> list[Sample]:
+    """Four samples: pictures and text, short and long, one picture twice."""
+    return [
+        make_sample("a", "What is the city of this person ?", "The city is lisbon .", seed=1),
+        make_sample("b", "What is the food of Anna Berg ?", "The food is soup ."),
+        make_sample("c", "Which food ?", "rice", seed=2, width=40),
+        make_sample("d", "What is this ?", "The person is Anna Berg .", seed=1),
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained LLaVA (hidden size 32, 3 + 2 layers) in the published layout; read only."""
+    import torch
+    from mmsurgery_llava import backbone
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("models") / "tiny-llava"
+    backbone.micro(folder, WORDS, seed=0, size="tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded_llava(tiny_llava: Path) -> Loaded:
+    """`tiny_llava` in memory, float32; not to be changed."""
+    from mmsurgery.backbones.loading import load
+
+    return load(tiny_llava)
