@@ -1,0 +1,58 @@
+"""What an unlearning method is.
+
+Wider than a loss: a method says what it needs (a mask, retain data, reference outputs) and yields its
+terms one after the other. Each term is backpropagated before the next is asked for, so that one graph
+is in memory at a time; between the forget and the retain terms the training loop masks the gradient.
+Everything is minimised: gradient ascent is a term with a minus sign.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmsurgery.methods.step import Step
+
+Kind = Literal["forget", "retain"]
+Reference = Literal["forget_logprob", "retain_distribution"]
+
+
+class Term(NamedTuple):
+    """A part of what is minimised in one step."""
+
+    kind: Kind
+    """`forget`: its gradient is masked in every scope, and weighted by `--forget-weight`; `retain`: in scope
+    `all` only."""
+    loss: torch.Tensor
+    """Scalar, nats."""
+
+
+class Method(ABC):
+    """Subclass it (as a dataclass where it has settings) and name the class in the entry point group
+    `mmsurgery.methods`, or on the command line as `path.py:Name`."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    equation: ClassVar[str]
+    """Where it is defined, e.g. `Eq. 15`."""
+    requires_mask: ClassVar[bool] = False
+    """Whether it means nothing without a mask; it then takes mask `default` unless another is named."""
+    uses_retain: ClassVar[bool] = True
+    """Whether a step also gets a retain batch."""
+    references: ClassVar[frozenset[Reference]] = frozenset()
+    """Outputs of reference models it needs, computed before the first step: `forget_logprob` (sequence
+    log-probabilities of the forget answers under the model of `--reference`), `retain_distribution`
+    (log-probabilities of every token at the retain answers' positions under the vanilla model)."""
+
+    @abstractmethod
+    def terms(self, step: Step) -> Iterator[Term]:
+        """The step's terms, forget terms first. `step.forget` or `step.retain` is None in a step without it."""
+
+    def settings(self) -> dict[str, Any]:
+        """Hyper-parameters of the method's own, as plain JSON; the fields of a dataclass."""
+        return dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}

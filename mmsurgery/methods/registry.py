@@ -1,0 +1,77 @@
+"""Finding methods: built in, installed by another package (entry points), or in a file of one's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmsurgery.backbones.discovery import Plugin, plugin, plugins
+from mmsurgery.errors import UsageError, unknown
+from mmsurgery.methods.base import Method
+
+GROUP = "mmsurgery.methods"
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+_REFERENCES = frozenset({"forget_logprob", "retain_distribution"})
+
+
+def installed() -> list[Plugin]:
+    """The installed methods, sorted by name; importing none."""
+    return plugins(GROUP)
+
+
+def method(name: str) -> Method:
+    """The method of a name, or of `path.py:Name`.
+
+    Raises:
+        UsageError: if there is none (with the nearest name), if two distributions claim the name, or
+            if what is found is no method.
+    """
+    if ".py:" in name:
+        return _from_file(*name.rsplit(":", 1))
+    chosen = plugin(GROUP, "method", name)
+    found = _checked(chosen.load(), f"'{chosen.origin}' of {chosen.distribution}")
+    if found.name != name:
+        raise UsageError(
+            f"'{chosen.origin}' of {chosen.distribution} calls itself '{found.name}', its entry point '{name}'",
+            f"update or remove {chosen.distribution}",
+        )
+    return found
+
+
+def _from_file(file: str, attribute: str) -> Method:
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"no file {path} to take method {attribute} from", "write --method path.py:Name")
+    spec = importlib.util.spec_from_file_location(f"mmsurgery_method_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} cannot be imported", "write --method path.py:Name")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # someone's code: anything can come out of it
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}", "mend the file") from error
+    known = [n for n, value in vars(module).items() if isinstance(value, type) and issubclass(value, Method)]
+    if attribute not in known:
+        raise unknown(f"method class in {path}", attribute, (n for n in known if n != "Method"))
+    return _checked(getattr(module, attribute), f"{attribute} of {path}")
+
+
+def _checked(candidate: Any, where: str) -> Method:
+    if not (isinstance(candidate, type) and issubclass(candidate, Method)):
+        raise UsageError(f"{where} is no method", "derive it from mmsurgery.methods.base.Method")
+    missing = [name for name in ("name", "title", "equation") if not isinstance(getattr(candidate, name, None), str)]
+    if missing or candidate.__abstractmethods__:
+        lacking = ", ".join([*missing, *sorted(candidate.__abstractmethods__)])
+        raise UsageError(f"{where} lacks {lacking}", "see mmsurgery.methods.base.Method")
+    if not _NAME.fullmatch(candidate.name):
+        raise UsageError(f"{where} is named '{candidate.name}'", "use lower-case letters, digits and '_'")
+    if odd := candidate.references - _REFERENCES:
+        raise UsageError(f"{where} asks for reference '{min(odd)}'", f"known: {', '.join(sorted(_REFERENCES))}")
+    try:
+        return candidate()
+    except TypeError as error:
+        raise UsageError(f"{where} cannot be made: {error}", "give every setting a default") from error

@@ -1,0 +1,117 @@
+"""What a method sees of one training step: its batches on the current model, and reference outputs.
+
+B samples, T tokens, N answer tokens of all samples of the batch in reading order, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.data.samples import Sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmsurgery.backbones.protocol import Batch
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The model's predictions of the answer tokens of a batch, under teacher forcing."""
+
+    logits: torch.Tensor
+    """float32 `[N, V]`, of the positions that predict an answer token."""
+    targets: torch.Tensor
+    """int64 `[N]`, the answer tokens."""
+    owners: torch.Tensor
+    """int64 `[N]`, the sample each token belongs to, ascending."""
+    counts: torch.Tensor
+    """int64 `[B]`, answer tokens of each sample, end token included."""
+
+    @classmethod
+    def of(cls, model: Any, batch: Batch) -> Answers:
+        """One forward pass; logits are computed from the first answer token of the batch on."""
+        labels = batch["labels"]
+        first = int((labels != IGNORED).any(dim=0).int().argmax())
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        output = model(**inputs, logits_to_keep=labels.shape[1] - first + 1, use_cache=False)
+        expected = labels[:, first:]
+        answered = expected != IGNORED
+        logits = output.logits[:, :-1][answered].float()
+        return cls(logits, expected[answered], answered.nonzero()[:, 0], answered.sum(dim=1))
+
+    def nll(self) -> torch.Tensor:
+        """`[B]`, nats: mean over the answer tokens of their negative log-likelihood (Eq. 13)."""
+        return -self.sequence_logprob() / self.counts
+
+    def sequence_logprob(self) -> torch.Tensor:
+        """`[B]`, nats: log-probability of the whole answer, summed over its tokens."""
+        import torch
+
+        losses = torch.nn.functional.cross_entropy(self.logits, self.targets, reduction="none")
+        return -self.per_sample_sum(losses)
+
+    def log_probabilities(self) -> torch.Tensor:
+        """`[N, V]`, nats: log-probability of every token of the vocabulary at each answer token."""
+        return self.logits.log_softmax(dim=-1)
+
+    def per_sample_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """`[B]` sums over each sample's answer tokens of `[N]` values."""
+        return values.new_zeros(len(self.counts)).index_add(0, self.owners, values)
+
+    def per_sample_mean(self, values: torch.Tensor) -> torch.Tensor:
+        """`[B]` means over each sample's answer tokens of `[N]` values."""
+        return self.per_sample_sum(values) / self.counts
+
+
+@dataclass(frozen=True)
+class References:
+    """Reference outputs by index of the sample in its set, at answer positions only."""
+
+    forget_logprob: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """Index of a forget sample -> scalar."""
+    retain_distribution: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """Index of a retain sample -> `[answer tokens, V]`."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One batch of a step."""
+
+    model: Any
+    batch: Batch
+    samples: Sequence[Sample]
+    indices: Sequence[int]
+    """Place of each sample in its set."""
+    references: References
+
+    def answers(self) -> Answers:
+        """A forward pass of the current model, with a graph of its own."""
+        return Answers.of(self.model, self.batch)
+
+    def reference_logprob(self) -> torch.Tensor:
+        """`[B]`, nats: sequence log-probability of the answers under the reference model."""
+        import torch
+
+        return torch.stack([self.references.forget_logprob[i] for i in self.indices])
+
+    def reference_log_probabilities(self) -> torch.Tensor:
+        """`[N, V]`, nats: as `Answers.log_probabilities`, under the vanilla model."""
+        import torch
+
+        return torch.cat([self.references.retain_distribution[i] for i in self.indices])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step."""
+
+    number: int
+    """From 0."""
+    model: Any
+    forget: Passage | None
+    retain: Passage | None

@@ -1,0 +1,154 @@
+"""The masked update (Eq. 3): which weights the gradient reaches, and which may move at all.
+
+A mask's bits stay packed, an eighth of a byte per weight, on the parameters' device. They are applied
+to the bit patterns of float32 values: a masked-out gradient becomes +0.0 whatever it was, NaN and
+infinity included, where a multiplication would keep NaN and leave -0.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.errors import Mismatch, UnusableData
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmsurgery.artifacts.mask import Mask
+
+BLOCK = 1 << 18
+"""Weights handled at a time: the expanded bits of a block stay in the processor's cache."""
+
+
+class PackedBits:
+    """Packed bits of one tensor, bit order little, on a device.
+
+    Args:
+        bits: uint8 `[ceil(numel / 8)]`.
+        numel: number of weights.
+    """
+
+    def __init__(self, bits: torch.Tensor, numel: int) -> None:
+        import torch
+
+        self.bits, self.numel = bits, numel
+        places = torch.arange(256, device=bits.device)[:, None] >> torch.arange(8, device=bits.device) & 1
+        self._table = (-places).to(torch.int8).view(torch.int64).reshape(256)
+        """Byte -> eight int8 of 0 or -1."""
+
+    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Slices of the flat tensor with their bits expanded to int32 words of all zeros or all ones."""
+        import torch
+
+        for start in range(0, self.numel, BLOCK):
+            stop = min(start + BLOCK, self.numel)
+            packed = self.bits[start // 8 : (stop + 7) // 8]
+            words = self._table.take(packed.long()).view(torch.int8)[: stop - start].to(torch.int32)
+            yield slice(start, stop), words
+
+    def clear_outside(self, values: torch.Tensor) -> None:
+        """Make every float32 value outside the mask +0.0, in place."""
+        flat = _patterns(values)
+        for part, words in self.blocks():
+            flat[part].bitwise_and_(words)
+
+    def restore_outside(self, values: torch.Tensor, original: torch.Tensor) -> None:
+        """Put every value outside the mask back to the original's bit pattern, in place."""
+        flat, kept = _patterns(values), _patterns(original)
+        for part, words in self.blocks():
+            flat[part].bitwise_xor_(kept[part]).bitwise_and_(words).bitwise_xor_(kept[part])
+
+
+def _patterns(values: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return values.detach().view(-1).view(torch.int32)
+
+
+class MaskedUpdate:
+    """What of a model is trained, and how its gradient and its weights are masked.
+
+    Without a mask every parameter is trained and nothing is masked. With one, parameters outside its
+    modules are frozen; inside them the forget gradient reaches the mask's weights only, and, if
+    `strict`, nothing but these weights moves: the whole gradient is masked, and after each optimizer
+    step every other weight is put back to where it started, whatever weight decay and momentum did.
+
+    Args:
+        model: float32 parameters; `requires_grad` of each is set here.
+        mask: names and shapes must be the model's.
+        strict: scope `all`.
+
+    Attributes:
+        trainable: canonical name -> parameter, in the model's order.
+
+    Raises:
+        Mismatch: if mask and model name different parameters.
+        UnusableData: if the mask selects none of the model's weights.
+    """
+
+    def __init__(self, model: Any, mask: Mask | None, *, strict: bool = False) -> None:
+        import torch
+
+        parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
+        names = set(parameters)
+        self._bits: dict[str, PackedBits] = {}
+        if mask is not None:
+            check_fit(mask, {name: tuple(p.shape) for name, p in parameters.items()})
+            names = mask.in_modules()
+            if strict:
+                names = {name for name in names if mask.parameters[name].selected}
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in names)
+            parameter.data = parameter.data.contiguous()
+            if mask is not None and name in names and mask.parameters[name].selected < parameter.numel():
+                bits = torch.tensor(mask.parameters[name].bits, device=parameter.device)
+                self._bits[name] = PackedBits(bits, parameter.numel())
+        self.trainable = {name: p for name, p in parameters.items() if name in names}
+        self._original = {name: parameters[name].detach().clone() for name in self._bits} if strict else {}
+
+    def mask_forget_gradient(self) -> None:
+        """After the forget terms, before the retain terms: clear what they left outside the mask."""
+        self._clear()
+
+    def mask_gradient(self) -> None:
+        """After all terms: in scope `all`, clear everything outside the mask."""
+        if self._original:
+            self._clear()
+
+    def restore(self) -> None:
+        """After the optimizer step: in scope `all`, put everything outside the mask back."""
+        for name, original in self._original.items():
+            self._bits[name].restore_outside(self.trainable[name], original)
+
+    def _clear(self) -> None:
+        for name, bits in self._bits.items():
+            gradient = self.trainable[name].grad
+            if gradient is not None:
+                bits.clear_outside(gradient)
+
+
+def check_fit(mask: Mask, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that a mask is about a model of these parameters and selects some of them.
+
+    Raises:
+        Mismatch: naming up to three parameters that differ.
+        UnusableData: if the mask selects nothing.
+    """
+    masked = {name: parameter.shape for name, parameter in mask.parameters.items()}
+    differing = sorted(name for name in masked.keys() | shapes.keys() if masked.get(name) != shapes.get(name))
+    if differing:
+        shown = "; ".join(
+            f"{name}: mask {_shape(masked.get(name))}, model {_shape(shapes.get(name))}" for name in differing[:3]
+        )
+        raise Mismatch(f"the mask does not fit the model in {len(differing)} parameters: {shown}", "mmsurgery mask")
+    inside = mask.in_modules()
+    if not any(mask.parameters[name].selected for name in inside):
+        total = sum(mask.parameters[name].numel for name in inside)
+        raise UnusableData(
+            f"the mask selects 0 of the {total:,} weights of {mask.modules}", "lower --beta, or name other --modules"
+        )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))

@@ -1,0 +1,125 @@
+"""Methods by entry point, by file, and the ways in which either is refused."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmsurgery.errors import UsageError
+from mmsurgery.methods.registry import installed, method
+
+BUILT_IN = ("ga", "ga_diff", "kl_min", "mmunlearner", "npo")
+
+
+def test_built_in_methods_say_what_they_need() -> None:
+    assert set(BUILT_IN) <= {each.name for each in installed()}
+    needs = {
+        name: (found.requires_mask, found.uses_retain, set(found.references))
+        for name, found in ((name, method(name)) for name in BUILT_IN)
+    }
+    assert needs == {
+        "ga": (False, False, set()),
+        "ga_diff": (False, True, set()),
+        "kl_min": (False, True, {"retain_distribution"}),
+        "mmunlearner": (True, True, set()),
+        "npo": (False, False, {"forget_logprob"}),
+    }
+    assert method("npo").settings() == {"beta": 0.4}
+    assert method("ga").settings() == {}
+
+
+def test_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"no method 'ga_dif' - next: did you mean 'ga_diff'\?"):
+        method("ga_dif")
+
+
+def test_two_distributions_with_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.entry_points
+
+    class Distribution:
+        name = "imposter"
+        version = "1"
+
+    class Point:
+        name = "npo"
+        value = "imposter:NPO"
+        dist = Distribution()
+
+    def entry_points(**selection: Any) -> list[Any]:
+        return [*real(**selection), Point()]
+
+    monkeypatch.setattr(metadata, "entry_points", entry_points)
+    with pytest.raises(UsageError, match=r"npo.*imposter.*mmsurgery"):
+        method("npo")
+
+
+OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from mmsurgery.methods.base import Method, Term
+
+@dataclass(frozen=True)
+class Half(Method):
+    name = "half"
+    title = "Half an ascent"
+    equation = "-"
+    uses_retain = False
+    factor: float = 0.5
+
+    def terms(self, step):
+        yield Term("forget", -self.factor * step.forget.answers().nll().mean())
+
+class Nameless(Method):
+    def terms(self, step):
+        yield from ()
+
+@dataclass(frozen=True)
+class Needy(Method):
+    factor: float
+    name = "needy"
+    title = "t"
+    equation = "-"
+    def terms(self, step):
+        yield from ()
+
+class Greedy(Half):
+    references = frozenset({"the_future"})
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_method_from_a_file(own_file: Path) -> None:
+    found = method(f"{own_file}:Half")
+    assert (found.name, found.settings()) == ("half", {"factor": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("Hal", "did you mean 'Half'"),
+        ("Nameless", "lacks name, title, equation"),
+        ("Needy", "give every setting a default"),
+        ("Greedy", "asks for reference 'the_future'"),
+        ("dataclass", "no method class"),
+    ],
+)
+def test_what_is_no_method_is_refused(own_file: Path, attribute: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        method(f"{own_file}:{attribute}")
+
+
+def test_files_that_cannot_be_imported(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no file .*missing\.py"):
+        method(f"{tmp_path}/missing.py:X")
+    (tmp_path / "exits.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(UsageError, match="cannot be imported: SystemExit"):
+        method(f"{tmp_path}/exits.py:X")
