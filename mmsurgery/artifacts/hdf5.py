@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,8 @@ def datasets(path: Path, group: str) -> dict[str, Dataset]:
                     raise InputRefused(f"{path} declares {declared:,} bytes of data in a file of {size:,}")
     except InputRefused:
         raise
-    except Exception as error:  # five classes can come out of a damaged file
-        raise InputRefused(f"{path} cannot be read as HDF5 ({type(error).__name__})", "make it again") from error
+    except Exception as error:
+        raise _unreadable(path, error) from error
     return found
 
 
@@ -133,9 +133,56 @@ def read(dataset: Dataset) -> Array:
     h5py = _h5py()
     try:
         with h5py.File(dataset.path, "r") as file:
-            values: Array = file[dataset.key][()]
+            values = np.asarray(file[dataset.key][()])
+            if values.shape != dataset.shape:
+                raise ValueError("the shape changed")
     except Exception as error:
-        raise InputRefused(f"{dataset.path} cannot be read ({type(error).__name__})", "make it again") from error
-    if dataset.bfloat16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values
+        raise _unreadable(dataset.path, error) from error
+    return _decoded(values, dataset.bfloat16)
+
+
+def blocks(dataset: Dataset) -> Iterator[Array]:
+    """The values of a dataset in C order, one flat slab of `slab_rows` after the other.
+
+    A slab is only valid until the next one is asked for: they share one buffer.
+
+    Raises:
+        InputRefused: if the file changed or cannot be read.
+    """
+    h5py = _h5py()
+    rows = slab_rows(dataset.shape)
+    try:
+        with h5py.File(dataset.path, "r") as file:
+            source = file[dataset.key]
+            if source.shape != dataset.shape:
+                raise ValueError("the shape changed")
+            if rows is None:
+                yield _decoded(np.asarray(source[()]), dataset.bfloat16).reshape(-1)
+                return
+            buffer = np.empty((rows, *dataset.shape[1:]), source.dtype)
+            for first in range(0, dataset.shape[0], rows):
+                slab = buffer[: min(rows, dataset.shape[0] - first)]
+                source.read_direct(slab, np.s_[first : first + rows])
+                yield _decoded(slab, dataset.bfloat16).reshape(-1)
+    except Exception as error:
+        raise _unreadable(dataset.path, error) from error
+
+
+def slab_rows(shape: tuple[int, ...]) -> int | None:
+    """How many leading rows of an array to read at a time: about a chunk, and a multiple of 8
+    elements so that packed bits of slabs join; None for an array that is one slab."""
+    if math.prod(shape) <= CHUNKED_FROM:
+        return None
+    row = math.prod(shape[1:])
+    step = 8 // math.gcd(row, 8)
+    rows = max(step, CHUNKED_FROM // row // step * step)
+    return rows if rows < shape[0] else None
+
+
+def _decoded(values: Array, bfloat16: bool) -> Array:
+    return np.asarray(values.astype(np.uint32) << 16).view(np.float32) if bfloat16 else values
+
+
+def _unreadable(path: Path, error: Exception) -> InputRefused:
+    """One refusal for the five classes of error that can come out of a damaged file."""
+    return InputRefused(f"{path} cannot be read as HDF5 ({type(error).__name__})", "make it again")

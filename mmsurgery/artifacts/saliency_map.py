@@ -92,6 +92,17 @@ class SaliencyMap:
         mean = self.arrays[name].astype(np.float64) / self.units
         return mean * mean if self.estimator == "dataset" else mean
 
+    def blocks(self, name: str) -> Iterator[Array]:
+        """The stored sums of a parameter in C order as flat slabs, each valid until the next is asked
+        for; equal shapes are cut alike, at multiples of 8 elements. Raises KeyError as above."""
+        if isinstance(self.arrays, _Stored):
+            yield from self.arrays.blocks(name)
+            return
+        array = self.arrays[name]
+        flat, rows = array.reshape(-1), hdf5.slab_rows(array.shape)
+        step = max(flat.size, 1) if rows is None else rows * math.prod(array.shape[1:])
+        yield from (flat[start : start + step] for start in range(0, max(flat.size, 1), step))
+
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The parameter's shape; None for one without gradient whose shape is not recorded."""
         if name in self.no_gradient:
@@ -281,6 +292,9 @@ class _Stored(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         return hdf5.read(self._where[name])
+
+    def blocks(self, name: str) -> Iterator[Array]:
+        return hdf5.blocks(self._where[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)

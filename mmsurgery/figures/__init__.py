@@ -1,0 +1,1 @@
+"""Figures: numbers ready to be drawn, and drawn without a display."""
