@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _TIED_HEAD = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 _RECOMPUTED = ("position_ids", "inv_freq", "original_inv_freq")
 """Buffers that older releases stored and every release recomputes; they are no weights."""
 _CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_WEIGHT_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,200}\.safetensors")
 _CHUNK = 4 << 20
 
 
@@ -180,7 +182,7 @@ def _headers(path: Path) -> list[Header]:
     if single.exists() and index.exists():
         raise InputRefused(f"{path} holds both {SINGLE} and {INDEX}", "remove the one that is stale")
     if single.exists() or single.is_symlink():
-        return [read_header(_inside(path, SINGLE))]
+        return [_header(path, SINGLE)]
     if index.exists():
         return _sharded_headers(path, index)
     for name in _PICKLED:
@@ -194,12 +196,7 @@ def _sharded_headers(path: Path, index: Path) -> list[Header]:
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or any(type(f) is not str for f in weight_map.values()):
         raise InputRefused(f"{index} has no table of tensors (weight_map)")
-    headers = []
-    for name in sorted(set(weight_map.values())):
-        try:
-            headers.append(read_header(_inside(path, name)))
-        except MissingArtifact as error:
-            raise InputRefused(f"{index} names {name}, which is missing", "copy the whole checkpoint again") from error
+    headers = [_header(path, name) for name in sorted(set(weight_map.values()))]
     found: dict[str, str] = {}
     for header in headers:
         for tensor in header.tensors:
@@ -223,10 +220,10 @@ def _check_total(index: Path, metadata: Any, headers: list[Header]) -> None:
         raise InputRefused(f"{index} says {claimed} bytes of tensors, its shards hold {total:,}")
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """`folder / name`, checked to stay inside the folder, or inside the blobs of the hub cache that
-    the folder is a snapshot of."""
-    if Path(name).name != name or not name.endswith(".safetensors"):
+def _header(folder: Path, name: str) -> Header:
+    """The header of a weight file, checked to stay inside the folder, or inside the blobs of the hub
+    cache that the folder is a snapshot of."""
+    if not _WEIGHT_FILE.fullmatch(name):
         raise InputRefused(f"{folder}: '{name[:200]}' is not the name of a weight file in this folder")
     target, real = (folder / name).resolve(), folder.resolve()
     allowed = [real]
@@ -234,4 +231,6 @@ def _inside(folder: Path, name: str) -> Path:
         allowed.append(real.parent.parent / "blobs")
     if target.parent not in allowed:
         raise InputRefused(f"{folder / name} leads out of the checkpoint, to {target}", "copy the file itself")
-    return folder / name
+    if not target.exists():
+        raise InputRefused(f"{folder / name} is missing", "copy the whole checkpoint again")
+    return read_header(folder / name)

@@ -1,0 +1,245 @@
+"""From samples to model inputs, for families whose processor holds a tokenizer, an image processor and a
+chat template that puts one placeholder where the picture is. B samples, T tokens.
+
+Every text goes through the tokenizer once and every picture through the image processor once; batches
+are put together from the remembered pieces. The answer is found by characters counted from the end of
+the text: prompt tokens need not be a prefix of the whole text's tokens (merges at the boundary), and
+the expansion of the image placeholder happens before the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mmsurgery.errors import InputRefused, UnusableData
+from mmsurgery.provenance import sha256_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmsurgery.backbones.protocol import Answered, Batch, Question
+
+IGNORED = -100
+"""Label of positions outside the answer."""
+
+PICTURE_BYTES = 256 << 20
+"""Most bytes of pictures that one cache remembers."""
+
+
+class Picture(NamedTuple):
+    """One picture as the model takes it."""
+
+    inputs: Mapping[str, torch.Tensor]
+    """Input name -> `[rows, ...]`; a batch has those of its pictures one after the other."""
+    tokens: int
+    """How many image tokens stand for it in the text."""
+
+
+PictureEncoder = Callable[[Any, Any], Picture]
+"""Takes the processor and a picture in RGB; a ValueError says that the picture cannot be used."""
+
+
+class _Encoded(NamedTuple):
+    ids: torch.Tensor
+    """int64 `[T]`"""
+    labels: torch.Tensor
+    """int64 `[T]`"""
+
+
+class _Cache:
+    """What was encoded with one processor."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.texts: dict[tuple[str, str | None, int], _Encoded] = {}
+        self.pictures: OrderedDict[str, Picture] = OrderedDict()
+        self.picture_bytes = 0
+
+    @classmethod
+    def of(cls, processor: Any, cache: dict[Any, Any] | None) -> _Cache:
+        found = None if cache is None else cache.get(cls)
+        if found is None or found.processor is not processor:
+            found = cls(processor)
+            if cache is not None:
+                cache[cls] = found
+        return found
+
+    def picture(self, sample: Question, encode: PictureEncoder) -> Picture | None:
+        """The sample's picture, or None for a text sample."""
+        key = sample.image_sha256
+        if key is None:
+            return None
+        if key in self.pictures:
+            self.pictures.move_to_end(key)
+            return self.pictures[key]
+        try:
+            picture = encode(self.processor, sample.image)
+        except ValueError as error:
+            raise UnusableData(f"the picture of sample {sample.id} cannot be used: {error}") from error
+        self.pictures[key] = picture
+        self.picture_bytes += _size(picture)
+        while self.picture_bytes > PICTURE_BYTES and len(self.pictures) > 1:
+            self.picture_bytes -= _size(self.pictures.popitem(last=False)[1])
+        return picture
+
+    def text(self, sample: Question, answer: str | None, tokens: int) -> _Encoded:
+        """The encoded prompt (`answer` None) or whole text of a sample; `tokens` of its picture, 0 for none."""
+        key = (sample.question, answer, tokens)
+        if key not in self.texts:
+            self.texts[key] = _encode(self.processor, sample, answer, tokens)
+        return self.texts[key]
+
+
+def collate(
+    processor: Any,
+    samples: Sequence[Answered],
+    picture: PictureEncoder,
+    *,
+    padding_side: str = "right",
+    cache: dict[Any, Any] | None = None,
+) -> Batch:
+    """See `Backbone.collate`."""
+    answers = [sample.answer for sample in samples]
+    batch, encoded = _assembled(_Cache.of(processor, cache), samples, answers, picture, padding_side)
+    batch["labels"] = _pad([each.labels for each in encoded], IGNORED, padding_side)
+    return batch
+
+
+def prompts(
+    processor: Any, questions: Sequence[Question], picture: PictureEncoder, *, cache: dict[Any, Any] | None = None
+) -> Batch:
+    """See `Backbone.prompts`."""
+    return _assembled(_Cache.of(processor, cache), questions, [None] * len(questions), picture, "left")[0]
+
+
+def render(processor: Any, question: str, answer: str | None, *, image: bool) -> str:
+    """See `Backbone.render`. What templates put after an answer (LLaVA's a space and no end token,
+    Qwen2-VL's an end token and a line break) is made one end token."""
+    content: list[dict[str, str]] = [{"type": "image"}] if image else []
+    turns = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    try:
+        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
+    except Exception as error:  # a template is a program of the checkpoint's; anything can come out of it
+        raise InputRefused(f"the model's chat template fails: {str(error)[:200]}") from error
+    if answer is None:
+        return str(text)
+    end = processor.tokenizer.eos_token
+    return f"{text.rstrip().removesuffix(end)}{end}"
+
+
+def template_digest(processor: Any, **geometry: Any) -> str:
+    """See `Backbone.template_digest`. Padding and truncation state of the tokenizer is left out: calls change it.
+
+    Args:
+        geometry: what else decides how many image tokens a picture has.
+    """
+    backend = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    backend.pop("padding", None)
+    backend.pop("truncation", None)
+    return sha256_json(
+        {
+            "chat_template": processor.chat_template,
+            "tokenizer": backend,
+            "end": processor.tokenizer.eos_token,
+            "picture": processor.image_processor.to_dict(),
+            **geometry,
+        }
+    )
+
+
+def _assembled(
+    remembered: _Cache,
+    samples: Sequence[Question],
+    answers: Sequence[str | None],
+    picture: PictureEncoder,
+    padding_side: str,
+) -> tuple[Batch, list[_Encoded]]:
+    import torch
+
+    if not samples:
+        raise UnusableData("a batch without samples")
+    tokenizer = remembered.processor.tokenizer
+    if tokenizer.pad_token_id is None:
+        raise InputRefused("the model's tokenizer has no padding token", "set pad_token in tokenizer_config.json")
+    pictures = [remembered.picture(sample, picture) for sample in samples]
+    encoded = [
+        remembered.text(sample, answer, 0 if found is None else found.tokens)
+        for sample, answer, found in zip(samples, answers, pictures, strict=True)
+    ]
+    batch = {
+        "input_ids": _pad([each.ids for each in encoded], tokenizer.pad_token_id, padding_side),
+        "attention_mask": _pad([torch.ones_like(each.ids) for each in encoded], 0, padding_side),
+    }
+    present = [found.inputs for found in pictures if found is not None]
+    for name in present[0] if present else ():
+        batch[name] = torch.cat([inputs[name] for inputs in present])
+    return batch, encoded
+
+
+def _encode(processor: Any, sample: Question, answer: str | None, tokens: int) -> _Encoded:
+    import torch
+
+    tokenizer, placeholder = processor.tokenizer, processor.image_token
+    _check_text(processor, sample, answer)
+    prompt = render(processor, sample.question, None, image=tokens > 0)
+    text = prompt if answer is None else render(processor, sample.question, answer, image=tokens > 0)
+    if not text.startswith(prompt) or text.count(placeholder) != (tokens > 0):
+        raise InputRefused("the model's chat template does not put an answer after its prompt, with one picture")
+    encoded = tokenizer(
+        text.replace(placeholder, placeholder * tokens), return_offsets_mapping=True, verbose=False, truncation=False
+    )
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    if len(ids) > tokenizer.model_max_length:
+        raise UnusableData(f"sample {sample.id} has {len(ids)} tokens, the model takes {tokenizer.model_max_length}")
+    labels = [IGNORED] * len(ids)
+    if answer is not None:
+        start = max(end for _, end in offsets) - (len(text) - len(prompt))
+        labels = [
+            token if end > max(start, begin) else IGNORED for token, (begin, end) in zip(ids, offsets, strict=True)
+        ]
+        _check_span(tokenizer, sample, answer, [label for label in labels if label != IGNORED])
+    return _Encoded(torch.tensor(ids), torch.tensor(labels))
+
+
+def _check_text(processor: Any, sample: Question, answer: str | None) -> None:
+    tokenizer = processor.tokenizer
+    if not tokenizer.is_fast:
+        raise InputRefused(
+            f"tokenizer {type(tokenizer).__name__} gives no character offsets", "use a model with a tokenizer.json"
+        )
+    if answer is not None and not answer.strip():
+        raise UnusableData(f"sample {sample.id} has an empty answer")
+    control = {processor.image_token} | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    for token in sorted(control):
+        if token in sample.question or token in (answer or ""):
+            raise UnusableData(f"sample {sample.id} holds the control token {token} as text", "remove it from the data")
+
+
+def _check_span(tokenizer: Any, sample: Question, answer: str, labels: list[int]) -> None:
+    decoded = tokenizer.decode(labels, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if _squeezed(decoded) != _squeezed(answer + tokenizer.eos_token):
+        raise UnusableData(
+            f"sample {sample.id}: the tokens of its answer read {decoded[:80]!r}, not {answer[:80]!r}",
+            "use words that the model's tokenizer knows",
+        )
+
+
+def _squeezed(text: str) -> str:
+    """Without whitespace, which word-level tokenizers do not keep, and composed, as some normalise."""
+    return unicodedata.normalize("NFC", "".join(text.split()))
+
+
+def _size(picture: Picture) -> int:
+    return sum(value.nbytes for value in picture.inputs.values())
+
+
+def _pad(rows: Sequence[torch.Tensor], value: int, side: str) -> torch.Tensor:
+    import torch
+
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)

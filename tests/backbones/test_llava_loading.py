@@ -1,0 +1,226 @@
+"""Loading LLaVA folders: every layout, complete or refused, silent, and as stock transformers sees them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmsurgery_llava import LlavaBackbone, backbone, names
+from safetensors.numpy import load_file, save_file
+
+from mmsurgery.artifacts.checkpoint import SINGLE
+from mmsurgery.backbones import loading
+from mmsurgery.backbones.loading import Loaded, load
+from mmsurgery.data.samples import Sample
+from mmsurgery.errors import InputRefused, Mismatch, UnusableData, UsageError
+from mmsurgery.names import Address
+
+
+@pytest.fixture
+def copy(tiny_llava: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_llava, tmp_path / "copy"))
+
+
+def edit_config(path: Path, **changes: Any) -> None:
+    config = json.loads((path / "config.json").read_text()) | changes
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def edit_weights(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    stored = load_file(path / SINGLE)
+    change(stored)
+    save_file(stored, path / SINGLE, {"format": "pt"})
+
+
+def test_loaded(loaded_llava: Loaded, tiny_llava: Path) -> None:
+    assert loaded_llava.backbone is backbone
+    assert not loaded_llava.model.training
+    assert loaded_llava.model.dtype == torch.float32
+    assert loaded_llava.addresses == {name: backbone.address(name) for name, _ in loaded_llava.model.named_parameters()}
+    assert loaded_llava.tied == {}
+    stored = {names.canonical(name): array for name, array in load_file(tiny_llava / SINGLE).items()}
+    assert stored.keys() == loaded_llava.addresses.keys()
+    for name, parameter in loaded_llava.model.named_parameters():
+        assert np.array_equal(parameter.detach().numpy(), stored[name])
+
+
+@pytest.mark.parametrize("layout", names.LAYOUTS)
+def test_every_layout_loads(copy: Path, loaded_llava: Loaded, layout: str) -> None:
+    stored = {names.canonical(name): array for name, array in load_file(copy / SINGLE).items()}
+    save_file({names.on_disk(n, layout): a for n, a in stored.items()}, copy / SINGLE, {"format": "pt"})
+    loaded = load(copy)
+    assert loaded.model_sha256 == loaded_llava.model_sha256
+    for (name, ours), (other, theirs) in zip(
+        loaded.model.named_parameters(), loaded_llava.model.named_parameters(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(ours, theirs)
+
+
+def test_dtype_is_the_checkpoints_unless_given(copy: Path) -> None:
+    edit_weights(copy, lambda stored: stored.update({n: a.astype(np.float16) for n, a in stored.items()}))
+    edit_config(copy, dtype="float16")
+    assert {p.dtype for p in load(copy).model.parameters()} == {torch.float16}
+    assert {p.dtype for p in load(copy, dtype=torch.float32).model.parameters()} == {torch.float32}
+
+
+def test_loading_is_silent(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load(copy)
+    assert capfd.readouterr() == ("", "")
+
+
+WEIGHT = "language_model.model.norm.weight"
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (
+        lambda p: edit_weights(p, lambda s: s.pop(WEIGHT)),
+        "missing keys, 1 in all: model.language_model.norm",
+    ),
+    "unexpected": (
+        lambda p: edit_weights(p, lambda s: s.update({"language_model.model.extra.weight": s[WEIGHT]})),
+        "unexpected keys, 1 in all: .*extra.weight",
+    ),
+    "shape": (
+        lambda p: edit_weights(p, lambda s: s.update({WEIGHT: s[WEIGHT][:-1].copy()})),
+        "mismatched keys, 1 in all: .*norm.weight",
+    ),
+    "layers": (
+        lambda p: edit_config(
+            p, text_config={**json.loads((p / "config.json").read_text())["text_config"], "num_hidden_layers": 3}
+        ),
+        "missing keys, 9 in all: model.language_model.layers.2",
+    ),
+    "config": (lambda p: edit_config(p, vision_feature_select_strategy="odd"), "cannot be loaded"),
+    "tokenizer": (lambda p: (p / "tokenizer.json").write_text('{"version": "1.0"}'), "the processor files"),
+    "picture": (lambda p: (p / "processor_config.json").write_text("[]"), "processor_config.json is not a JSON object"),
+    "template": (lambda p: (p / "chat_template.jinja").unlink(), "has no chat template"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_incomplete_folder_is_refused(copy: Path, fault: str, capfd: pytest.CaptureFixture[str]) -> None:
+    damage, message = FAULTS[fault]
+    damage(copy)
+    with pytest.raises(InputRefused, match=message):
+        load(copy)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_remote_code_is_never_run(copy: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    (copy / "modeling_evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
+    edit_config(
+        copy, auto_map={"AutoConfig": "modeling_evil.Evil", "AutoModelForImageTextToText": "modeling_evil.Evil"}
+    )
+    for attempt in (load, backbone.load_model, backbone.load_processor):
+        with pytest.raises(InputRefused, match="needs remote code; mmsurgery never runs it"):
+            attempt(copy)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(copy: Path, value: float) -> None:
+    edit_weights(copy, lambda stored: stored[WEIGHT].__setitem__(3, value))
+    with pytest.raises(UnusableData, match=r"model\.language_model\.norm\.weight of the model holds NaN or infinite"):
+        load(copy)
+
+
+def test_unknown_family(copy: Path) -> None:
+    edit_config(copy, model_type="llavva")
+    with pytest.raises(UsageError, match="no backbone 'llavva' - next: did you mean 'llava'"):
+        load(copy)
+
+
+def test_addresses_are_checked_against_the_model(loaded_llava: Loaded) -> None:
+    class Wrong(LlavaBackbone):
+        def address(self, name: str) -> Address:
+            found = super().address(name)
+            return found._replace(group="vision") if found.group == "connector" else found
+
+    with pytest.raises(Mismatch, match=r"does not fit this model: model\.multi_modal_projector\.linear_1\.weight"):
+        loading.addresses(Wrong(), loaded_llava.model)
+
+
+def test_offloaded_parameters_are_refused(tiny_llava: Path) -> None:
+    skeleton = backbone.skeleton(json.loads((tiny_llava / "config.json").read_text()))
+    with pytest.raises(Mismatch, match="is not in memory"):
+        loading.addresses(backbone, skeleton)
+
+
+def test_tied_head(copy: Path) -> None:
+    edit_config(copy, tie_word_embeddings=True)
+    edit_weights(copy, lambda stored: stored.pop("language_model.lm_head.weight"))
+    loaded = load(copy)
+    assert loaded.tied == {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    assert "lm_head.weight" not in loaded.addresses
+
+
+def test_stock_transformers_loads_a_micro_model(
+    tiny_llava: Path, loaded_llava: Loaded, mixed_samples: list[Sample]
+) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    with loading.quiet():
+        model, info = AutoModelForImageTextToText.from_pretrained(tiny_llava, output_loading_info=True)
+        processor = AutoProcessor.from_pretrained(tiny_llava)
+    assert not any(info.values())
+    assert type(processor).__name__ == "LlavaProcessor"
+    batch = backbone.collate(processor, mixed_samples)
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, loaded_llava.model(**batch).logits)
+        generated = model.generate(**backbone.prompts(processor, mixed_samples[:1]), max_new_tokens=3, do_sample=False)
+    assert generated.shape[1] > 0
+
+
+@pytest.mark.parametrize("geometry", [True, False])
+def test_processor_files_as_published(copy: Path, loaded_llava: Loaded, geometry: bool) -> None:
+    """preprocessor_config.json and chat_template.json apart, without and with the geometry that releases
+    before 4.44 did not store."""
+    written = json.loads((copy / "processor_config.json").read_text())
+    pictures = written.pop("image_processor")
+    published = {"image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor"}
+    (copy / "preprocessor_config.json").write_text(json.dumps(pictures | published))
+    (copy / "processor_config.json").write_text(
+        json.dumps(written if geometry else {"processor_class": "LlavaProcessor"})
+    )
+    template = copy / "chat_template.jinja"
+    (copy / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
+    template.unlink()
+    processor = backbone.load_processor(copy)
+    assert type(processor.image_processor).__name__ == "CLIPImageProcessorPil"
+    assert backbone.template_digest(processor) == backbone.template_digest(loaded_llava.processor)
+
+
+def test_portraits_model_has_the_size_it_should(tmp_path: Path) -> None:
+    """Sizes of the embedded benchmark's micro model with its 175 words."""
+    backbone.micro(tmp_path / "micro", [f"word{i}" for i in range(175 - 8)], seed=0)
+    loaded = load(tmp_path / "micro")
+    sizes = dict.fromkeys(("vision", "connector", "lm"), 0)
+    for name, parameter in loaded.model.named_parameters():
+        sizes[loaded.addresses[name].group] += parameter.numel()
+    assert sizes == {"vision": 96_000, "connector": 15_552, "lm": 310_752}
+    assert loaded.processor.tokenizer.convert_ids_to_tokens(list(range(6))) == [
+        "<pad>",
+        "<unk>",
+        "</s>",
+        "<image>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+    ]
+
+
+def test_tiny_model_has_parameters_without_gradient(
+    loaded_llava: Loaded, tiny_llava: Path, mixed_samples: list[Sample]
+) -> None:
+    model: Any = backbone.load_model(tiny_llava)
+    model(**backbone.collate(loaded_llava.processor, mixed_samples)).loss.backward()
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    last, final = "model.vision_tower.encoder.layers.2.", "model.vision_tower.post_layernorm."
+    assert without == {name for name in loaded_llava.addresses if name.startswith((last, final))}
+    assert len(without) == 18
