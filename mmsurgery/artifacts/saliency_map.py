@@ -14,7 +14,7 @@ from mmsurgery.artifacts import hdf5
 from mmsurgery.artifacts.files import atomic_folder, cached_sha256, read_json, write_bytes
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.names import check_parameter_name
-from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, seal, sha256
+from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, seal, sha256, sha256_json
 from mmsurgery.workspace import ESTIMATORS
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -277,6 +277,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if Path(file).name != file or not file.endswith(".h5") or set(claim) != {"bytes", "sha256"}:
             raise InputRefused(f"{where}: file entry '{file}' cannot be read")
     return value
+
+
+def content_sha256(manifest: Mapping[str, Any]) -> str:
+    """Identity of a map on disk: digest of its manifest, files included, without its provenance."""
+    return sha256_json({key: value for key, value in manifest.items() if key != "provenance"})
 
 
 def write_manifest(folder: Path, value: dict[str, Any]) -> None:

@@ -170,8 +170,8 @@ def ratio_mask(
     """
     maps = [preserve] if isinstance(preserve, SaliencyMap) else list(preserve)
     threshold = check_beta(beta)
-    if density is not None and not 0 < density <= 1:
-        raise UsageError(f"density is {density}, should be above 0 and at most 1", "pass --density 0.1")
+    if density is not None:
+        check_density(density)
     if per not in SCOPES:
         raise unknown("scope of density", per, SCOPES)
     ratio = Ratio(forget, maps, mixture)
@@ -186,6 +186,17 @@ def ratio_mask(
     chosen = _by_beta(ratio, names, threshold) if density is None else _by_density(ratio, names, density, per)
     rule: dict[str, Any] = {"beta": threshold} if density is None else {"density": density, "per": per}
     return _mask(ratio, addresses, chosen, {**rule, "mixture": mixture, "modules": str(selector)})
+
+
+def check_density(density: float) -> float:
+    """A share of weights: above 0, at most 1.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if not 0 < density <= 1:
+        raise UsageError(f"density is {density}, should be above 0 and at most 1", "pass --density 0.1")
+    return density
 
 
 def _by_beta(ratio: Ratio, names: Sequence[str], beta: float) -> _Selection:

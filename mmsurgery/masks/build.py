@@ -1,0 +1,214 @@
+"""`mask`: from the saliency of a workspace to a mask file; measures what is missing, else loads no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.mask import Mask, check_beta
+from mmsurgery.artifacts.saliency_map import SaliencyMap, content_sha256, read_manifest
+from mmsurgery.backbones.discovery import backbone
+from mmsurgery.data.benchmark import SETS, benchmark, source_of
+from mmsurgery.data.samples import data_sha256
+from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
+from mmsurgery.masks import controls
+from mmsurgery.masks.rule import MIXTURES, SCOPES, Ratio, check_density, ratio_mask
+from mmsurgery.names import Selector
+from mmsurgery.provenance import provenance
+from mmsurgery.workspace import ESTIMATORS, SILENT, Progress
+
+if TYPE_CHECKING:
+    from mmsurgery.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class MaskResult:
+    """What `build_mask` made or found."""
+
+    name: str
+    path: Path
+    mask: Mask = field(repr=False)
+    up_to_date: bool
+    """The file was there already, from the same settings and inputs."""
+    measured: list[str]
+    """Parts whose saliency was missing and was measured."""
+
+
+def build_mask(
+    workspace: Workspace,
+    *,
+    name: str = "default",
+    beta: float | str = 1.0,
+    density: float | None = None,
+    per: str = "overall",
+    modules: str = "vision,connector,lm",
+    control: str | None = None,
+    seed: int = 0,
+    estimator: str = "sample",
+    batch_size: int = 4,
+    mixture: str = "pooled",
+    measure: bool = True,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> MaskResult:
+    """Make `masks/NAME.safetensors` from forget (Eq. 5) and preserve (Eq. 6) saliency.
+
+    Args:
+        beta, density, per, modules, mixture: see `rule.ratio_mask`.
+        control: instead of the rule's mask, one with its count in every tensor, see `controls`.
+        seed: of the control `random`.
+        estimator, batch_size: which saliency of the parts to use.
+        measure: measure parts that are missing.
+        force: make it again, replacing a different mask of that name.
+
+    Raises:
+        UsageError: for a wrong argument.
+        MissingArtifact: if saliency is missing and `measure` is false, or the vanilla model is.
+        InputRefused: for damaged saliency, or a damaged mask under that name without `force`.
+        Mismatch: if saliency is of another model or of other data, or another mask has that name.
+        UnusableData: if nothing is selected.
+    """
+    path = workspace.mask_path(name)
+    rule: dict[str, Any] = (
+        {"beta": check_beta(beta)} if density is None else {"density": check_density(density), "per": per}
+    )
+    settings = {
+        **rule,
+        "mixture": mixture,
+        "modules": str(Selector(modules)),
+        "estimator": estimator,
+        "batch_size": batch_size if estimator == "batch" else None,
+        "control": control,
+        "seed": seed if control == "random" else None,
+    }
+    _check_choices(estimator=estimator, mixture=mixture, per=per, control=control)
+    parts = _parts(workspace)
+    measured = _measure_missing(workspace, parts, estimator, batch_size, measure=measure, progress=progress)
+    with workspace.lock():
+        inputs = _inputs(workspace, parts, estimator, batch_size)
+        origin = provenance("mask", settings, inputs)
+        if path.exists() and not force:
+            return MaskResult(name, path, _same(path, origin), True, measured)
+        maps = [SaliencyMap.load(workspace.saliency_dir(part, estimator, batch_size)) for part in parts]
+        mask = _made(workspace, maps, settings)
+        digests = {part: {"sha256": digest} for part, digest in inputs["saliency"].items()}
+        parents = tuple({**parent, **digests.get(str(parent.get("part")), {})} for parent in mask.parents)
+        mask = replace(mask, parents=parents, provenance={**origin, "tied": dict(maps[0].tied)})
+        mask.save(path)
+        workspace.journal("mask", name=name, selected=mask.selected, total=mask.total, settings=settings)
+    return MaskResult(name, path, mask, False, measured)
+
+
+def _check_choices(*, estimator: str, mixture: str, per: str, control: str | None) -> None:
+    choices: list[tuple[str, str | None, Sequence[str]]] = [
+        ("estimator", estimator, ESTIMATORS),
+        ("mixture", mixture, MIXTURES),
+        ("scope of density", per, SCOPES),
+        ("control", control, controls.CONTROLS),
+    ]
+    for kind, value, known in choices:
+        if value is not None and value not in known:
+            raise unknown(kind, value, known)
+
+
+def _parts(workspace: Workspace) -> list[str]:
+    """The forget part, then those preserve parts that the benchmark has."""
+    name = workspace.settings.benchmark.name
+    offered = benchmark(name).parts(source_of(workspace))
+    parts = [part for part in (*SETS["forget"], *SETS["preserve"]) if part in offered]
+    if not set(SETS["forget"]) <= set(parts) or not set(SETS["preserve"]) & set(parts):
+        raise UsageError(
+            f"benchmark '{name}' has no part to forget or none to preserve: {', '.join(offered)}",
+            "choose another benchmark",
+        )
+    return parts
+
+
+def _measure_missing(
+    workspace: Workspace, parts: Sequence[str], estimator: str, batch_size: int, *, measure: bool, progress: Progress
+) -> list[str]:
+    missing = [part for part in parts if not workspace.saliency_dir(part, estimator, batch_size).is_dir()]
+    if not missing:
+        return []
+    if not measure:
+        command = _command(missing, estimator, batch_size)
+        raise MissingArtifact(f"the saliency of {', '.join(missing)} has not been measured", command)
+    from mmsurgery.saliency.parts import measure_parts
+
+    progress.note(f"measuring the saliency of {', '.join(missing)} first")
+    measure_parts(workspace, missing, estimator=estimator, batch_size=batch_size, progress=progress)
+    return missing
+
+
+def _command(parts: Sequence[str], estimator: str, batch_size: int | None, *, force: bool = False) -> str:
+    sets = [name for name, members in SETS.items() if set(members) & set(parts)]
+    options = "" if estimator == "sample" else f" --estimator {estimator}"
+    options += f" --batch-size {batch_size}" if estimator == "batch" else ""
+    options += " --force" if force else ""
+    return " && ".join(f"mmsurgery saliency --set {name}{options}" for name in sets)
+
+
+def _inputs(workspace: Workspace, parts: Sequence[str], estimator: str, batch_size: int) -> dict[str, Any]:
+    """Digests of the vanilla model and of each part's saliency, checked to belong to model and data."""
+    model = _vanilla(workspace).digest()
+    offered, source = benchmark(workspace.settings.benchmark.name), source_of(workspace)
+    digests = {}
+    for part in parts:
+        manifest = read_manifest(workspace.saliency_dir(part, estimator, batch_size))
+        again = _command([part], estimator, batch_size, force=True)
+        if manifest["model_sha256"] != model:
+            raise Mismatch(
+                f"saliency '{part}' was measured on model {manifest['model_sha256'][:12]}, vanilla is {model[:12]}",
+                again,
+            )
+        if manifest["data_sha256"] != data_sha256(offered.samples(source, part)):
+            raise Mismatch(f"saliency '{part}' was measured on other data than the workspace has now", again)
+        digests[part] = content_sha256(manifest)
+    return {"model_sha256": model, "saliency": digests}
+
+
+def _vanilla(workspace: Workspace) -> CheckpointFiles:
+    folder = workspace.existing_model("vanilla")
+    return CheckpointFiles(folder, backbone(model_config(folder)["model_type"]).canonical)
+
+
+def _same(path: Path, origin: dict[str, Any]) -> Mask:
+    """The mask that is there, if it came from the same settings and inputs."""
+    mask = Mask.load(path)
+    if mask.provenance.get("key") == origin["key"]:
+        return mask
+    changed = [
+        f"{key} {there.get(key)} -> {here.get(key)}" if part == "settings" else key
+        for part in ("settings", "inputs")
+        for there, here in [(_table(mask.provenance.get(part)), _table(origin[part]))]
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    ]
+    raise Mismatch(
+        f"{path.name} is another mask ({', '.join(changed) or 'of another origin'})",
+        "pass --force to replace it, or another --name",
+    )
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _made(workspace: Workspace, maps: Sequence[SaliencyMap], settings: dict[str, Any]) -> Mask:
+    forget, *preserve = maps
+    options = {key: settings[key] for key in ("beta", "density", "per", "mixture", "modules") if key in settings}
+    mask = ratio_mask(forget, preserve, **options)
+    match settings["control"]:
+        case None:
+            return mask
+        case "random":
+            return controls.random_mask(mask, settings["seed"])
+        case "inverse":
+            return controls.inverse_mask(mask, Ratio(forget, preserve, settings["mixture"]))
+        case "magnitude":
+            return controls.magnitude_mask(mask, _vanilla(workspace).float32)
+        case _:
+            return controls.forget_only_mask(mask, forget)
