@@ -164,16 +164,16 @@ def _assembled(
 
     if not samples:
         raise UnusableData("a batch without samples")
-    tokenizer = remembered.processor.tokenizer
-    if tokenizer.pad_token_id is None:
-        raise InputRefused("the model's tokenizer has no padding token", "set pad_token in tokenizer_config.json")
     pictures = [remembered.picture(sample, picture) for sample in samples]
     encoded = [
         remembered.text(sample, answer, 0 if found is None else found.tokens)
         for sample, answer, found in zip(samples, answers, pictures, strict=True)
     ]
+    padding = remembered.processor.tokenizer.pad_token_id
+    if padding is None:
+        raise InputRefused("the model's tokenizer has no padding token", "set pad_token in tokenizer_config.json")
     batch = {
-        "input_ids": _pad([each.ids for each in encoded], tokenizer.pad_token_id, padding_side),
+        "input_ids": _pad([each.ids for each in encoded], padding, padding_side),
         "attention_mask": _pad([torch.ones_like(each.ids) for each in encoded], 0, padding_side),
     }
     present = [found.inputs for found in pictures if found is not None]

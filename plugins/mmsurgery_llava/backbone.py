@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmsurgery.artifacts.checkpoint import SINGLE, CheckpointFiles, model_config
 from mmsurgery.artifacts.tensors import write_safetensors
+from mmsurgery.backbones import encoding
 from mmsurgery.errors import InputRefused, UnusableData
 from mmsurgery.names import Address
 from mmsurgery_llava import batches, names
@@ -118,13 +119,13 @@ class LlavaBackbone:
         padding_side: str = "right",
         cache: dict[Any, Any] | None = None,
     ) -> Batch:
-        return batches.collate(processor, samples, padding_side=padding_side, cache=cache)
+        return encoding.collate(processor, samples, batches.picture, padding_side=padding_side, cache=cache)
 
     def prompts(self, processor: Any, questions: Sequence[Question], *, cache: dict[Any, Any] | None = None) -> Batch:
-        return batches.prompts(processor, questions, cache=cache)
+        return encoding.prompts(processor, questions, batches.picture, cache=cache)
 
     def render(self, processor: Any, question: str, answer: str | None, *, image: bool) -> str:
-        return batches.render(processor, question, answer, image=image)
+        return encoding.render(processor, question, answer, image=image)
 
     def template_digest(self, processor: Any) -> str:
         return batches.template_digest(processor)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from mmsurgery_llava import backbone, batches
+from mmsurgery_llava import backbone
 
+from mmsurgery.backbones import encoding
 from mmsurgery.backbones.loading import Loaded
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import InputRefused, UnusableData
@@ -201,11 +202,11 @@ def test_every_picture_and_text_is_processed_once(
     processor: Any, mixed_samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    image_processor, encode = processor.image_processor, batches._encode
+    image_processor, encode = processor.image_processor, encoding._encode
     monkeypatch.setattr(
         processor, "image_processor", lambda **given: (calls.append("picture"), image_processor(**given))[1]
     )
-    monkeypatch.setattr(batches, "_encode", lambda *given: (calls.append("text"), encode(*given))[1])
+    monkeypatch.setattr(encoding, "_encode", lambda *given: (calls.append("text"), encode(*given))[1])
     cache: dict[Any, Any] = {}
     first = backbone.collate(processor, mixed_samples, cache=cache)
     assert (calls.count("picture"), calls.count("text")) == (2, 4)  # samples a and d share a picture
@@ -219,14 +220,14 @@ def test_every_picture_and_text_is_processed_once(
 def test_remembered_pictures_are_bounded(
     processor: Any, make_sample: MakeSample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "PICTURE_BYTES", 3 * 3 * 28 * 28 * 4)
+    monkeypatch.setattr(encoding, "PICTURE_BYTES", 3 * 3 * 28 * 28 * 4)
     cache: dict[Any, Any] = {}
     samples = [make_sample(str(i), "What is this ?", "rice", seed=i) for i in range(5)]
     batch = backbone.collate(processor, samples, cache=cache)
     assert torch.equal(batch["pixel_values"], backbone.collate(processor, samples)["pixel_values"])
     (kept,) = cache.values()
     assert list(kept.pictures) == [sample.image_sha256 for sample in samples[2:]]
-    assert kept.picture_bytes == sum(pixels.nbytes for pixels in kept.pictures.values())
+    assert kept.picture_bytes == sum(picture.inputs["pixel_values"].nbytes for picture in kept.pictures.values())
 
 
 @pytest.mark.parametrize(
