@@ -1,0 +1,225 @@
+"""Qwen2-VL: loading, batches by reference, and what the engine asks about activations and micro models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mmsurgery.artifacts.checkpoint import SINGLE, CheckpointFiles, model_config
+from mmsurgery.artifacts.tensors import write_safetensors
+from mmsurgery.backbones import encoding
+from mmsurgery.errors import InputRefused
+from mmsurgery.names import Address
+from mmsurgery_qwen2_vl import batches, names
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmsurgery.backbones.protocol import Answered, Batch, Question, SampleGradient
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>\n' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|im_end|>\n' if message['role'] == 'assistant' else ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+)
+"""What micro models carry: the published template's picture and end of an answer, the words of LLaVA's
+turns. A word-level tokenizer knows them all, and both micro families are asked in the same words."""
+
+SPECIAL = ("<pad>", "<unk>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
+"""First tokens of a micro model's vocabulary, in order of their ids."""
+
+
+class _Micro(NamedTuple):
+    vision: dict[str, int]
+    text: dict[str, int]
+    mrope: list[int]
+    """Rotary frequencies given to time, height and width; half a head's size in all."""
+    tied: bool
+    pixels: tuple[int, int]
+    """Least and most pixels of a picture after resizing; its sides are multiples of patch and merge size."""
+
+
+_MICRO = {
+    "portraits": _Micro(
+        {"depth": 2, "embed_dim": 64, "hidden_size": 96, "mlp_ratio": 2, "num_heads": 4, "patch_size": 6},
+        {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4},
+        mrope=[4, 4, 4],
+        tied=False,
+        pixels=(48 * 48, 48 * 48),
+    ),
+    "tiny": _Micro(
+        {"depth": 2, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2, "patch_size": 7},
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+        mrope=[2, 1, 1],
+        tied=True,
+        pixels=(28 * 28, 56 * 56),
+    ),
+}
+
+
+class Qwen2VLBackbone:
+    """The `mmsurgery.backbones.protocol.Backbone` of `Qwen2VLForConditionalGeneration`."""
+
+    model_type = "qwen2_vl"
+    title = "Qwen2-VL"
+
+    def address(self, name: str) -> Address:
+        return names.address(name)
+
+    def canonical(self, stored: str) -> str:
+        return names.canonical(stored)
+
+    def no_true_gradient(self, name: str) -> bool:
+        """None: both attentions rotate keys by their position, so a key bias moves the logits of one
+        query differently; softmax ignores only what it adds to all of them alike."""
+        return False
+
+    def linear_targets(self, group: str) -> str:
+        return names.LINEAR_TARGETS[group]
+
+    def load_model(self, path: Path, *, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        from transformers import Qwen2VLForConditionalGeneration
+
+        from mmsurgery.backbones.loading import pretrained
+
+        CheckpointFiles(path, self.canonical)
+        return pretrained(Qwen2VLForConditionalGeneration, path, dtype)
+
+    def load_processor(self, path: Path) -> Any:
+        from mmsurgery.backbones.loading import quiet
+        from mmsurgery_qwen2_vl.processor import Qwen2VLProcessor
+
+        model_config(path)
+        with quiet():
+            try:
+                processor = Qwen2VLProcessor.from_pretrained(
+                    path, backend="pil", local_files_only=True, trust_remote_code=False
+                )
+            except Exception as error:  # damaged tokenizer files raise bare exceptions of the Rust side
+                raise InputRefused(f"the processor files of {path} cannot be read: {str(error)[:200]}") from error
+        if processor.chat_template is None:
+            raise InputRefused(f"{path} has no chat template", "copy chat_template.json from the model it was made of")
+        return processor
+
+    def skeleton(self, config: Mapping[str, Any]) -> torch.nn.Module:
+        import torch
+        from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+        from mmsurgery.backbones.loading import quiet
+
+        with quiet(), torch.device("meta"):
+            try:
+                model: torch.nn.Module = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(dict(config)))
+            except Exception as error:  # configs are validated by half a dozen libraries
+                raise InputRefused(f"the model's config cannot be used: {str(error)[:200]}") from error
+        return model
+
+    def collate(
+        self,
+        processor: Any,
+        samples: Sequence[Answered],
+        *,
+        padding_side: str = "right",
+        cache: dict[Any, Any] | None = None,
+    ) -> Batch:
+        return batches.collate(processor, samples, padding_side=padding_side, cache=cache)
+
+    def prompts(self, processor: Any, questions: Sequence[Question], *, cache: dict[Any, Any] | None = None) -> Batch:
+        return batches.prompts(processor, questions, cache=cache)
+
+    def render(self, processor: Any, question: str, answer: str | None, *, image: bool) -> str:
+        return encoding.render(processor, question, answer, image=image)
+
+    def template_digest(self, processor: Any) -> str:
+        return encoding.template_digest(processor)
+
+    def row_owners(self, config: Any, batch: Batch, module: str, rows: int) -> torch.Tensor:
+        return batches.row_owners(config, batch, module, rows)
+
+    def sample_gradients(self) -> Mapping[str, SampleGradient]:
+        return {}
+
+    def micro(self, folder: Path, vocabulary: Sequence[str], *, seed: int, size: str = "portraits") -> None:
+        import torch
+        from transformers import Qwen2VLForConditionalGeneration
+
+        from mmsurgery_qwen2_vl.processor import save
+
+        words = list(dict.fromkeys((*SPECIAL, "USER:", "ASSISTANT:", *vocabulary)))
+        config = _micro_config(_MICRO[size], len(words))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = Qwen2VLForConditionalGeneration(config)
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        save(_micro_processor(_MICRO[size], words), folder)
+        weights = {
+            names.on_disk(name, "published"): parameter.detach().numpy() for name, parameter in model.named_parameters()
+        }
+        write_safetensors(folder / SINGLE, weights, {"format": "pt"})
+
+
+def _micro_config(size: _Micro, words: int) -> Any:
+    from transformers import Qwen2VLConfig
+
+    ends = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
+    return Qwen2VLConfig(
+        vision_config={**size.vision, "spatial_merge_size": 2, "temporal_patch_size": 1, "dtype": "float32"},
+        text_config={
+            **size.text,
+            **ends,
+            "num_key_value_heads": 2,
+            "vocab_size": words,
+            "max_position_embeddings": 128,
+            "initializer_range": 0.05,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": size.mrope},
+            "dtype": "float32",
+        },
+        **ends,
+        architectures=["Qwen2VLForConditionalGeneration"],
+        dtype="float32",
+        tie_word_embeddings=size.tied,
+        image_token_id=SPECIAL.index("<|image_pad|>"),
+        video_token_id=SPECIAL.index("<|video_pad|>"),
+        vision_start_token_id=SPECIAL.index("<|vision_start|>"),
+        vision_end_token_id=SPECIAL.index("<|vision_end|>"),
+    )
+
+
+def _micro_processor(size: _Micro, words: Sequence[str]) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from mmsurgery_qwen2_vl.processor import Qwen2VLProcessor
+
+    level = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
+    level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=level,
+        pad_token="<pad>",  # noqa: S106
+        unk_token="<unk>",  # noqa: S106
+        eos_token="<|im_end|>",  # noqa: S106
+        extra_special_tokens={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "vision_start": "<|vision_start|>",
+            "vision_end": "<|vision_end|>",
+        },
+    )
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessorPil(
+            size={"shortest_edge": size.pixels[0], "longest_edge": size.pixels[1]},
+            patch_size=size.vision["patch_size"],
+            merge_size=2,
+            temporal_patch_size=1,
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+        ),
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+    )
