@@ -202,12 +202,16 @@ def _training_rows(source: Source, config: str, report: Report, *, pictures: boo
     met: Counter[str] = Counter()
     rows = read_rows(root, folder, columns, ("ID",), needs=_TRAINING_SOURCES)
     for row in distinct(rows, report) if pictures else rows:
+        person = row.text("ID") if "ID" in row.cells else None
+        if wanted is not None and person is not None and person not in wanted:
+            continue
         try:
             objects = _metadata(row)
+            person = person or _metadata_id(objects, row)
         except InputRefused as error:
             report.fault("bad_metadata", error.what)
+            met[person or ""] += 1
             continue
-        person = row.text("ID") if "ID" in row.cells else _metadata_id(objects, row)
         if wanted is not None and person not in wanted:
             continue
         number = met[person]

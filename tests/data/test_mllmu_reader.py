@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mmsurgery.data import tables
@@ -163,6 +164,13 @@ def _cell(column: str, value: Any, config: str = "forget_5") -> Any:
     return lambda data: data.rows[config][0].update({column: value})
 
 
+def _damaged(data: Any) -> dict[str, Any]:
+    """The picture with one bit of its pixels changed: the format stays whole, a checksum does not."""
+    content = bytearray(data.rows["forget_5"][0]["image"]["bytes"])
+    content[content.index(b"IDAT") + 8] ^= 1
+    return {"bytes": bytes(content), "path": None}
+
+
 ITEM_FAULTS = [
     ("gold_not_an_option", _set(0, Correct_Answer="E"), 1),
     ("empty_question", _set(0, Question=None), 1),
@@ -172,6 +180,7 @@ ITEM_FAULTS = [
     ("gold_twice", _option("C", "Harbour pilot"), 1),
     ("bad_picture", _cell("image", {"bytes": b"no picture", "path": None}), 2),
     ("bad_picture", _cell("image", None), 2),
+    ("bad_picture", lambda data: data.rows["forget_5"][0].update(image=_damaged(data)), 2),
     ("bad_picture", _cell("image", {"bytes": None, "path": None}), 2),
     ("bad_picture", _cell("image", {"bytes": None, "path": "../../../etc/hostname"}), 2),
     ("bad_picture", _cell("image", {"bytes": None, "path": "http://127.0.0.1/x.png"}), 2),
@@ -205,8 +214,6 @@ def test_faulty_metadata(data: Any, metadata: str, name: str, kept: int) -> None
     folder = data.write()
     with pytest.raises(InputRefused, match="ft_Data"):
         READER.samples(source(folder), "forget_vqa")
-    if name == "bad_metadata":  # the person is then missing from the join, which is another matter
-        return
     assert len(READER.samples(source(folder, name), "forget_vqa")) == kept
 
 
@@ -280,8 +287,6 @@ def test_other_kinds_of_file(data: Any, content: bytes, message: str) -> None:
 
 def test_a_file_without_rows(data: Any) -> None:
     folder = data.write()
-    import pyarrow.parquet as pq
-
     path = folder / "forget_5" / "train-00000-of-00001.parquet"
     pq.write_table(pq.read_table(path).slice(0, 0), path)
     with pytest.raises(InputRefused, match="has no rows"):
@@ -312,6 +317,25 @@ def test_damaged_files_are_refused_whatever_is_broken(data: Any) -> None:
         except MmsurgeryError:
             refused += 1
     assert refused > 20
+
+
+def test_a_changed_letter_fails_the_page_checksum(data: Any) -> None:
+    folder = data.write()
+    path = folder / "forget_5" / "train-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path), path, compression="none", use_dictionary=False, write_page_checksum=True)
+    assert READER.items(source(folder), "forget_vqa")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"What would they sail?", b"What would they fail?"))
+    with pytest.raises(InputRefused, match="checksum"):
+        READER.items(source(folder), "forget_vqa")
+
+
+def test_a_training_row_that_stands_twice(data: Any) -> None:
+    data.rows["ft_Data"] += [row for row in data.rows["ft_Data"] if row["ID"] == "412"]
+    folder = data.write()
+    with pytest.raises(InputRefused, match="1 times row that stands twice"):
+        READER.samples(source(folder), "forget_vqa")
+    assert len(READER.samples(source(folder, "repeated_row"), "forget_vqa")) == 4
 
 
 def test_unknown_names(data: Any) -> None:

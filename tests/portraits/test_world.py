@@ -15,8 +15,8 @@ import mmsurgery.portraits.world as world_module
 from mmsurgery.data.samples import decode_image
 from mmsurgery.errors import UsageError
 from mmsurgery.portraits import wording
-from mmsurgery.portraits.drawing import BACKGROUND_COLOURS, JITTER, NOISE, png
-from mmsurgery.portraits.world import HARD, TEST, TRAIN, World, vocabulary
+from mmsurgery.portraits.drawing import BACKGROUND_COLOURS, JITTER, NOISE, png, render
+from mmsurgery.portraits.world import HARD, TEST, TRAIN, World, generator, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,14 @@ def test_renderings_differ_and_show_the_same_person(world: World) -> None:
     # the shirt, low in the middle: jitter moves each picture by at most JITTER
     shirts = np.stack([pixels(world, 0, r)[45:48, 20:28].mean(axis=(0, 1)) for r in TRAIN])
     assert np.ptp(shirts, axis=0).max() <= 2 * JITTER + 4
+
+
+def test_hard_renderings_move_and_scale_further(world: World) -> None:
+    person = world.people[5]
+    for rendering, shift, scale in ((HARD[1], 4, (0.88, 1.10)), (TEST[1], 2, (1.0, 1.0)), (TRAIN[1], 2, (1.0, 1.0))):
+        rng = generator(0, person.key, rendering)
+        drawn = render(person.face, world.background(person, rendering), rng, shift=shift, scale=scale)
+        assert world.picture(person, rendering) == png(drawn)
 
 
 def test_png_is_lossless_and_the_same_on_every_machine() -> None:
