@@ -7,6 +7,7 @@ File: one safetensors file, per parameter a uint8 tensor of ceil(numel / 8) byte
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from mmsurgery.artifacts.tensors import read_header, read_tensor, write_safetens
 from mmsurgery.errors import InputRefused, Mismatch, UsageError, unknown
 from mmsurgery.names import GROUPS, Address, Selector
 from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, parse_json, seal, sha256, sha256_json
+
+_NUMBER = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -362,15 +365,13 @@ def _clear_pad(bits: Bytes, numel: int) -> Bytes:
 
 
 def check_beta(text: str | float) -> float:
-    """A threshold: a finite number above zero, written with a decimal point.
+    """A threshold: a finite number above zero, written with a decimal point whatever the locale.
 
     Raises:
         UsageError: for anything else.
     """
-    try:
-        beta = float(text)
-    except ValueError:
-        beta = math.nan
+    written = isinstance(text, str)
+    beta = float(text) if not written or _NUMBER.fullmatch(text) else math.nan
     if not (math.isfinite(beta) and beta > 0):
         raise UsageError(f"beta is '{text}', should be a number above 0", "pass --beta 1")
     return beta

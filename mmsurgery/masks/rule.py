@@ -72,24 +72,29 @@ class Ratio:
         Raises:
             UnusableData: for NaN, infinity or negative saliency, naming part and parameter.
         """
-        parts = [part.blocks(name) for part in self.preserve if name in part.arrays]
-        for slabs in zip(self.forget.blocks(name), *parts, strict=True):
+        maps = [self.forget, *(part for part in self.preserve if name in part.arrays)]
+        for slabs in zip(*(each.blocks(name) for each in maps), strict=True):
             for start in range(0, slabs[0].size, BLOCK):
                 pieces = [slab[start : start + BLOCK] for slab in slabs]
+                for each, values in zip(maps, pieces, strict=True):
+                    self._check(values, each.part, name)
                 target, kept = (buffer[: pieces[0].size] for buffer in self._buffers[:2])
                 self._mean(pieces[0], self.forget.units, target)
-                self._mix(name, pieces[1:], kept)
-                for values in (target, kept):
-                    if not (values.min() >= 0 and values.max() < math.inf):
-                        raise self._unusable(name)
+                self._mix(pieces[1:], [each.units for each in maps[1:]], kept)
                 yield target, kept
+
+    def _check(self, values: Float64, part: str, name: str) -> None:
+        least = values.min()
+        if not ((least > -math.inf if self._squared else least >= 0) and values.max() < math.inf):
+            what = "NaN or infinite" if self._squared else "NaN, infinite or negative"
+            raise UnusableData(f"saliency '{part}' of {name} holds {what} values", "measure it again with --force")
 
     def _mean(self, sums: Float64, units: int, out: Float64) -> None:
         np.divide(sums, units, out=out, dtype=np.float64)
         if self._squared:
             np.square(out, out=out)
 
-    def _mix(self, name: str, pieces: Sequence[Float64], out: Float64) -> None:
+    def _mix(self, pieces: Sequence[Float64], units: Sequence[int], out: Float64) -> None:
         out[:] = 0
         if self.mixture == "pooled":
             for sums in pieces:
@@ -97,20 +102,10 @@ class Ratio:
             self._mean(out, self._units, out)
             return
         mean = self._buffers[2, : out.size]
-        units = [part.units for part in self.preserve if name in part.arrays]
         for sums, count in zip(pieces, units, strict=True):
             self._mean(sums, count, mean)
             np.add(out, mean, out=out)
         np.divide(out, len(self.preserve), out=out)
-
-    def _unusable(self, name: str) -> UnusableData:
-        for each in (self.forget, *self.preserve):
-            if name in each.arrays:
-                values = each.arrays[name]
-                if not np.isfinite(values).all() or not (self._squared or values.min(initial=0) >= 0):
-                    break
-        what = "NaN, infinite" if self._squared else "NaN, infinite or negative"
-        return UnusableData(f"saliency '{each.part}' of {name} holds {what} values", "measure it again with --force")
 
     def keys(self, name: str, counts: dict[str, int] | None = None) -> Iterator[top.Keys]:
         """Keys that sort as S_T / S_P: infinite where S_P = 0, never (0) where S_T = 0.
