@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmsurgery.errors import UsageError, unknown
 from mmsurgery.workspace import SILENT, Progress, Workspace
+
+if TYPE_CHECKING:
+    from mmsurgery.portraits.training import Trained
 
 TRAINABLE = {
     "vanilla": "fine-tuned on the full set: knows everyone by picture and text",
@@ -15,27 +17,20 @@ TRAINABLE = {
 }
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    model: str
-    path: Path
-    up_to_date: bool
-    model_sha256: str
-
-
-def train(workspace: Workspace, which: str, *, force: bool = False, progress: Progress = SILENT) -> TrainResult:
+def train(workspace: Workspace, which: str, *, force: bool = False, progress: Progress = SILENT) -> Trained:
     """Train one of `TRAINABLE` for the workspace's benchmark; resumable.
 
     Raises:
         UsageError: for another name, or a benchmark without a training recipe.
+        Mismatch: if a model of that name was trained in another way and `force` is not given.
     """
     if which not in TRAINABLE:
         raise unknown("trainable model", which, TRAINABLE)
     if workspace.settings.benchmark.name != "portraits":
         raise UsageError(
-            f"benchmark '{workspace.settings.benchmark.name}' has no training recipe yet",
+            f"benchmark '{workspace.settings.benchmark.name}' has no training recipe",
             "give a trained model: mmsurgery init --vanilla PATH",
         )
     from mmsurgery.portraits.prepare import prepare_model
 
-    return TrainResult(which, *prepare_model(workspace, which, force=force, progress=progress))
+    return prepare_model(workspace, which, force=force, progress=progress)

@@ -51,15 +51,24 @@ def saliency(
 
 
 def mask(
-    beta: Annotated[str, typer.Option(help="Select where forget saliency is at least BETA times preserve saliency.")] = "1",
-    modules: Annotated[str, typer.Option(help="Selector: group[.N|.N-M][.component], comma-separated.")] = "vision,connector,lm",
-    density: Annotated[float | None, typer.Option(help="Select this share of weights by ratio instead of by beta.")] = None,
+    beta: Annotated[
+        str, typer.Option(help="Select where forget saliency is at least BETA times preserve saliency.")
+    ] = "1",
+    modules: Annotated[
+        str, typer.Option(help="Selector: group[.N|.N-M][.component], comma-separated.")
+    ] = "vision,connector,lm",
+    density: Annotated[
+        float | None, typer.Option(help="Select this share of weights by ratio instead of by beta.")
+    ] = None,
     per: Annotated[str, typer.Option(help="With --density: overall or tensor.")] = "overall",
     control: Annotated[
-        str | None, typer.Option(help="A control at the same count per tensor: random, inverse, magnitude, forget-only.")
+        str | None,
+        typer.Option(help="A control at the same count per tensor: random, inverse, magnitude, forget-only."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random control.")] = 0,
-    mixture: Annotated[str, typer.Option(help="Preserve saliency: pooled over units, or equal weight per part.")] = "pooled",
+    mixture: Annotated[
+        str, typer.Option(help="Preserve saliency: pooled over units, or equal weight per part.")
+    ] = "pooled",
     estimator: Estimator = "sample",
     batch_size: BatchSize = 4,
     measure: Annotated[bool, typer.Option(help="Measure missing saliency first.")] = True,
@@ -92,7 +101,9 @@ def mask(
 
 
 def apply(
-    method: Annotated[str, typer.Option(help="ga, ga_diff, kl_min, npo, mmunlearner, an installed one, or path.py:Name.")],
+    method: Annotated[
+        str, typer.Option(help="ga, ga_diff, kl_min, npo, mmunlearner, an installed one, or path.py:Name.")
+    ],
     mask: Annotated[str | None, typer.Option(help="Mask to obey; without one the run is unmasked.")] = None,
     scope: Annotated[
         str, typer.Option(help="forget: the mask limits the ascent (Eq. 3); all: nothing outside the mask moves.")
@@ -100,7 +111,9 @@ def apply(
     start: Annotated[str, typer.Option("--from", help="Model to start from.")] = "vanilla",
     reference: Annotated[str, typer.Option(help="NPO's reference model: vanilla or reference.")] = "vanilla",
     forget_weight: Annotated[float, typer.Option(help="Weight of the forget term.")] = 1.0,
-    retain_batch: Annotated[int | None, typer.Option(min=1, help="Retain samples per step (default: the batch size).")] = None,
+    retain_batch: Annotated[
+        int | None, typer.Option(min=1, help="Retain samples per step (default: the batch size).")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
@@ -159,7 +172,9 @@ def evaluate(
 def diff(
     before: Annotated[str | None, typer.Argument(help="Model to compare with (default: vanilla).")] = None,
     after: Annotated[str | None, typer.Argument(help="Model to look at (default: the last applied one).")] = None,
-    top: Annotated[int | None, typer.Option(min=1, metavar="N", help="Top-n (default: the count of AFTER's mask).")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Top-n (default: the count of AFTER's mask).")
+    ] = None,
     listed: Annotated[int, typer.Option("--list", min=0, metavar="K", help="Entries listed in the file.")] = 1000,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if anything differs.")] = False,
     force: Force = False,

@@ -66,9 +66,9 @@ def methods(as_json: Json = False) -> None:
 
 def backbones(as_json: Json = False) -> None:
     """What backbones are installed, and from where."""
-    from mmsurgery.backbones.discovery import described
+    from mmsurgery.backbones.discovery import GROUP, described
 
-    _listed(described(), as_json)
+    _listed(described(GROUP, "title"), as_json)
 
 
 def _listed(rows: list[dict[str, str]], as_json: bool) -> None:

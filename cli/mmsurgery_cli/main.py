@@ -80,7 +80,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         fault = MachineFault("not enough memory", "use a smaller batch or a machine with more memory")
         return _fail(error, fault.line(), fault.code)
     except Exception as error:
-        return _fail(error, f"error[70]: {type(error).__name__}: {error} - next: run again with --debug and report it", 70)
+        return _fail(
+            error, f"error[70]: {type(error).__name__}: {error} - next: run again with --debug and report it", 70
+        )
     return 0
 
 

@@ -19,15 +19,21 @@ def register(app: typer.Typer) -> None:
 
 def init(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of the workspace.")] = Path("."),
-    benchmark: Annotated[str, typer.Option(help="portraits (embedded), mllmu-bench, or an installed one.")] = "portraits",
+    benchmark: Annotated[
+        str, typer.Option(help="portraits (embedded), mllmu-bench, or an installed one.")
+    ] = "portraits",
     data: Annotated[str | None, typer.Option(help="Folder of the benchmark's files.")] = None,
-    vanilla: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id that unlearning starts from.")] = None,
+    vanilla: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or hub id that unlearning starts from.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id that models are trained from.")] = None,
     forget: Annotated[
         int | None, typer.Option(help="Percentage of people to forget (default: portraits 10, else 5).")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="portraits: model family of the micro model.")] = None,
-    setting: Annotated[str, typer.Option(help="portraits: saturated, or fragile where text forgetting shows.")] = "saturated",
+    setting: Annotated[
+        str, typer.Option(help="portraits: saturated, or fragile where text forgetting shows.")
+    ] = "saturated",
     seed: Annotated[int, typer.Option(help="portraits: seed of the vanilla model.")] = 0,
     draw: Annotated[int, typer.Option(help="portraits: which people are forgotten.")] = 0,
     as_json: Json = False,
@@ -57,7 +63,9 @@ def init(
 
 
 def train(
-    which: Annotated[str, typer.Argument(help="vanilla, gold (never saw the forget pictures) or reference (retain set).")],
+    which: Annotated[
+        str, typer.Argument(help="vanilla, gold (never saw the forget pictures) or reference (retain set).")
+    ],
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -25,3 +25,4 @@ def demo(
     output = Output()
     for step in run(directory.absolute(), backbone=backbone, progress=output):
         output.show(*show.demo_step(step))
+    output.show(*show.demo_end(str(directory)))

@@ -101,3 +101,20 @@ def backbone(model_type: str) -> Backbone:
             f"update or remove {chosen.distribution}",
         )
     return loaded
+
+
+def described(group: str = GROUP, *details: str) -> list[dict[str, str]]:
+    """One row per installed plugin: its name, `details` (attributes of the object), and where it is from.
+
+    A plugin that cannot be imported is listed with the reason in place of its details.
+    """
+    rows = []
+    for each in plugins(group):
+        row = {"name": each.name}
+        try:
+            found = each.load()
+            row |= {detail: str(getattr(found, detail, "")) for detail in details}
+        except UsageError as error:
+            row |= dict.fromkeys(details, "") | {details[0] if details else "name": str(error)}
+        rows.append({**row, "distribution": each.distribution, "version": each.version, "origin": each.origin})
+    return rows

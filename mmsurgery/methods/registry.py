@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.backbones.discovery import Plugin, plugin, plugins
+from mmsurgery.backbones.discovery import described as rows
 from mmsurgery.errors import UsageError, unknown
 from mmsurgery.methods.base import Method
 
@@ -75,3 +76,8 @@ def _checked(candidate: Any, where: str) -> Method:
         return candidate()
     except TypeError as error:
         raise UsageError(f"{where} cannot be made: {error}", "give every setting a default") from error
+
+
+def described() -> list[dict[str, str]]:
+    """One row per installed method: name, title, equation, and where it is from."""
+    return rows(GROUP, "title", "equation")

@@ -1,0 +1,289 @@
+"""Results as people read them: a few lines, a table, a heatmap, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mmsurgery.unlearn.record import CLAIMS
+from mmsurgery_cli import heatmap
+from mmsurgery_cli.output import label, percent, table
+
+if TYPE_CHECKING:
+    from mmsurgery.saliency.parts import PartResult
+
+    from mmsurgery.artifacts.mask import Mask
+    from mmsurgery.demo import Step
+    from mmsurgery.diff import DiffResult
+    from mmsurgery.evaluate import EvalResult
+    from mmsurgery.look import Inspection
+    from mmsurgery.masks.build import MaskResult
+    from mmsurgery.portraits.training import Trained
+    from mmsurgery.start import InitResult
+    from mmsurgery.status import Status
+    from mmsurgery.unlearn.apply import ApplyResult
+    from mmsurgery.unlearn.verify import Moved, VerifyResult
+
+Lines = Iterator[RenderableType]
+
+COLUMNS = {
+    "forget_vqa": "Forget VQA",
+    "forget_qa": "Forget QA",
+    "retain_vqa": "Retain VQA",
+    "retain_qa": "Retain QA",
+    "realworld_vqa": "Real-world VQA",
+    "realworld_qa": "Real-world QA",
+    "test_vqa": "Test VQA",
+    "realface_vqa": "Real-face VQA",
+    "forget_perception": "Forget perception",
+}
+"""Column names as tables print them."""
+
+
+def _next(command: str) -> Text:
+    return Text.assemble(("next: ", "dim"), command)
+
+
+def _state(up_to_date: bool) -> Text:
+    return Text("up to date" if up_to_date else "made", style="dim" if up_to_date else "green")
+
+
+def initialised(result: InitResult) -> Lines:
+    counts = table("part or column", "n")
+    for name, count in result.counts.items():
+        counts.add_row(name, f"{count:,}")
+    yield label(f"workspace {result.root}, benchmark {result.benchmark}")
+    yield counts
+    yield _next("mmsurgery saliency --set forget" if result.vanilla else "mmsurgery train vanilla")
+
+
+def trained(result: Trained) -> Lines:
+    yield Text.assemble(f"model {result.model}: ", _state(result.up_to_date), f", weights {result.model_sha256[:12]}")
+    yield _next(f"mmsurgery eval {result.model}")
+
+
+def measured(results: Sequence[PartResult]) -> Lines:
+    rows = table("part", "units", "no gradient", "", numbers=1)
+    for part in results:
+        rows.add_row(part.part, f"{part.units:,}", f"{part.no_gradient} tensors", _state(part.up_to_date))
+    yield rows
+    yield _next("mmsurgery mask --beta 1 --modules lm,connector")
+
+
+def masked(result: MaskResult) -> Lines:
+    mask = result.mask
+    yield Text.assemble(
+        f"mask '{result.name}' ({mask.rule}): {mask.selected:,} of {mask.total:,} weights may be updated, ",
+        _state(result.up_to_date),
+    )
+    yield _densities(mask)
+    if mask.counts.get("zero_over_zero"):
+        yield Text(
+            f"{mask.counts['zero_over_zero']:,} weights have no saliency on either side: not selected", style="dim"
+        )
+    yield _next(f"mmsurgery inspect {result.name}")
+
+
+def _densities(mask: Mask) -> Table:
+    rows = table("group", "selected", "weights", "share %", numbers=1)
+    inside = {mask.addresses[name].group for name in mask.in_modules()}
+    for group, (ones, total) in mask.tally("group").items():
+        share = percent(ones / total if total else 0.0) if group in inside else "frozen"
+        rows.add_row(group, f"{ones:,}", f"{total:,}", share)
+    return rows
+
+
+def mask_document(result: MaskResult) -> dict[str, Any]:
+    mask = result.mask
+    return {
+        "name": result.name,
+        "path": result.path,
+        "up_to_date": result.up_to_date,
+        "measured": result.measured,
+        "rule": mask.rule,
+        "beta": mask.beta,
+        "modules": mask.modules,
+        "density": mask.density(),
+        "by_group": mask.density("group"),
+        "counts": mask.counts,
+        "content_sha256": mask.content_sha256,
+    }
+
+
+def applied(result: ApplyResult) -> Lines:
+    steps = result.record["steps"]
+    yield Text.assemble(
+        f"model '{result.model}': {steps['done']} of {steps['planned']} steps done, ", _state(result.up_to_date)
+    )
+    yield _moves(result.moved)
+    yield Text(f"audited: {CLAIMS[result.claim]}")
+    yield _next(f"mmsurgery eval {result.model}")
+
+
+def _moves(moved: dict[str, Moved]) -> Table:
+    rows = table("group", "moved inside", "of", "moved outside", "of", numbers=1)
+    for group, counts in moved.items():
+        rows.add_row(
+            group,
+            f"{counts.inside:,}",
+            f"{counts.inside_total:,}",
+            f"{counts.outside:,}",
+            f"{counts.outside_total:,}",
+        )
+    return rows
+
+
+def verified(result: VerifyResult) -> Lines:
+    yield label(f"model '{result.model}' against '{result.start}', mask {result.mask or 'none'}, scope {result.scope}")
+    yield _moves(result.groups)
+    yield Text.assemble(
+        "claim: ", result.claim, " - ", Text("holds", style="green") if result.ok else Text("FAILS", style="bold red")
+    )
+    for fault in result.faults[:10]:
+        yield label(f"  {fault}")
+
+
+def scored(results: Sequence[EvalResult]) -> Lines:
+    columns = list(dict.fromkeys(column for result in results for column in result.columns))
+    rows = table("model", *[COLUMNS.get(column, column) for column in columns], title="accuracy %, 95 % interval")
+    for result in results:
+        rows.add_row(label(result.model), *[_accuracy(result.columns.get(column)) for column in columns])
+    facts = [result.columns for result in results if result.columns][:1]
+    for shown in facts:
+        rows.add_section()
+        rows.add_row("n", *[f"{shown[c]['n']}" if c in shown else "" for c in columns], style="dim")
+        rows.add_row("chance", *[percent(shown[c]["chance"]) if c in shown else "" for c in columns], style="dim")
+        rows.add_row("protocol", *[shown[c]["protocol"] if c in shown else "" for c in columns], style="dim")
+    yield rows
+    for result in results:
+        for column, remarks in result.remarks.items():
+            for remark in remarks:
+                yield label(f"{result.model}, {COLUMNS.get(column, column)}: {remark}")
+
+
+def _accuracy(column: dict[str, Any] | None) -> Text:
+    if column is None:
+        return Text("-")
+    low, high = column["ci95"]
+    return Text.assemble(percent(column["accuracy"]), (f" {percent(low, 0)}-{percent(high, 0)}", "dim"))
+
+
+def compared(result: DiffResult) -> Lines:
+    record = result.record
+    yield Text.assemble(
+        f"{record['before']} -> {record['after']}: {record['changed']:,} weights changed, ", _state(result.up_to_date)
+    )
+    if record["inside"] is not None:
+        yield label(f"inside the mask {record['inside']:,}, outside {record['outside']:,}")
+    yield label(f"top {record['n']:,} by |delta|, from {record['threshold']:.3g} up:")
+    yield heatmap.render(*result.heatmaps)
+    yield label(f"{result.path} and, as pictures, .png and .svg beside it")
+
+
+def diff_document(result: DiffResult) -> dict[str, Any]:
+    return {"path": result.path, "up_to_date": result.up_to_date, **result.record}
+
+
+def inspected(result: Inspection) -> Lines:
+    described = result.description
+    yield Text.assemble((f"{described['kind']} ", "bold"), label(str(result.path)))
+    rows = table("", "", numbers=2)
+    rows.show_header = False
+    for key, value in described.items():
+        if not isinstance(value, (dict, list)) and value is not None and key != "kind":
+            shown = (
+                f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+            )
+            rows.add_row(Text(key, style="dim"), label(shown))
+    for key in ("counts", "overlap", "inputs"):
+        for inner, value in described.get(key, {}).items():
+            shown = (
+                f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+            )
+            rows.add_row(Text(f"{key}: {inner}", style="dim"), label(shown))
+    yield rows
+    yield from _inspected_tables(described)
+    if result.heatmaps:
+        yield heatmap.render(*result.heatmaps)
+
+
+def _inspected_tables(described: dict[str, Any]) -> Lines:
+    if "by_group" in described:
+        rows = table("group", "selected", "weights", "share %", numbers=1)
+        for group, entry in described["by_group"].items():
+            rows.add_row(group, f"{entry['selected']:,}", f"{entry['total']:,}", percent(entry["density"]))
+        yield rows
+    if described["kind"] == "saliency":
+        groups = {group: entry for group, entry in described["groups"].items() if entry}
+        names = list(dict.fromkeys(key for entry in groups.values() for key in entry if key != "quantiles"))
+        quantiles = list(dict.fromkeys(q for entry in groups.values() for q in entry.get("quantiles", {})))
+        rows = table("group", *names, *[f"q{q}" for q in quantiles])
+        for group, entry in groups.items():
+            cells = [entry.get(name) for name in names] + [entry.get("quantiles", {}).get(q) for q in quantiles]
+            rows.add_row(group, *["-" if c is None else f"{c:,}" if isinstance(c, int) else f"{c:.2e}" for c in cells])
+        yield rows
+
+
+def standing(result: Status) -> Lines:
+    rows = table("", "", numbers=2)
+    rows.show_header = False
+    facts = {
+        "workspace": str(result.root),
+        "benchmark": result.benchmark,
+        "backbone": result.backbone,
+        "models": ", ".join(result.models),
+        "saliency": ", ".join(result.saliency),
+        "masks": ", ".join(result.masks),
+        "evals": ", ".join(result.evals),
+        "diffs": ", ".join(result.diffs),
+    }
+    for key, value in facts.items():
+        rows.add_row(Text(key, style="dim"), label(value or "-"))
+    for link in result.chain:
+        mask = f", mask {link['mask']}" if link["mask"] else ""
+        rows.add_row("", label(f"{link['start']} -> {link['model']} ({link['method']}{mask})"))
+    yield rows
+    yield _next(result.next_command)
+
+
+def listed(rows: Sequence[dict[str, str]]) -> Lines:
+    columns = list(rows[0]) if rows else ["name"]
+    made = table(*columns, numbers=len(columns))
+    for row in rows:
+        made.add_row(*[label(row[column]) for column in columns])
+    yield made
+
+
+_DEMO = {
+    "init": lambda result: initialised(result),
+    "train": lambda result: trained(result),
+    "saliency": lambda result: measured(result),
+    "mask": lambda result: masked(result),
+    "inspect": lambda result: inspected(result),
+    "apply": lambda result: applied(result),
+    "verify": lambda result: verified(result),
+    "eval": lambda result: scored(result),
+    "diff": lambda result: compared(result),
+}
+
+
+def demo_step(step: Step) -> Lines:
+    yield Text.assemble(("\n$ ", "bold cyan"), (step.command, "bold"), (f"   {step.seconds:.1f} s", "dim"))
+    lines = list(_DEMO[step.kind](step.result))
+    yield from (line for line in lines if not (isinstance(line, Text) and line.plain.startswith("next: ")))
+
+
+def demo_end(root: str) -> Lines:
+    yield Text("\nWhat to look at", style="bold")
+    for line in (
+        "Forget VQA should fall towards the gold model's, all other columns should stay. That is the trade-off.",
+        "The row 'mmunlearner.random' is the control: a random mask of the same density. If it does as well as",
+        "  'mmunlearner.default', it is not the choice of weights that helped.",
+        f"The heatmap of what moved: {root}/diffs/vanilla..mmunlearner.default.png",
+        f"Go on there: cd {root} && mmsurgery status",
+    ):
+        yield label(line)
