@@ -254,6 +254,24 @@ class Workspace:
             raise MissingArtifact(f"no model '{name}' in {self.root}", made_by.get(name, hint))
         return folder
 
+    def find_model(self, text: str) -> tuple[str, Path]:
+        """Name and checkpoint folder of a model given by its name here, or by the path of its folder.
+
+        Raises:
+            MissingArtifact: if there is neither.
+            UsageError: if the folder has the name of another model of the workspace.
+        """
+        folder = Path(text).expanduser().absolute()
+        by_path = "/" in text or (text not in self.models() and (folder / "config.json").exists())
+        if not by_path:
+            return text, self.existing_model(text)
+        if not folder.is_dir():
+            raise MissingArtifact(f"no model folder {folder}")
+        name = check_artifact_name(folder.name)
+        if name in self.models() and self.model_dir(name).resolve() != folder.resolve():
+            raise UsageError(f"{folder} has the name of another model of the workspace", "rename the folder")
+        return name, folder
+
     def models(self) -> list[str]:
         """Names of the models that exist, vanilla first."""
         folder = self.path("models")

@@ -1,0 +1,117 @@
+"""What scoring leaves: `evals/MODEL.json` with the columns, and one JSON line per item beside it.
+
+A line holds `id`, `person`, `column`, `prompt_sha256`, `raw_output` (null: nothing is generated),
+`parsed` (the predicted letter), `gold`, `correct` and `option_scores` (letter -> mean log-probability).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmsurgery.artifacts.files import cached_sha256, read_bytes, read_json, write_bytes, write_json
+from mmsurgery.errors import InputRefused, MissingArtifact
+from mmsurgery.evaluate.scoring import ItemScore
+from mmsurgery.provenance import SCHEMA, check_seal, parse_json, seal, sha256
+
+_COLUMN = {"protocol", "n", "correct", "accuracy", "chance", "ci95"}
+
+
+def items_path(path: Path) -> Path:
+    """The items' file beside `evals/MODEL.json`."""
+    return path.with_name(f"{path.stem}.items.jsonl")
+
+
+def line(item: ItemScore) -> dict[str, Any]:
+    """The JSON record of a scored item."""
+    return {
+        "id": item.id,
+        "person": item.person,
+        "column": item.column,
+        "prompt_sha256": item.prompt_sha256,
+        "raw_output": None,
+        "parsed": item.predicted,
+        "gold": item.gold,
+        "correct": item.correct,
+        "option_scores": item.options,
+    }
+
+
+def from_line(value: Any, where: str) -> ItemScore:
+    """The scored item of a record.
+
+    Raises:
+        InputRefused: naming `where`, if it is none, or says another prediction than its scores do.
+    """
+    try:
+        options = {str(letter): float(number) for letter, number in value["option_scores"].items()}
+        texts = {key: value[key] for key in ("id", "person", "column", "prompt_sha256", "gold")}
+        item = ItemScore(**texts, options=options)
+        sound = all(isinstance(text, str) for text in texts.values()) and line(item) == value
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputRefused(f"{where} is no scored item") from error
+    if not sound:
+        raise InputRefused(f"{where} contradicts itself")
+    return item
+
+
+def write_eval(path: Path, body: dict[str, Any], items: Sequence[ItemScore]) -> dict[str, Any]:
+    """Write the items, then the sealed record that names their digest; both atomically.
+
+    Args:
+        body: `model`, `columns`, `remarks` and `provenance`.
+
+    Returns:
+        the record as written.
+
+    Raises:
+        MachineFault: if they cannot be written.
+    """
+    # keys keep their order: among equal scores the first option stored was predicted
+    text = "".join(json.dumps(line(item), allow_nan=False, ensure_ascii=False) + "\n" for item in items).encode()
+    write_bytes(items_path(path), text)
+    record = seal({"schema": SCHEMA, "kind": "eval", **body, "items": {"n": len(items), "sha256": sha256(text)}})
+    write_json(path, record)
+    return record
+
+
+def read_eval(path: Path) -> dict[str, Any]:
+    """The record of `evals/MODEL.json`, checked together with the items' file.
+
+    Raises:
+        MissingArtifact: if it does not exist.
+        InputRefused: if one of the two files is damaged, or the items are missing.
+        Mismatch: if it was written by another schema.
+    """
+    record = check_seal(read_json(path), str(path), kind="eval")
+    columns, items = record.get("columns"), record.get("items")
+    if not isinstance(columns, dict) or not isinstance(items, dict) or not isinstance(record.get("model"), str):
+        raise InputRefused(f"{path} cannot be read", "mmsurgery eval --force")
+    for column, value in columns.items():
+        if not isinstance(value, dict) or set(value) != _COLUMN:
+            raise InputRefused(f"{path}: column {column} cannot be read", "mmsurgery eval --force")
+    lines = items_path(path)
+    try:
+        digest = cached_sha256(lines)
+    except MissingArtifact as error:
+        raise InputRefused(f"{lines} is missing, {path.name} belongs to it", "mmsurgery eval --force") from error
+    if digest != items.get("sha256"):
+        raise InputRefused(f"{lines} was changed or damaged after it was written", "mmsurgery eval --force")
+    return record
+
+
+def read_items(path: Path) -> dict[str, list[ItemScore]]:
+    """The scored items beside `evals/MODEL.json`, by column in their order.
+
+    Raises:
+        as `read_eval`.
+    """
+    read_eval(path)
+    found: dict[str, list[ItemScore]] = {}
+    for number, text in enumerate(read_bytes(items_path(path)).splitlines(), 1):
+        where = f"{items_path(path)} line {number}"
+        item = from_line(parse_json(text, where), where)
+        found.setdefault(item.column, []).append(item)
+    return found

@@ -1,0 +1,231 @@
+"""`eval`: score models of a workspace on every column of its benchmark."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.files import read_json, write_json
+from mmsurgery.backbones.discovery import backbone
+from mmsurgery.data.benchmark import benchmark, source_of
+from mmsurgery.data.samples import Item, data_sha256
+from mmsurgery.errors import GateMissed, InputRefused, Mismatch, UnusableData, UsageError, unknown
+from mmsurgery.evaluate import columns as tables
+from mmsurgery.evaluate import records
+from mmsurgery.evaluate.scoring import BUDGET, PROTOCOL, ItemScore, score
+from mmsurgery.evaluate.statistics import RESAMPLES
+from mmsurgery.provenance import provenance, sha256_json
+from mmsurgery.unlearn.save import companions_sha256
+from mmsurgery.workspace import SILENT, Progress, Workspace
+
+if TYPE_CHECKING:
+    from mmsurgery.backbones.loading import Loaded
+
+UNFINISHED = ".scoring"
+"""Folder below `evals/` of the columns that an interrupted run has finished."""
+
+Columns = Mapping[str, Sequence[Item]]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The scores of one model."""
+
+    model: str
+    path: Path
+    columns: dict[str, dict[str, Any]]
+    """See `columns.summary`; in the benchmark's order."""
+    remarks: dict[str, list[str]]
+    """What a reader of a column must know, see `columns.remarks`."""
+    up_to_date: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    name: str
+    folder: Path
+    path: Path
+    provenance: dict[str, Any]
+    finished: EvalResult | None
+
+
+def evaluate(
+    workspace: Workspace, models: Sequence[str] | None = None, *, force: bool = False, progress: Progress = SILENT
+) -> list[EvalResult]:
+    """Score models and write `evals/MODEL.json` and `evals/MODEL.items.jsonl`.
+
+    A model that was scored already is returned as it is. An interrupted run goes on with the column it
+    was at.
+
+    Args:
+        models: names, or paths of checkpoint folders; by default every model of the workspace but `base`.
+        force: score again, and replace scores of another model or of other items.
+
+    Raises:
+        MissingArtifact: if a model does not exist.
+        InputRefused: if a model, the benchmark's files or earlier scores are damaged.
+        Mismatch: if the name holds scores of another model or of other items.
+        UnusableData: if the benchmark has nothing to score, or a model's scores are not finite.
+    """
+    names = list(models or ["vanilla", *(name for name in workspace.models() if name not in ("vanilla", "base"))])
+    found = dict(workspace.find_model(name) for name in names)
+    items = _items(workspace, progress)
+    results = []
+    with workspace.lock():
+        plans = [_plan(workspace, name, folder, items, force) for name, folder in found.items()]
+        loader = _Loader()
+        for plan in plans:
+            results.append(plan.finished or _score_model(workspace, plan, items, loader, progress))
+    return results
+
+
+def gate(results: Sequence[EvalResult], expression: str) -> None:
+    """Check `COLUMN=VALUE`: every model's accuracy in the column is at least VALUE, in 0-1.
+
+    Raises:
+        UsageError: if the expression cannot be read or a model has no such column.
+        GateMissed: naming the models below.
+    """
+    column, _, text = expression.partition("=")
+    try:
+        least = float(text)
+    except ValueError:
+        least = -1.0
+    if not 0 <= least <= 1:
+        raise UsageError(f"'{expression}' is no gate", "write COLUMN=VALUE with a value in 0-1, such as retain_vqa=0.9")
+    for result in results:
+        if column not in result.columns:
+            raise unknown("column", column, result.columns)
+    low = [f"{r.model} {r.columns[column]['accuracy']:.3f}" for r in results if r.columns[column]["accuracy"] < least]
+    if low:
+        raise GateMissed(f"{column} is below {least:g}: {', '.join(low)}")
+
+
+def _items(workspace: Workspace, progress: Progress) -> Columns:
+    source, reader = source_of(workspace), benchmark(workspace.settings.benchmark.name)
+    found = {column: reader.items(source, column) for column in reader.columns(source)}
+    for column in [column for column, items in found.items() if not items]:
+        progress.note(f"column {column} has no items and is left out")
+        del found[column]
+    if not found:
+        raise UnusableData("the benchmark has no items to score", "check its files")
+    return found
+
+
+def _plan(workspace: Workspace, name: str, folder: Path, items: Columns, force: bool) -> _Plan:
+    """What is to be scored, and what is already there.
+
+    Raises:
+        Mismatch: if what is there has other inputs, and `force` is not set.
+    """
+    path = workspace.eval_path(name)
+    config = model_config(folder)
+    inputs = {
+        "model_sha256": CheckpointFiles(folder, backbone(config["model_type"]).canonical).digest(),
+        "companions_sha256": companions_sha256(folder),
+        "items": {column: data_sha256(asked) for column, asked in items.items()},
+    }
+    settings = {
+        "protocol": PROTOCOL,
+        "budget": BUDGET,
+        "resamples": RESAMPLES,
+        "seed": tables.SEED,
+        "threads": workspace.threads,
+    }
+    plan = _Plan(name, folder, path, provenance("eval", settings, inputs), None)
+    if force or not path.exists():
+        return plan
+    record = records.read_eval(path)
+    if record["provenance"].get("key") != plan.provenance["key"]:
+        before, now = (origin["settings"] | origin["inputs"] for origin in (record["provenance"], plan.provenance))
+        other = ", ".join(sorted(key for key in now if before.get(key) != now[key]))
+        raise Mismatch(f"{path} holds scores with other inputs ({other})", f"mmsurgery eval {name} --force")
+    return dataclasses.replace(plan, finished=_result(plan, record, up_to_date=True))
+
+
+def _result(plan: _Plan, record: Mapping[str, Any], *, up_to_date: bool) -> EvalResult:
+    order = [*plan.provenance["inputs"]["items"]]
+    columns = {column: record["columns"][column] for column in order}
+    return EvalResult(plan.name, plan.path, columns, record["remarks"], up_to_date)
+
+
+def _score_model(workspace: Workspace, plan: _Plan, items: Columns, loader: _Loader, progress: Progress) -> EvalResult:
+    finished = plan.path.parent / UNFINISHED / plan.name / plan.provenance["key"][:16]
+    for stale in finished.parent.glob("*"):
+        if stale != finished:
+            shutil.rmtree(stale, ignore_errors=True)
+    scores: dict[str, list[ItemScore]] = {}
+    for column, asked in items.items():
+        file = finished / f"{column}.json"
+        scores[column] = _read_finished(file) or loader.score(workspace, plan, column, asked, progress)
+        if not file.exists():
+            lines = [records.line(item) for item in scores[column]]
+            write_json(file, {"lines": lines, "sha256": sha256_json(lines)})
+    body = {
+        "model": plan.name,
+        "columns": {column: tables.summary(scored) for column, scored in scores.items()},
+        "remarks": {column: found for column, scored in scores.items() if (found := tables.remarks(scored))},
+        "provenance": plan.provenance,
+    }
+    record = records.write_eval(plan.path, body, [item for scored in scores.values() for item in scored])
+    shutil.rmtree(finished.parent, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another model's columns may be in it
+        finished.parent.parent.rmdir()
+    workspace.journal("eval", model=plan.name)
+    return _result(plan, record, up_to_date=False)
+
+
+def _read_finished(file: Path) -> list[ItemScore] | None:
+    """The scores of a column that an interrupted run finished, if they are whole."""
+    if not file.exists():
+        return None
+    try:
+        value = read_json(file)
+        if value["sha256"] != sha256_json(value["lines"]):
+            raise InputRefused(f"{file} is damaged")
+        return [records.from_line(entry, str(file)) for entry in value["lines"]]
+    except (InputRefused, KeyError, TypeError):
+        file.unlink()
+        return None
+
+
+class _Loader:
+    """Loads models when they are needed, and tokenises once what several models with one processor are asked."""
+
+    def __init__(self) -> None:
+        self._loaded: Loaded | None = None
+        self._template: str | None = None
+        self._cache: dict[Any, Any] = {}
+
+    def score(
+        self, workspace: Workspace, plan: _Plan, column: str, items: Sequence[Item], progress: Progress
+    ) -> list[ItemScore]:
+        from mmsurgery.unlearn.loop import deterministic
+
+        with deterministic(workspace.threads):
+            loaded = self._load(plan)
+            return score(loaded, items, cache=self._cache, what=f"{plan.name}: {column}", progress=progress)
+
+    def _load(self, plan: _Plan) -> Loaded:
+        from mmsurgery.backbones.loading import load
+
+        if self._loaded is not None and self._loaded.path == plan.folder:
+            return self._loaded
+        processor = None if self._loaded is None else self._loaded.processor
+        self._loaded = None  # before the next is read: two models may not fit into memory
+        loaded = load(plan.folder)
+        template = loaded.backbone.template_digest(loaded.processor)
+        if template == self._template:
+            loaded = dataclasses.replace(loaded, processor=processor)
+        else:
+            self._cache = {}
+        if loaded.model_sha256 != plan.provenance["inputs"]["model_sha256"]:
+            raise InputRefused(f"{plan.folder} changed while it was being scored", f"mmsurgery eval {plan.name}")
+        self._loaded, self._template = loaded, template
+        return loaded

@@ -1,0 +1,259 @@
+"""Option likelihoods against an independent recomputation, and the laws that scoring keeps."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mmsurgery.data.samples import Item
+from mmsurgery.errors import UnusableData
+from mmsurgery.evaluate import prefix, scoring
+from mmsurgery.evaluate.scoring import ItemScore, option_samples, prefixes_hold, row_scores, score
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "checkers"))
+
+if TYPE_CHECKING:
+    from mmsurgery.backbones.loading import Loaded
+
+FOUR = {"A": "The city is oslo .", "B": "The city is lisbon .", "C": "oslo", "D": "The city is Anna Berg soup rice ."}
+
+
+@pytest.fixture(scope="session")
+def items(picture: Callable[..., bytes]) -> list[Item]:
+    """Pictures asked about once, twice and three times, text questions, options of different length and number."""
+    one, two = picture(1), picture(2)
+
+    def item(place: int, question: str, options: dict[str, str], image: bytes | None = None) -> Item:
+        return Item(f"i{place}", f"p{place % 3}", question, column="c", options=options, gold="A", image_bytes=image)
+
+    return [
+        item(0, "What is the city of this person ?", FOUR, one),
+        item(1, "What is the city of Anna Berg ?", FOUR),
+        item(2, "Which food ?", {"A": "soup", "B": "rice"}, one),
+        # the same question of the same picture: rows share words of the answer across items
+        item(3, "What is this ?", {"A": "The city is oslo .", "B": "The city is lisbon ."}, two),
+        item(4, "What is this ?", {"A": "The city is soup .", "B": "The city is rice ."}, two),
+        # one option is the beginning of another
+        item(5, "What is this ?", {"A": "The city", "B": "The city is oslo", "C": "The"}, one),
+        item(6, "Which ?", {"A": "oslo"}),
+        item(7, "What is this ?", FOUR, picture(3)),
+    ]
+
+
+def scores_of(choices: Iterator[tuple[int, list[float]]]) -> list[list[float]]:
+    found = dict(choices)
+    return [found[place] for place in sorted(found)]
+
+
+def encoded(loaded: Loaded, items: list[Item]) -> list[prefix.Choice]:
+    return [prefix.encode(loaded, option_samples(item), {}) for item in items]
+
+
+def test_scores_are_mean_log_probabilities_of_answer_and_end_token(loaded_llava: Loaded, items: list[Item]) -> None:
+    from likelihood import option_scores
+
+    for item, scored in zip(items, score(loaded_llava, items), strict=True):
+        expected = option_scores(
+            loaded_llava.model, loaded_llava.processor, item.question, item.options or {}, item.image
+        )
+        assert scored.options == pytest.approx(expected, abs=1e-5)
+        assert scored.predicted == max(expected, key=expected.__getitem__)
+        assert (scored.id, scored.person, scored.gold) == (item.id, item.person, "A")
+
+
+def test_shared_prefixes_equal_rows_of_their_own(loaded_llava: Loaded, items: list[Item]) -> None:
+    import torch
+
+    choices = encoded(loaded_llava, items)
+    with torch.no_grad():
+        shared = scores_of(prefix.score(loaded_llava, choices, budget=4096, cache={}))
+        rows = scores_of(row_scores(loaded_llava, choices, budget=4096, cache={}))
+    for one, other in zip(shared, rows, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+@pytest.mark.parametrize("budget", [1, 40, 100, 100_000])
+def test_scores_do_not_depend_on_the_budget(loaded_llava: Loaded, items: list[Item], budget: int) -> None:
+    import torch
+
+    reference = score(loaded_llava, items)
+    for one, other in zip(score(loaded_llava, items, budget=budget), reference, strict=True):
+        assert one.options == pytest.approx(other.options, abs=1e-5)
+        assert (one.predicted, one.prompt_sha256) == (other.predicted, other.prompt_sha256)
+    with torch.no_grad():
+        rows = scores_of(row_scores(loaded_llava, encoded(loaded_llava, items), budget=budget, cache={}))
+    assert [list(item.options.values()) for item in reference] == [pytest.approx(row, abs=1e-5) for row in rows]
+
+
+def test_scores_do_not_depend_on_order_or_company(loaded_llava: Loaded, items: list[Item]) -> None:
+    reference = {item.id: item for item in score(loaded_llava, items)}
+    for some in (items[::-1], items[2:5], [items[7]]):
+        for item, scored in zip(some, score(loaded_llava, some), strict=True):
+            assert scored.id == item.id
+            assert scored.options == pytest.approx(reference[item.id].options, abs=1e-5)
+
+
+def test_a_picture_is_encoded_once(loaded_llava: Loaded, items: list[Item]) -> None:
+    import torch
+
+    pictures: list[int] = []
+    vision = loaded_llava.model.model.vision_tower
+    hook = vision.register_forward_pre_hook(
+        lambda module, args, kwargs: pictures.append(len(args[0] if args else kwargs["pixel_values"])),
+        with_kwargs=True,
+    )
+    try:
+        with torch.no_grad():
+            scores_of(prefix.score(loaded_llava, encoded(loaded_llava, items), budget=4096, cache={}))
+    finally:
+        hook.remove()
+    assert sum(pictures) == 3
+
+
+def test_words_that_options_share_are_encoded_once(loaded_llava: Loaded, items: list[Item]) -> None:
+    """Tokens through the language model: the prompt of 14 with `The city is` once, then `oslo .` and `lisbon .`;
+    the end tokens are only predicted. With rows of their own it would be 2 x 20."""
+    import torch
+
+    item = dataclasses.replace(items[1], options={"A": "The city is oslo .", "B": "The city is lisbon ."})
+    (choice,) = encoded(loaded_llava, [item])
+    prompt = ["USER:", "What", "is", "the", "city", "of", "Anna", "Berg", "?", "ASSISTANT:"]
+    assert choice.shared == len(prompt) + 3
+    assert [len(row.ids) for row in choice.rows] == [len(prompt) + 6] * 2
+    seen: list[int] = []
+    hook = loaded_llava.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    try:
+        with torch.no_grad():
+            scores_of(prefix.score(loaded_llava, [choice], budget=4096, cache={}))
+    finally:
+        hook.remove()
+    assert seen == [len(prompt) + 3, 2 * 2]
+
+
+def test_equal_option_texts_tie_and_the_first_is_taken(loaded_llava: Loaded, items: list[Item]) -> None:
+    item = dataclasses.replace(items[1], options={"D": "oslo", "B": "oslo"}, gold="B")
+    (scored,) = score(loaded_llava, [item])
+    assert scored.options["D"] == scored.options["B"]
+    assert (scored.predicted, scored.tied, scored.correct) == ("D", True, False)
+
+
+def test_ties_below_the_best_are_no_ties() -> None:
+    assert not ItemScore("i", "p", "c", "", {"A": -2.0, "B": -2.0, "C": -1.0}, "A").tied
+
+
+def test_scores_that_are_not_finite_are_never_scored(loaded_llava: Loaded, items: list[Item]) -> None:
+    import torch
+
+    broken = copy.deepcopy(loaded_llava.model)
+    with torch.no_grad():
+        broken.lm_head.weight[3, 0] = float("nan")
+    with pytest.raises(UnusableData, match="item i1 of column c"):
+        score(dataclasses.replace(loaded_llava, model=broken), [items[1]])
+
+
+def test_a_gold_letter_without_option_is_refused(loaded_llava: Loaded, items: list[Item]) -> None:
+    with pytest.raises(UnusableData, match=r"item i0 .* 'E'"):
+        score(loaded_llava, [dataclasses.replace(items[0], gold="E")])
+    with pytest.raises(UnusableData, match="item i0"):
+        score(loaded_llava, [dataclasses.replace(items[0], options=None)])
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stage(self, what: str, total: int) -> Any:
+        from mmsurgery.workspace import SILENT
+
+        return SILENT.stage(what, total)
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["picture", "text"])
+def test_a_family_that_cannot_continue_is_scored_row_by_row(
+    loaded_llava: Loaded, items: list[Item], first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong positions after the prefix, as in a family that counts them in its own way."""
+    import torch
+
+    some = items[first : first + 1]
+    reference, notes = score(loaded_llava, some), Notes()
+    extend = prefix._Prefix.extend
+
+    def shifted(self: Any, model: Any, ids: Any) -> Any:
+        self.offsets = self.offsets + 5
+        return extend(self, model, ids)
+
+    monkeypatch.setattr(prefix._Prefix, "extend", shifted)
+    with torch.no_grad():
+        assert not prefixes_hold(loaded_llava, encoded(loaded_llava, some), {})
+    (scored,) = score(loaded_llava, some, progress=notes)
+    assert scored.options == pytest.approx(reference[0].options, abs=1e-5)
+    assert notes.notes == ["LLaVA-1.5 cannot continue from shared prefixes: scoring row by row"]
+
+
+def test_scoring_leaves_the_model_as_it_was(loaded_llava: Loaded, items: list[Item]) -> None:
+    model = copy.deepcopy(loaded_llava.model).train()
+    score(dataclasses.replace(loaded_llava, model=model), items[:1])
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_prompt_digests_tell_questions_and_pictures_apart(loaded_llava: Loaded, items: list[Item]) -> None:
+    digests = [item.prompt_sha256 for item in score(loaded_llava, items)]
+    assert digests[3] == digests[4]
+    assert len(set(digests)) == len(digests) - 1
+
+
+def test_a_cache_of_another_processor_is_not_used(loaded_llava: Loaded, items: list[Item]) -> None:
+    """A processor whose template says another word before the answer gives other prompts."""
+    cache: dict[Any, Any] = {}
+    first = score(loaded_llava, items[:2], cache=cache)
+    other = copy.deepcopy(loaded_llava.processor)
+    other.chat_template = other.chat_template.replace("'ASSISTANT:'", "'person ASSISTANT:'").replace(
+        "{{ message['role'].upper() + ': ' }}",
+        "{{ ('person ' if message['role'] == 'assistant' else '') + message['role'].upper() + ': ' }}",
+    )
+    changed = score(dataclasses.replace(loaded_llava, processor=other), items[:2], cache=cache)
+    assert all(
+        a.prompt_sha256 != b.prompt_sha256 and a.options != b.options for a, b in zip(first, changed, strict=True)
+    )
+    assert score(loaded_llava, items[:2], cache=cache) == first
+
+
+def test_the_budget_bounds_a_pass(loaded_llava: Loaded, items: list[Item]) -> None:
+    import torch
+
+    seen: list[int] = []
+
+    def watch(module: Any, args: Any, kwargs: Any) -> None:
+        rows, tokens = kwargs["inputs_embeds"].shape[:2]
+        seen.append(rows * (tokens + kwargs["cache"].get_seq_length()))
+
+    hook = loaded_llava.model.get_decoder().register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            scores_of(prefix.score(loaded_llava, encoded(loaded_llava, items), budget=60, cache={}))
+    finally:
+        hook.remove()
+    assert max(seen) <= 60
+
+
+def test_half_precision_models_are_scored_from_prefixes_too(loaded_llava: Loaded, items: list[Item]) -> None:
+    import torch
+
+    half, notes = dataclasses.replace(loaded_llava, model=copy.deepcopy(loaded_llava.model).bfloat16()), Notes()
+    for scored, reference in zip(score(half, items, progress=notes), score(loaded_llava, items), strict=True):
+        assert scored.options == pytest.approx(reference.options, abs=scoring.TOLERANCE[2])
+    assert not notes.notes
+    assert half.model.lm_head.weight.dtype == torch.bfloat16
