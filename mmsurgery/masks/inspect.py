@@ -152,7 +152,7 @@ def _describe_saliency(path: Path) -> dict[str, Any]:
         "no_gradient": sorted(saliency.no_gradient),
         "tied": dict(saliency.tied),
         "unit": "nats^2 per unit of weight^2",
-        "by_group": {group: saliency_summary(saliency, names) for group, names in groups.items() if names},
+        "groups": {group: saliency_summary(saliency, names) for group, names in groups.items() if names},
         "provenance": dict(saliency.provenance),
     }
 
@@ -206,7 +206,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         "model_sha256": files.digest(),
         "parameters": len(files.names),
         "total": sum(weights.values()),
-        "by_group": {group: {"total": count} for group, count in weights.items() if count},
+        "counts": {group: count for group, count in weights.items() if count},
         "tied": dict(files.tied),
         "run": _record(run) if run.exists() else None,
     }
