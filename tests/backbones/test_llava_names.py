@@ -135,6 +135,24 @@ def test_7b_is_addressed_completely(skeleton: Any) -> None:
     assert set(ANCHORS) <= set(parameters)
 
 
+def test_7b_components_say_what_the_names_say(skeleton: Any) -> None:
+    """`self_attn.o_proj` and `self_attn.out_proj` are `attn.o`, `mlp.up_proj` is `mlp.up`, and so on."""
+    spoken = {"self_attn.out_proj": "attn.o", "embed_tokens": "embed", "lm_head": "head"}
+    for name, _ in skeleton.named_parameters():
+        module = re.sub(
+            r"^.*layers\.\d+\.|^model\.\w+\.(embeddings\.)?", "", name.removesuffix(".weight").removesuffix(".bias")
+        )
+        if "norm" in module or "layrnorm" in module:
+            expected = "norm"
+        elif module.endswith("_embedding"):
+            expected = "embed"
+        elif module.startswith("linear_"):
+            expected = "proj"
+        else:
+            expected = spoken.get(module) or module.replace("self_attn", "attn").removesuffix("_proj")
+        assert backbone.address(name).component == expected, name
+
+
 def test_7b_layouts_go_both_ways(skeleton: Any) -> None:
     for name, _ in skeleton.named_parameters():
         for layout in names.LAYOUTS:
