@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +207,5 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         "total": sum(weights.values()),
         "counts": {group: count for group, count in weights.items() if count},
         "tied": dict(files.tied),
-        "run": _record(run) if run.exists() else None,
+        "run": check_seal(read_json(run), str(run), kind="run") if run.exists() else None,
     }
-
-
-def _record(path: Path) -> Mapping[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise InputRefused(f"{path} is no record of a run")
-    return value

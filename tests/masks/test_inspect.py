@@ -166,8 +166,12 @@ def test_checkpoint(tmp_path: Path) -> None:
     assert described["kind"] == "checkpoint"
     assert (described["total"], described["parameters"], described["run"]) == (11, 2, None)
     assert described["counts"] == {"connector": 5, "lm": 6}
-    write_json(tmp_path / "mmsurgery-run.json", {"method": "npo"})
-    assert describe(tmp_path)["run"] == {"method": "npo"}
+    run = seal({"schema": SCHEMA, "kind": "run", "method": "npo", "provenance": provenance("apply", {}, {})})
+    write_json(tmp_path / "mmsurgery-run.json", run)
+    assert describe(tmp_path)["run"] == run
+    write_json(tmp_path / "mmsurgery-run.json", {**run, "method": "ga"})
+    with pytest.raises(InputRefused):
+        describe(tmp_path)
 
 
 def test_record(tmp_path: Path) -> None:

@@ -1,0 +1,262 @@
+"""Heatmaps: what is in which cell, the same bytes each time, readable in grey and in a terminal."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from mmsurgery_cli import heatmap as terminal
+from PIL import Image
+from rich.console import Console
+
+from mmsurgery.errors import MachineFault, UsageError
+from mmsurgery.figures.heatmap import Heatmap, by_address, draw, render, scale, short
+from mmsurgery.names import Address
+
+
+def small(title: str = "lm") -> Heatmap:
+    return Heatmap(
+        title,
+        ["0", "1", "none"],
+        ["attn.q", "head"],
+        np.array([[0.0, math.nan], [0.3, math.nan], [math.nan, 0.9]]),
+        "share",
+    )
+
+
+def tall() -> Heatmap:
+    values = np.linspace(0, 1, 30 * 3).reshape(30, 3)
+    return Heatmap("lm", [str(i) for i in range(30)], ["attn.q", "mlp.up", "norm"], values, "share")
+
+
+def test_cells_by_address() -> None:
+    cells = {
+        Address("lm", 10, "mlp.up"): 1.0,
+        Address("lm", 2, "attn.q"): 2.0,
+        Address("lm", None, "head"): 3.0,
+        Address("connector", None, "proj"): 4.0,
+        Address("vision", 0, "norm"): 5.0,
+    }
+    vision, connector, lm = by_address(cells, "weights")
+    assert [h.title for h in (vision, connector, lm)] == ["vision", "connector", "lm"]
+    assert (vision.rows, connector.rows, lm.rows) == (["0"], ["none"], ["2", "10", "none"])
+    assert lm.columns == ["attn.q", "mlp.up", "head"]
+    nan = math.nan
+    assert np.array_equal(lm.values, [[2, nan, nan], [nan, 1, nan], [nan, nan, 3]], equal_nan=True)
+    assert by_address({}, "weights") == []
+
+
+def test_json_has_null_for_cells_that_do_not_exist() -> None:
+    assert small().to_json() == {
+        "title": "lm",
+        "rows": ["0", "1", "none"],
+        "columns": ["attn.q", "head"],
+        "values": [[0.0, None], [0.3, None], [None, 0.9]],
+        "unit": "share",
+    }
+
+
+def test_shape_must_fit() -> None:
+    with pytest.raises(ValueError, match="3 rows"):
+        Heatmap("x", ["0", "1", "2"], ["a"], np.zeros((1, 3)), "share")
+
+
+def test_scale_is_shared_and_never_zero() -> None:
+    assert scale([small(), tall()]) == 1.0
+    assert scale([small()]) == 0.9
+    assert scale([Heatmap("x", ["0"], ["a"], np.zeros((1, 1)), "")]) == 1.0
+    assert scale([]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1, "1"),
+        (0.4849, "0.48"),
+        (0.005, "0.01"),
+        (0.0049, "5e-3"),
+        (3e-12, "3e-12"),
+        (9.994, "9.99"),
+        (9.995, "10"),
+        (12, "12"),
+        (999, "999"),
+        (999.4, "999"),
+        (1000, "1.0k"),
+        (1234, "1.2k"),
+        (9949, "9.9k"),
+        (9950, "10k"),
+        (999_400, "999k"),
+        (999_500, "1.0M"),
+        (7_063_427_072, "7.1G"),
+        (math.nan, ""),
+    ],
+)
+def test_short_numbers(value: float, text: str) -> None:
+    assert short(value) == text
+    assert len(text) <= 5
+
+
+@pytest.mark.parametrize("format", ["png", "svg"])
+def test_same_bytes_each_time(format: str, tmp_path: Path) -> None:
+    first, second = tmp_path / f"a.{format}", tmp_path / f"b.{format}"
+    draw([small(), tall()], first)
+    draw([small(), tall()], second)
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes() != render([small(), small()], format)
+
+
+def test_no_machine_or_time_in_the_pictures() -> None:
+    image = Image.open(io.BytesIO(render([small()], "png")))
+    assert set(image.info) <= {"dpi"}
+    text = render([small()], "svg").decode()
+    assert "dc:date" not in text
+    assert "Matplotlib" not in text
+
+
+def test_settings_of_the_user_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    before = render([small()], "svg")
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 20, "svg.fonttype": "path"}):
+        assert render([small()], "svg") == before
+        assert matplotlib.rcParams["font.size"] == 20
+
+
+def test_svg_is_text_that_can_be_read(tmp_path: Path) -> None:
+    small().svg(tmp_path / "heatmap.svg")
+    root = ElementTree.parse(tmp_path / "heatmap.svg").getroot()
+    words = ["".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"lm", "attn.q", "head", "0", "1", "none", "layer", "share", "0.30", "0.90"} <= set(words)
+
+
+def test_layer_0_is_at_the_top() -> None:
+    root = ElementTree.fromstring(render([tall()], "svg"))
+    heights = {}
+    for node in root.iter("{http://www.w3.org/2000/svg}text"):
+        place = re.search(r"translate\(([\d.]+) ([\d.]+)\)", node.get("transform", "")) or re.search(
+            r"translate\(([\d.]+) ([\d.]+)\)", node.get("style", "")
+        )
+        y = float(place[2]) if place else float(node.get("y", "nan"))
+        heights.setdefault("".join(node.itertext()).strip(), y)
+    assert heights["0"] < heights["29"]
+
+
+def test_hostile_titles_are_only_text() -> None:
+    title = "<script>alert(1)</script> $\\frac{$ &amp;"
+    root = ElementTree.fromstring(render([small(title)], "svg"))
+    assert title in {"".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
+
+
+def cell_grey(picture: Image.Image, heatmap: Heatmap) -> list[float]:
+    """Brightness along the first column, from top to bottom."""
+    pixels = np.asarray(picture.convert("L"), float)
+    # the column of colour begins 0.65 inch from the left at 150 dpi, cells are 0.46 inch wide
+    column = pixels[:, int((0.65 + 0.1) * 150)]
+    top, cell = 0.35 * 150, 0.26 * 150
+    return [float(column[int(top + cell * (i + 0.5))]) for i in range(len(heatmap.rows))]
+
+
+def test_larger_values_are_brighter_in_grey() -> None:
+    heatmap = Heatmap("lm", [str(i) for i in range(20)], ["attn.q"], np.linspace(0, 1, 20)[:, None], "share")
+    wide = Heatmap("lm", heatmap.rows, [f"c{i}" for i in range(11)], np.repeat(heatmap.values, 11, axis=1), "share")
+    picture = Image.open(io.BytesIO(render([wide], "png")))
+    greys = cell_grey(picture, wide)
+    assert (np.diff(greys) > 1).all()
+
+
+def test_all_zero_and_empty_are_drawn() -> None:
+    zero = Heatmap("lm", ["0"], ["attn.q"], np.zeros((1, 1)), "share")
+    nothing = Heatmap("vision", ["0"], ["attn.q"], np.full((1, 1), math.nan), "share")
+    assert render([zero, nothing], "png").startswith(b"\x89PNG")
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.png or \.svg"):
+        draw([small()], tmp_path / "heatmap.pdf")
+    with pytest.raises(UsageError, match="no heatmap"):
+        draw([], tmp_path / "heatmap.png")
+    (tmp_path / "taken.png").mkdir()
+    with pytest.raises(MachineFault):
+        draw([small()], tmp_path / "taken.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["taken.png"]
+
+
+def test_importing_figures_is_light() -> None:
+    code = "import sys; import mmsurgery.figures.heatmap; assert not {'matplotlib', 'torch', 'rich'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# terminal
+
+
+def printed(*heatmaps: Heatmap, **options: object) -> str:
+    console = Console(file=io.StringIO(), width=100, **options)  # type: ignore[arg-type]
+    console.print(terminal.render(*heatmaps))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_digits_without_colours() -> None:
+    lines = printed(small(), color_system=None).splitlines()
+    assert lines[0] == "lm"
+    assert lines[1].split() == ["attn", "head"]
+    assert lines[2].split() == ["q"]
+    assert [line.split() for line in lines[3:6]] == [["0", "0"], ["1", "3"], ["none", "9"]]
+    assert lines[-1] == "share: 9 = 0.90, 0 = under a tenth of that"
+    assert printed(small(), color_system=None).isascii()
+
+
+def test_no_color_is_obeyed() -> None:
+    assert "48;2" not in printed(small(), color_system="truecolor", force_terminal=True, no_color=True)
+
+
+def test_colours_carry_the_values() -> None:
+    text = printed(small(), color_system="truecolor", force_terminal=True)
+    assert "\x1b[38;2;0;0;0;48;2;253;231;37m" in text
+    assert "0.90" in text
+    assert "0.30" in text
+
+
+def test_tall_heatmaps_take_two_layers_a_line() -> None:
+    text = printed(tall(), color_system="truecolor", force_terminal=True)
+    rows = [line for line in text.splitlines() if "▀" in line]
+    assert len(rows) == 15
+    assert [row.split()[0] for row in rows] == [str(i) for i in range(0, 30, 2)]
+    first = rows[0].split("▀")[0]
+    # upper half: value 0; lower half: value 3/89 of the scale
+    low, high = (68, 1, 84), (72, 22, 104)
+    mixed = [round(a + (b - a) * 18 * 3 / 89) for a, b in zip(low, high, strict=True)]
+    assert first.endswith(f"\x1b[38;2;68;1;84;48;2;{';'.join(map(str, mixed))}m")
+
+
+def test_the_row_without_a_layer_stands_alone() -> None:
+    heatmap = tall()
+    last = Heatmap("lm", [*heatmap.rows[:13], "none"], heatmap.columns, heatmap.values[:14], "share")
+    rows = [line for line in printed(last, color_system="truecolor", force_terminal=True).splitlines() if "▀" in line]
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", row).split()[0] for row in rows]
+    assert plain == ["0", "2", "4", "6", "8", "10", "12", "none"]
+
+
+def test_lines_fit_80_columns() -> None:
+    columns = ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down", "norm", "embed", "head"]
+    heatmap = Heatmap("lm", ["31", "none"], columns, np.ones((2, 10)), "share of weights selected")
+    for options in ({"color_system": None}, {"color_system": "truecolor", "force_terminal": True}):
+        for line in printed(heatmap, **options).splitlines():
+            assert len(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= 80
+
+
+def test_terminal_colours_are_those_of_the_pictures() -> None:
+    import matplotlib
+
+    for share in np.linspace(0, 1, 101):
+        expected = [round(255 * c) for c in matplotlib.colormaps["viridis"](float(share))[:3]]
+        found = bytes.fromhex(terminal._colour(float(share))[1:])
+        assert max(abs(a - b) for a, b in zip(expected, found, strict=True)) <= 5
