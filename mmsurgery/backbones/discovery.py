@@ -73,20 +73,6 @@ def installed() -> list[Plugin]:
     return plugins(GROUP)
 
 
-def described(group: str = GROUP) -> list[dict[str, str]]:
-    """Name, title, distribution, version and origin of every plugin of a group, one that cannot be
-    imported included: its title says why."""
-    rows = []
-    for each in plugins(group):
-        try:
-            title = str(getattr(each.load(), "title", each.name))
-        except UsageError as error:
-            title = printable(error.what)
-        about = {"distribution": each.distribution, "version": each.version, "origin": each.origin}
-        rows.append({"name": each.name, "title": title, **about})
-    return rows
-
-
 def backbone(model_type: str) -> Backbone:
     """The backbone of a config's `model_type`.
 
@@ -103,18 +89,16 @@ def backbone(model_type: str) -> Backbone:
     return loaded
 
 
-def described(group: str = GROUP, *details: str) -> list[dict[str, str]]:
-    """One row per installed plugin: its name, `details` (attributes of the object), and where it is from.
-
-    A plugin that cannot be imported is listed with the reason in place of its details.
-    """
+def described(group: str, title: str, *more: str) -> list[dict[str, str]]:
+    """One row per installed plugin: its name, `title` and `more` (attributes of the object), and where it
+    is from. One that cannot be imported is listed with the reason as its `title`."""
     rows = []
     for each in plugins(group):
-        row = {"name": each.name}
         try:
             found = each.load()
-            row |= {detail: str(getattr(found, detail, "")) for detail in details}
+            about = {detail: str(getattr(found, detail, "")) for detail in (title, *more)}
         except UsageError as error:
-            row |= dict.fromkeys(details, "") | {details[0] if details else "name": str(error)}
-        rows.append({**row, "distribution": each.distribution, "version": each.version, "origin": each.origin})
+            about = {title: printable(error.what)} | dict.fromkeys(more, "")
+        origin = {"distribution": each.distribution, "version": each.version, "origin": each.origin}
+        rows.append({"name": each.name, **about, **origin})
     return rows

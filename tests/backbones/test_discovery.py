@@ -31,7 +31,7 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
 
 def test_llava_is_found() -> None:
     assert discovery.backbone("llava") is llava
-    row = next(row for row in discovery.described() if row["name"] == "llava")
+    row = next(row for row in discovery.described(discovery.GROUP, "title") if row["name"] == "llava")
     assert row["title"] == "LLaVA-1.5"
     assert row["distribution"] == "mmsurgery"
     assert row["origin"] == "mmsurgery_llava:backbone"
@@ -49,7 +49,10 @@ def test_listing_imports_nothing(distribution: Callable[[str, str, str], None]) 
     assert "third_module" not in sys.modules
     with pytest.raises(UsageError, match="'fuyu' of third cannot be imported: RuntimeError: imported"):
         discovery.backbone("fuyu")
-    assert "cannot be imported" in next(r for r in discovery.described() if r["name"] == "fuyu")["title"]
+    assert (
+        "cannot be imported"
+        in next(r for r in discovery.described(discovery.GROUP, "title") if r["name"] == "fuyu")["title"]
+    )
     assert discovery.backbone("llava") is llava
 
 
