@@ -1,0 +1,279 @@
+"""`apply`: unlearn from a model with or without a mask, resumable, then audit what was written."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.artifacts.checkpoint import CheckpointFiles
+from mmsurgery.data.benchmark import benchmark, source_of
+from mmsurgery.errors import InputRefused, InternalError, Mismatch
+from mmsurgery.methods.registry import method as find_method
+from mmsurgery.names import check_artifact_name
+from mmsurgery.unlearn.plan import StepPlan
+from mmsurgery.unlearn.record import read_record
+from mmsurgery.unlearn.request import PROTOCOL, Request, Run, gather
+from mmsurgery.unlearn.resume import History, Snapshots
+from mmsurgery.unlearn.save import check_space, commit
+from mmsurgery.unlearn.verify import Moved
+from mmsurgery.workspace import SILENT, Progress, Workspace
+
+if TYPE_CHECKING:
+    from mmsurgery.backbones.loading import Loaded
+    from mmsurgery.methods.step import References
+    from mmsurgery.unlearn.loop import Evaluation
+
+
+@dataclass(frozen=True)
+class ApplyResult:
+    """An unlearned model."""
+
+    model: str
+    path: Path
+    up_to_date: bool
+    """Whether it was there already, made by the same command."""
+    claim: str
+    """What the run promises and its audit found, a key of `record.CLAIMS`."""
+    moved: dict[str, Moved]
+    """Group -> weights moved inside and outside the mask."""
+    record: dict[str, Any]
+
+
+def apply(
+    workspace: Workspace,
+    method: str,
+    *,
+    mask: str | None = None,
+    scope: str = "forget",
+    start: str = "vanilla",
+    reference: str = "vanilla",
+    name: str | None = None,
+    forget_weight: float = 1.0,
+    retain_batch: int | None = None,
+    learning_rate: float | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    eval_every: int = 0,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> ApplyResult:
+    """Unlearn the forget set and save the model as `models/<method>[.<mask>]`.
+
+    Args:
+        method: a method's name, or `path.py:Name`.
+        mask: name of a mask; None trains every weight, except for a method that requires one, which
+            takes `default`.
+        scope: `forget`: the mask limits the forget term, the retain term moves every weight of the
+            mask's modules; `all`: nothing outside the mask moves.
+        start: model to start from.
+        reference: model that NPO compares with.
+        retain_batch: retain samples a step; the recipe's batch size where None.
+        learning_rate, epochs, seed: instead of the recipe's.
+        eval_every: steps between scorings of all columns along the run; 0 for none.
+        force: make it again, and replace another model of the name.
+
+    Raises:
+        UsageError: for a wrong argument; MissingArtifact: for a model or mask that does not exist.
+        InputRefused: if a file is damaged.
+        Mismatch: if the mask is of another model, or another model has the name.
+        UnusableData: for an empty or too small set, a mask that selects nothing, a loss or gradient
+            that is not finite.
+        MachineFault: if the disk is too small or the workspace is in use.
+    """
+    found = find_method(method)
+    if mask is None and found.requires_mask:
+        mask = "default"
+    given: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "seed": seed}
+    recipe = dataclasses.replace(workspace.settings.recipe, **{k: v for k, v in given.items() if v is not None})
+    request = Request(
+        name=check_artifact_name(name or ".".join(part for part in (found.name, mask) if part)),
+        method=found,
+        mask=mask,
+        scope=scope,
+        start=start,
+        reference=reference,
+        forget_weight=float(forget_weight),
+        retain_batch=recipe.batch_size if retain_batch is None else retain_batch,
+        eval_every=eval_every,
+        recipe=recipe,
+    )
+    request.check()
+    run = gather(workspace, request)
+    with workspace.lock():
+        if workspace.model_dir(request.name).exists() and not force:
+            return _existing(run)
+        return _make(run, force, progress)
+
+
+def _existing(run: Run) -> ApplyResult:
+    """The model that is there already, if the same command made it."""
+    name = run.request.name
+    folder = run.workspace.model_dir(name)
+    record = read_record(folder)
+    if record["provenance"].get("key") != run.provenance()["key"]:
+        raise Mismatch(f"model '{name}' exists, made in another way", "pass --force to replace it, or another --name")
+    if CheckpointFiles(folder, run.family.canonical).digest() != record["model_sha256"]:
+        raise InputRefused(f"the weights of model '{name}' are not those its run wrote", "apply again with --force")
+    return _result(folder, record, up_to_date=True)
+
+
+def _result(folder: Path, record: dict[str, Any], *, up_to_date: bool) -> ApplyResult:
+    moved = {group: Moved(**counts) for group, counts in record["moved"].items()}
+    return ApplyResult(record["model"], folder, up_to_date, record["claim"], moved, record)
+
+
+def _make(run: Run, force: bool, progress: Progress) -> ApplyResult:
+    from mmsurgery.unlearn.loop import deterministic
+
+    request, origin, plan = run.request, run.provenance(), run.plan()
+    folder = run.workspace.model_dir(request.name)
+    check_space(run.files, folder.parent)
+    _say(run, len(plan), progress)
+    snapshots = Snapshots.of(folder, origin["key"])
+    with deterministic(request.recipe.threads):
+        trained, history = _train(run, plan, snapshots, progress)
+    record = commit(
+        folder,
+        run.files,
+        run.family,
+        trained,
+        _record(run, plan, history, origin),
+        mask=run.mask,
+        claim=request.claim,
+        replace=force,
+        progress=progress,
+    )
+    run.workspace.journal(
+        "apply", model=request.name, method=request.method.name, mask=request.mask, start=request.start
+    )
+    return _result(folder, record, up_to_date=False)
+
+
+def _say(run: Run, steps: int, progress: Progress) -> None:
+    """What is about to be done, before it takes time."""
+    request, recipe = run.request, run.request.recipe
+    batch = f"{recipe.batch_size} forget" + (
+        f" and {request.retain_batch} retain samples" if run.retain else " samples"
+    )
+    progress.note(
+        f"{request.method.title} ({request.method.equation}), protocol {PROTOCOL}: {steps} steps of {batch}, "
+        f"learning rate {recipe.learning_rate:g}"
+    )
+    if dtypes := {run.files.dtype(name) for name in run.files.names} - {"F32"}:
+        progress.note(
+            f"trained in float32, saved as {', '.join(sorted(dtypes))}: "
+            "changes below half a unit in the last place are rounded away"
+        )
+    if run.mask is None:
+        progress.note("no mask: every weight is trained")
+        return
+    inside = {run.mask.addresses[name].group for name in run.mask.in_modules()}
+    shares = [
+        f"{group} {ones:,} of {total:,} ({ones / total:.0%})" if group in inside else f"{group} frozen"
+        for group, (ones, total) in run.mask.tally("group").items()
+    ]
+    rest = "nothing else moves" if request.strict else "the retain term moves every weight of its modules"
+    progress.note(f"mask '{request.mask}' lets the forget term reach {', '.join(shares)}; {rest}")
+
+
+def _train(run: Run, plan: list[StepPlan], snapshots: Snapshots, progress: Progress) -> tuple[dict[str, Any], History]:
+    """The trained parameters by name, and what the run went through."""
+    import torch
+
+    from mmsurgery.backbones.loading import load
+    from mmsurgery.unlearn.loop import Optimisation, train
+    from mmsurgery.unlearn.masked import MaskedUpdate
+    from mmsurgery.unlearn.objective import Unlearning
+
+    request, recipe = run.request, run.request.recipe
+    loaded = load(run.files.path, torch.float32)
+    references = _references(run, loaded, plan, progress)
+    update = MaskedUpdate(loaded.model, run.mask, strict=request.strict)
+    step = Unlearning(loaded, request.method, update, run.forget, run.retain, plan, references, request.forget_weight)
+    history = train(
+        update,
+        step,
+        steps=len(plan),
+        optimisation=Optimisation(
+            learning_rate=lambda _: recipe.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
+        ),
+        snapshots=snapshots,
+        evaluation=_evaluation(run, loaded) if request.eval_every else None,
+        batch_ids=step.ids,
+        what=f"unlearning {request.name}",
+        progress=progress,
+    )
+    return dict(update.trainable), history
+
+
+def _references(run: Run, loaded: Loaded, plan: list[StepPlan], progress: Progress) -> References:
+    """Outputs of the reference models for the planned samples; a model that is not the start's is loaded for it."""
+    import torch
+
+    from mmsurgery.backbones.loading import load
+    from mmsurgery.methods.step import References
+    from mmsurgery.unlearn.references import forget_logprob, retain_distribution
+
+    def model(name: str) -> Loaded:
+        folder = run.workspace.existing_model(name)
+        return loaded if folder == run.files.path else load(folder, torch.float32)
+
+    size = run.request.recipe.batch_size
+    forgotten, kept = {}, {}
+    if run.request.takes_reference:
+        places = [place for step in plan for place in step.forget]
+        reference = model(run.request.reference)
+        forgotten = forget_logprob(reference, run.forget, places, batch_size=size, progress=progress)
+    if run.request.needs_vanilla:
+        places = [place for step in plan for place in step.retain]
+        kept = retain_distribution(model("vanilla"), run.retain, places, batch_size=size, progress=progress)
+    return References(forgotten, kept)
+
+
+def _evaluation(run: Run, loaded: Loaded) -> Evaluation:
+    """Accuracy of every column, by likelihood, along the run."""
+    from mmsurgery.evaluate.scoring import score
+    from mmsurgery.unlearn.loop import Evaluation
+
+    source, reader = source_of(run.workspace), benchmark(run.workspace.settings.benchmark.name)
+    items = {column: reader.items(source, column) for column in reader.columns(source)}
+    cache: dict[Any, Any] = {}
+
+    def columns() -> dict[str, Any]:
+        scores = {column: score(loaded, scored, cache=cache) for column, scored in items.items()}
+        return {"columns": {column: sum(s.correct for s in each) / len(each) for column, each in scores.items()}}
+
+    return Evaluation(every=run.request.eval_every, score=columns)
+
+
+def _record(run: Run, plan: list[StepPlan], history: History, origin: dict[str, Any]) -> dict[str, Any]:
+    """What the run's record says besides what its audit finds.
+
+    Raises:
+        InternalError: if a planned forget or retain step was not done.
+    """
+    request = run.request
+    done = {kind: sum(kind in losses for losses in history.losses) for kind in ("forget", "retain")}
+    planned = {"forget": sum(bool(s.forget) for s in plan), "retain": sum(bool(s.retain) for s in plan)}
+    if history.steps != len(plan) or done != planned:
+        raise InternalError(f"steps planned {len(plan)} {planned}, done {history.steps} {done}; nothing is kept")
+    return {
+        "model": request.name,
+        "method": request.method.name,
+        "equation": request.method.equation,
+        "protocol": PROTOCOL,
+        "scope": request.scope,
+        "mask": request.mask,
+        "start": request.start,
+        "reference": request.reference if request.takes_reference else None,
+        "steps": {"planned": len(plan), "done": history.steps, **done},
+        "samples": {
+            "forget": sum(len(step.forget) for step in plan),
+            "retain": sum(len(step.retain) for step in plan),
+        },
+        "losses": history.losses,
+        "evaluations": history.evaluations,
+        "provenance": origin,
+    }

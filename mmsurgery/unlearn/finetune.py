@@ -1,0 +1,110 @@
+"""Plain fine-tuning on the training loop: how the models are made that unlearning starts from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.data.samples import Sample
+from mmsurgery.workspace import SILENT, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmsurgery.backbones.loading import Loaded
+    from mmsurgery.unlearn.loop import Evaluation
+    from mmsurgery.unlearn.resume import History, Snapshots
+
+Batches = Callable[[int], Sequence[Sequence[Sample]]]
+"""Step from 0 -> its batch, in sub-batches that are run one after the other."""
+
+FLOOR = 0.03
+"""Share of the learning rate that a stage ends with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Steps under one schedule: linear warm-up, then a cosine down to `FLOOR`."""
+
+    steps: int
+    learning_rate: float
+    warmup: int = 30
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the stage's step, counted from 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.learning_rate * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def schedule(stages: Sequence[Stage]) -> Callable[[int], float]:
+    """Step from 0 over all stages -> learning rate."""
+
+    def rate(step: int) -> float:
+        for stage in stages:
+            if step < stage.steps:
+                return stage.rate(step)
+            step -= stage.steps
+        raise IndexError(step)
+
+    return rate
+
+
+def finetune(
+    loaded: Loaded,
+    batches: Batches,
+    stages: Sequence[Stage],
+    *,
+    weight_decay: float,
+    clip_norm: float,
+    snapshots: Snapshots | None = None,
+    evaluation: Evaluation | None = None,
+    what: str = "training",
+    progress: Progress = SILENT,
+) -> tuple[dict[str, torch.nn.Parameter], History]:
+    """Minimise the mean over each step's samples of their mean answer NLL (Eq. 14), over all weights.
+
+    Args:
+        loaded: float32 parameters, changed in place.
+        stages: one after the other, the optimizer's state kept.
+
+    Returns:
+        The trained parameters by canonical name, and the run's curve.
+
+    Raises:
+        UnusableData: where a loss or gradient is not finite.
+    """
+    from mmsurgery.methods.step import Answers
+    from mmsurgery.unlearn.loop import Optimisation, train
+    from mmsurgery.unlearn.masked import MaskedUpdate
+
+    update = MaskedUpdate(loaded.model, None)
+    device = next(iter(update.trainable.values())).device
+    cache: dict[Any, Any] = {}
+
+    def accumulate(step: int) -> dict[str, float]:
+        total, parts = 0.0, [part for part in batches(step) if part]
+        size = sum(len(part) for part in parts)
+        for part in parts:
+            batch = loaded.backbone.collate(loaded.processor, part, cache=cache)
+            answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()})
+            loss = answers.nll().sum() / size
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return {"train": total}
+
+    history = train(
+        update,
+        accumulate,
+        steps=sum(stage.steps for stage in stages),
+        optimisation=Optimisation(learning_rate=schedule(stages), weight_decay=weight_decay, clip_norm=clip_norm),
+        snapshots=snapshots,
+        evaluation=evaluation,
+        batch_ids=lambda step: ", ".join(sample.id for part in batches(step) for sample in part),
+        what=what,
+        progress=progress,
+    )
+    return dict(update.trainable), history

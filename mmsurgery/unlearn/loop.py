@@ -1,0 +1,181 @@
+"""The one training loop: unlearning and fine-tuning differ in how a step's gradient comes about.
+
+The model is in eval mode (no dropout), parameters and optimizer state are float32, the optimizer is
+AdamW in its fused form. The gradient's norm is taken, and clipped, after masking. A loss or gradient
+that is not finite ends the run; nothing of it is saved as a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.errors import UnusableData
+from mmsurgery.unlearn.resume import History, Snapshots
+from mmsurgery.workspace import SILENT, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmsurgery.unlearn.masked import MaskedUpdate
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """AdamW (betas .9 and .999, epsilon 1e-8) with decoupled weight decay."""
+
+    learning_rate: Callable[[int], float]
+    """Step from 0 -> learning rate."""
+    weight_decay: float
+    clip_norm: float
+    """Largest norm of the gradient; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores taken along the run."""
+
+    every: int
+    """Steps between evaluations; also before the first and after the last step."""
+    score: Callable[[], dict[str, Any]]
+    """Scores the model as it is; plain JSON."""
+
+
+@contextlib.contextmanager
+def deterministic(threads: int) -> Iterator[None]:
+    """Deterministic kernels and a fixed number of CPU threads inside; the caller's settings after."""
+    import torch
+
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+
+
+def train(
+    update: MaskedUpdate,
+    accumulate: Callable[[int], Mapping[str, float]],
+    *,
+    steps: int,
+    optimisation: Optimisation,
+    snapshots: Snapshots | None = None,
+    evaluation: Evaluation | None = None,
+    batch_ids: Callable[[int], str] = str,
+    what: str = "training",
+    progress: Progress = SILENT,
+) -> History:
+    """Run the optimizer steps that are still to be done; the weights are changed in place.
+
+    Args:
+        accumulate: leaves step n's gradients in the parameters and returns its losses by kind.
+        batch_ids: the ids of step n's samples, for messages.
+
+    Raises:
+        UnusableData: naming step, tensor and samples, where a loss or gradient is not finite.
+        MachineFault: if a snapshot cannot be written.
+    """
+    optimizer = _optimizer(update.trainable, optimisation)
+    saved = snapshots.load(progress) if snapshots is not None else None
+    history = History() if saved is None else saved[0]
+    if saved is not None:
+        _restore(update.trainable, optimizer, saved[1])
+    with progress.stage(what, steps) as advance:
+        advance(history.steps)
+        if evaluation is not None and not history.evaluations:
+            history.evaluations.append({"step": 0, **evaluation.score()})
+        for step in range(history.steps, steps):
+            optimizer.zero_grad(set_to_none=True)
+            losses = _finite(accumulate(step), step, batch_ids, update.trainable)
+            update.mask_gradient()
+            norm = _clip(update.trainable, optimisation.clip_norm, step, batch_ids)
+            optimizer.param_groups[0]["lr"] = optimisation.learning_rate(step)
+            optimizer.step()
+            update.restore()
+            history.losses.append({**losses, "norm": norm})
+            if evaluation is not None and (history.steps % evaluation.every == 0 or history.steps == steps):
+                history.evaluations.append({"step": history.steps, **evaluation.score()})
+            if snapshots is not None and snapshots.due():
+                snapshots.save(history, _state(update.trainable, optimizer))
+            advance(1)
+    return history
+
+
+def _optimizer(trainable: Mapping[str, torch.nn.Parameter], optimisation: Optimisation) -> torch.optim.Optimizer:
+    import torch
+
+    return torch.optim.AdamW(trainable.values(), lr=1.0, weight_decay=optimisation.weight_decay, fused=True)
+
+
+def _finite(
+    losses: Mapping[str, float],
+    step: int,
+    batch_ids: Callable[[int], str],
+    trainable: Mapping[str, torch.nn.Parameter],
+) -> Mapping[str, float]:
+    for kind, loss in losses.items():
+        if not math.isfinite(loss):
+            weight = _first_not_finite({name: p.detach() for name, p in trainable.items()})
+            cause = f"; weight {weight} is not finite" if weight else ""
+            raise UnusableData(
+                f"step {step + 1}: the {kind} loss is {loss}{cause} (samples {batch_ids(step)})",
+                "lower the learning rate, or check the model",
+            )
+    return losses
+
+
+def _clip(
+    trainable: Mapping[str, torch.nn.Parameter], largest: float, step: int, batch_ids: Callable[[int], str]
+) -> float:
+    """Clip to the largest norm and return the norm before."""
+    import torch
+
+    gradients = {name: p.grad for name, p in trainable.items() if p.grad is not None}
+    total = torch.nn.utils.get_total_norm(gradients.values())
+    norm = float(total)
+    if not math.isfinite(norm):
+        tensor = _first_not_finite(gradients)
+        fault = f"the gradient of {tensor} is not finite" if tensor else "the gradient's norm is too large for float32"
+        raise UnusableData(
+            f"step {step + 1}: {fault} (samples {batch_ids(step)})", "lower the learning rate, or check the model"
+        )
+    if largest:
+        torch.nn.utils.clip_grads_with_norm_(trainable.values(), largest, total)
+    return norm
+
+
+def _first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    import torch
+
+    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+
+
+def _state(trainable: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Weights and moments as NumPy arrays by `kind.name`; a parameter never reached has no moments."""
+    arrays = {f"weight.{name}": p.detach().cpu().numpy() for name, p in trainable.items()}
+    for name, parameter in trainable.items():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            arrays[f"{kind}.{name}"] = value.cpu().numpy()
+    return arrays
+
+
+def _restore(
+    trainable: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, arrays: Mapping[str, Any]
+) -> None:
+    import torch
+
+    for name, parameter in trainable.items():
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(arrays[f"weight.{name}"]))
+        if f"step.{name}" in arrays:
+            optimizer.state[parameter] = {
+                kind: torch.from_numpy(arrays[f"{kind}.{name}"]).to(parameter.device) for kind in _MOMENTS
+            }

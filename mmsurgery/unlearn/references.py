@@ -1,0 +1,65 @@
+"""Reference outputs, computed before the first step, so that no second model stays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from mmsurgery.data.samples import Sample
+from mmsurgery.errors import UnusableData
+from mmsurgery.methods.step import Answers
+from mmsurgery.workspace import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmsurgery.backbones.loading import Loaded
+
+
+def forget_logprob(
+    loaded: Loaded, samples: Sequence[Sample], places: Iterable[int], *, batch_size: int, progress: Progress
+) -> dict[int, torch.Tensor]:
+    """Place of a sample -> log-probability of its whole answer, a float32 scalar in nats."""
+    return _collect(loaded, samples, places, lambda answers: answers.sequence_logprob().unbind(), batch_size, progress)
+
+
+def retain_distribution(
+    loaded: Loaded, samples: Sequence[Sample], places: Iterable[int], *, batch_size: int, progress: Progress
+) -> dict[int, torch.Tensor]:
+    """Place of a sample -> log-probabilities of every token at its answer positions, float32
+    `[answer tokens, V]` in nats: 4 V bytes an answer token, for the planned samples only."""
+
+    def split(answers: Answers) -> Sequence[torch.Tensor]:
+        ends = answers.counts.cumsum(dim=0).tolist()
+        values = answers.log_probabilities()
+        return [values[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+    return _collect(loaded, samples, places, split, batch_size, progress)
+
+
+def _collect(
+    loaded: Loaded,
+    samples: Sequence[Sample],
+    places: Iterable[int],
+    per_sample: Callable[[Answers], Sequence[torch.Tensor]],
+    batch_size: int,
+    progress: Progress,
+) -> dict[int, torch.Tensor]:
+    import torch
+
+    wanted, device = sorted(set(places)), next(loaded.model.parameters()).device
+    found: dict[int, torch.Tensor] = {}
+    with torch.no_grad(), progress.stage("reference outputs", len(wanted)) as advance:
+        for start in range(0, len(wanted), batch_size):
+            chunk = wanted[start : start + batch_size]
+            batch = loaded.backbone.collate(loaded.processor, [samples[place] for place in chunk])
+            answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()})
+            for place, value in zip(chunk, per_sample(answers), strict=True):
+                if not bool(torch.isfinite(value).all()):
+                    raise UnusableData(
+                        f"the reference model's output for sample {samples[place].id} is not finite",
+                        "check the model's weights",
+                    )
+                found[place] = value.clone()
+            advance(len(chunk))
+    return found

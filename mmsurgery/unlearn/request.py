@@ -1,0 +1,209 @@
+"""What `apply` is asked for, and everything that determines the run: checked before any weight is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.mask import Mask
+from mmsurgery.backbones.discovery import backbone
+from mmsurgery.backbones.protocol import Backbone
+from mmsurgery.data.benchmark import benchmark, source_of
+from mmsurgery.data.samples import Sample, data_sha256
+from mmsurgery.errors import Mismatch, MissingArtifact, UnusableData, UsageError, unknown
+from mmsurgery.methods.base import Method
+from mmsurgery.provenance import provenance
+from mmsurgery.unlearn.masked import check_fit
+from mmsurgery.unlearn.plan import StepPlan, equations
+from mmsurgery.unlearn.record import mask_identity
+from mmsurgery.unlearn.save import companions_sha256
+from mmsurgery.workspace import RecipeSettings, Workspace
+
+SCOPES = ("forget", "all")
+REFERENCES = ("vanilla", "reference")
+PROTOCOL = "equations"
+FORGET, RETAIN = "forget_vqa", "retain_vqa"
+"""Data parts that are unlearned and kept."""
+TRAINED = ("base", "vanilla", "gold", "reference")
+"""Models that are trained, never unlearned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments of `apply`, with the recipe they change."""
+
+    name: str
+    """Of the model to be made."""
+    method: Method
+    mask: str | None
+    scope: str
+    start: str
+    reference: str
+    forget_weight: float
+    retain_batch: int
+    eval_every: int
+    recipe: RecipeSettings
+
+    def check(self) -> None:
+        """
+        Raises:
+            UsageError: for an argument that is wrong or has no meaning for the method.
+        """
+        if self.scope not in SCOPES:
+            raise unknown("scope", self.scope, SCOPES)
+        if self.reference not in REFERENCES:
+            raise unknown("reference model", self.reference, REFERENCES)
+        if self.reference != "vanilla" and not self.takes_reference:
+            raise UsageError(f"method {self.method.name} takes no reference model", "leave --reference out")
+        if self.name in TRAINED or self.name == self.start:
+            raise UsageError(f"an unlearned model cannot be named '{self.name}'", "choose another --name")
+        limits = {
+            "forget weight": (self.forget_weight, 0, math.inf),
+            "learning rate": (self.recipe.learning_rate, 0, 1),
+            "epochs": (self.recipe.epochs, 0, math.inf),
+            "retain batch": (self.retain_batch, 0, math.inf),
+            "eval every": (self.eval_every, -1, math.inf),
+        }
+        for what, (value, above, below) in limits.items():
+            if not above < value < below:
+                raise UsageError(f"{what} is {value}, should be above {above}", f"change --{what.replace(' ', '-')}")
+
+    @property
+    def takes_reference(self) -> bool:
+        return "forget_logprob" in self.method.references
+
+    @property
+    def needs_vanilla(self) -> bool:
+        return "retain_distribution" in self.method.references
+
+    @property
+    def strict(self) -> bool:
+        """Whether nothing outside the mask may move: also where no retain term could move it."""
+        return self.mask is not None and (self.scope == "all" or not self.method.uses_retain)
+
+    @property
+    def claim(self) -> str:
+        """What the run promises, a key of `record.CLAIMS`."""
+        return "none" if self.mask is None else "mask" if self.strict else "modules"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A request with the model, mask and data it is about."""
+
+    workspace: Workspace
+    request: Request
+    files: CheckpointFiles
+    """The model to start from."""
+    family: Backbone
+    mask: Mask | None
+    forget: Sequence[Sample]
+    retain: Sequence[Sample]
+    """Empty for a method without retain data."""
+
+    def plan(self) -> list[StepPlan]:
+        """The run's steps.
+
+        Raises:
+            UnusableData: if a set is smaller than its batch.
+        """
+        recipe = self.request.recipe
+        return equations(
+            self.forget,
+            self.retain,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            retain_batch=self.request.retain_batch,
+            seed=recipe.seed,
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """Settings and inputs; the key over them tells runs apart."""
+        request = self.request
+        settings = {
+            "method": request.method.name,
+            "method_settings": request.method.settings(),
+            "protocol": PROTOCOL,
+            "scope": request.scope,
+            "start": request.start,
+            "reference": request.reference if request.takes_reference else None,
+            "forget_weight": request.forget_weight,
+            "retain_batch": request.retain_batch if request.method.uses_retain else None,
+            "eval_every": request.eval_every,
+            **dataclasses.asdict(request.recipe),
+        }
+        inputs: dict[str, Any] = {
+            "start": self.files.digest(),
+            "processor": companions_sha256(self.files.path),
+            "forget": data_sha256(self.forget),
+            "retain": data_sha256(self.retain),
+            "mask": None if self.mask is None else mask_identity(self.mask),
+        }
+        if request.takes_reference:
+            inputs["reference"] = _digest(self.workspace, request.reference, self.family)
+        if request.needs_vanilla:
+            inputs["vanilla"] = _digest(self.workspace, "vanilla", self.family)
+        return provenance("apply", settings, inputs)
+
+
+def gather(workspace: Workspace, request: Request) -> Run:
+    """The run of a checked request.
+
+    Raises:
+        MissingArtifact: for a model or mask that does not exist.
+        InputRefused: if a file is damaged.
+        Mismatch: if the mask is of another model.
+        UnusableData: if the mask selects nothing, or the forget or retain set is unusable.
+    """
+    folder = workspace.existing_model(request.start)
+    family = backbone(model_config(folder)["model_type"])
+    files = CheckpointFiles(folder, family.canonical)
+    mask = None if request.mask is None else _mask(workspace, request.mask, files, family)
+    forget, retain = _data(workspace, request.method)
+    return Run(
+        workspace=workspace,
+        request=request,
+        files=files,
+        family=family,
+        mask=mask,
+        forget=forget,
+        retain=retain,
+    )
+
+
+def _mask(workspace: Workspace, name: str, files: CheckpointFiles, family: Backbone) -> Mask:
+    path = workspace.mask_path(name)
+    if not path.exists():
+        if workspace.masks() and name != "default":
+            raise unknown("mask", name, workspace.masks())
+        raise MissingArtifact(f"no mask '{name}' in {workspace.root}", "mmsurgery mask --beta 1 --modules lm,connector")
+    mask = Mask.load(path)
+    check_fit(mask, {name: files.shape(name) for name in files.names})
+    base = mask.base["model_sha256"]
+    if base != files.digest() and base != _digest(workspace, "vanilla", family):
+        raise Mismatch(
+            f"mask '{name}' was built for weights {base[:8]}, model '{files.path.name}' has {files.digest()[:8]}",
+            "build it again: mmsurgery mask",
+        )
+    return mask
+
+
+def _digest(workspace: Workspace, model: str, family: Backbone) -> str:
+    return CheckpointFiles(workspace.existing_model(model), family.canonical).digest()
+
+
+def _data(workspace: Workspace, method: Method) -> tuple[list[Sample], list[Sample]]:
+    source, reader = source_of(workspace), benchmark(workspace.settings.benchmark.name)
+    forget = reader.samples(source, FORGET)
+    retain = reader.samples(source, RETAIN) if method.uses_retain else []
+    if not forget or (method.uses_retain and not retain):
+        raise UnusableData(f"the data part {RETAIN if forget else FORGET} is empty", "check the benchmark's files")
+    both = {sample.person for sample in forget} & {sample.person for sample in retain}
+    if both:
+        shown = ", ".join(sorted(both)[:3])
+        raise UnusableData(f"{len(both)} people stand in both {FORGET} and {RETAIN}: {shown}", "mend the split")
+    return forget, retain

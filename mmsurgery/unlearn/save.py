@@ -1,0 +1,166 @@
+"""Writing a trained model as a checkpoint that loads as the one it started from.
+
+Weight files keep their names, tensor names, dtypes and metadata; only values change. Frozen tensors,
+configuration and processor files are copied byte for byte, so no library version leaves traces.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.artifacts.checkpoint import INDEX, CheckpointFiles
+from mmsurgery.artifacts.files import atomic_folder, write_json
+from mmsurgery.artifacts.tensors import Header, read_header, read_tensor, write_safetensors_stream
+from mmsurgery.errors import InputRefused, InternalError, MachineFault, UnusableData
+from mmsurgery.provenance import sha256_file, sha256_json
+from mmsurgery.unlearn.record import RUN_FILE, sealed
+from mmsurgery.unlearn.resume import Snapshots
+from mmsurgery.unlearn.verify import compare
+from mmsurgery.workspace import SILENT, Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from mmsurgery.artifacts.mask import Mask
+    from mmsurgery.backbones.protocol import Backbone
+
+_COPIED = (".json", ".jinja", ".model", ".txt")
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+def companion_files(folder: Path) -> list[Path]:
+    """The files beside the weights that a model needs: configuration, tokenizer, processor, shard index.
+
+    Raises:
+        InputRefused: if one is a link that leads out of the checkpoint.
+    """
+    found = []
+    for path in sorted(folder.iterdir()):
+        wanted = path.suffix in _COPIED and not path.name.startswith((".", "mmsurgery"))
+        if wanted and ".bin." not in path.name and path.is_file():
+            real, home = path.resolve(), folder.resolve()
+            if real.parent != home and not (
+                home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent)
+            ):
+                raise InputRefused(f"{path} leads out of the checkpoint, to {real}", "copy the file itself")
+            found.append(path)
+    return found
+
+
+def companions_sha256(folder: Path) -> str:
+    """Digest of the companion files: what turns samples into tokens, and the model's architecture."""
+    return sha256_json([[path.name, sha256_file(path)] for path in companion_files(folder) if path.name != INDEX])
+
+
+def check_space(start: CheckpointFiles, folder: Path) -> None:
+    """Check that the disk has room for another model of this size, before hours of work.
+
+    Raises:
+        MachineFault: if it has not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(file.stat().st_size for file in start.files)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MachineFault(f"{folder} needs {needed:,} bytes for the model, {free:,} are free", "free some disk space")
+
+
+def commit(
+    folder: Path,
+    start: CheckpointFiles,
+    family: Backbone,
+    trained: Mapping[str, torch.nn.Parameter],
+    body: Mapping[str, Any],
+    *,
+    mask: Mask | None = None,
+    claim: str = "none",
+    replace: bool = False,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Save a trained model with its record, after an audit of what was written; its snapshots are removed.
+
+    Args:
+        trained: canonical name -> float32 parameter.
+        body: the record without what is found here: claim, identity of the weights, what moved.
+        mask, claim: what the audit holds the files against (`record.CLAIMS`).
+
+    Returns:
+        The sealed record.
+
+    Raises:
+        InternalError: if a weight moved that may not.
+        UnusableData: if a value is not finite in the dtype it is saved in.
+        Mismatch: if the folder exists and `replace` is false.
+        MachineFault: if it cannot be written.
+    """
+    with atomic_folder(folder, replace=replace) as new:
+        save_model(new, start, family, trained)
+        after = CheckpointFiles(new, family.canonical)
+        found = compare(start, after, mask, family.address, progress)
+        if found.not_finite:
+            name = found.not_finite[0]
+            raise UnusableData(f"{name} is not finite as {after.dtype(name)}; nothing is kept", "train more gently")
+        if faults := found.faults(claim, mask):
+            raise InternalError(f"the audit of '{folder.name}' failed, nothing is kept: {faults[0]}")
+        moved = {group: dataclasses.asdict(counts) for group, counts in found.groups.items()}
+        identity = {"model_type": family.model_type, "model_sha256": after.digest()}
+        record = sealed({**body, **identity, "claim": claim, "moved": moved})
+        write_json(new / RUN_FILE, record)
+    Snapshots.discard_all(folder)
+    return record
+
+
+def save_model(
+    folder: Path, start: CheckpointFiles, backbone: Backbone, trained: Mapping[str, torch.nn.Parameter]
+) -> None:
+    """Fill an empty folder with the start checkpoint, trained parameters in place of its own.
+
+    Args:
+        trained: canonical name -> float32 parameter; written in the dtype the start has it in, round
+            to nearest even.
+
+    Raises:
+        MachineFault: if it cannot be written.
+    """
+    for path in companion_files(start.path):
+        shutil.copyfile(path, folder / path.name)
+    written: set[str] = set()
+    for file in start.files:
+        header = read_header(file)
+        layout = {stored: (info.dtype, info.shape) for stored, info in header.tensors.items()}
+        arrays = _arrays(header, start, backbone, trained, written)
+        write_safetensors_stream(folder / file.name, layout, arrays, header.metadata)
+    if lost := sorted(trained.keys() - written):
+        raise InternalError(f"trained parameter {lost[0]} has no place in {start.path}")
+
+
+def _arrays(
+    header: Header,
+    start: CheckpointFiles,
+    backbone: Backbone,
+    trained: Mapping[str, torch.nn.Parameter],
+    written: set[str],
+) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    for stored in sorted(header.tensors):
+        name = backbone.canonical(stored)
+        name = start.tied.get(name, name)
+        if name in trained:
+            written.add(name)
+            yield stored, _stored(trained[name], header.tensors[stored].dtype)
+        else:
+            yield stored, read_tensor(header.path, header.tensors[stored])
+
+
+def _stored(parameter: torch.nn.Parameter, dtype: str) -> np.ndarray[Any, Any]:
+    """The values in a safetensors dtype; bfloat16 as its 16-bit pattern."""
+    import torch
+
+    values = parameter.detach().cpu().to(getattr(torch, _DTYPES[dtype]))
+    if dtype == "BF16":
+        return values.view(torch.int16).numpy().view("<u2")
+    return values.numpy()
