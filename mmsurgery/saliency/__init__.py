@@ -1,0 +1,1 @@
+"""Saliency: Fisher diagonals of data parts, the sums of squared gradients that masks are made from."""

@@ -1,0 +1,318 @@
+"""Saliency of a workspace's data parts: what is there, what is missing, shards and their sum.
+
+saliency/PART[.ESTIMATOR[-B]]/               the map of a part
+saliency/PART[.ESTIMATOR[-B]].shard-I-of-N/  the map of a block of its samples
+saliency/.resume-NAME/                       snapshots of an interrupted measurement
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.files import digest_cache, file_identity, machine_fault
+from mmsurgery.artifacts.saliency_map import SaliencyMap
+from mmsurgery.backbones.discovery import backbone
+from mmsurgery.data.benchmark import benchmark, parts_of, source_of
+from mmsurgery.data.samples import Sample, data_sha256
+from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UsageError, unknown
+from mmsurgery.names import check_artifact_name
+from mmsurgery.provenance import provenance, versions
+from mmsurgery.saliency.resume import discard, settings
+from mmsurgery.saliency.shards import Shard, summed
+from mmsurgery.workspace import ESTIMATORS, SILENT, Progress, Workspace
+
+if TYPE_CHECKING:
+    from mmsurgery.backbones.loading import Loaded
+
+STORES = ("float32", "bfloat16")
+SHARD_WAIT = 600.0
+"""Seconds that a shard waits for others to write theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartResult:
+    """What measuring one part came to."""
+
+    part: str
+    path: Path
+    """Folder of the map: the part's, or the shard's."""
+    units: int
+    no_gradient: int
+    """Parameters that no loss of the part reaches."""
+    supervised_tokens: int
+    """Answer tokens that were learnt from, end tokens included."""
+    up_to_date: bool
+    """Whether it was there already."""
+    shard: str | None
+    """`I/N`, or None for a whole part."""
+    merged: bool
+    """Whether this shard was the last one, and all were added up into the part's folder."""
+
+
+def measure_parts(
+    workspace: Workspace,
+    names: str | Sequence[str],
+    *,
+    estimator: str = "sample",
+    batch_size: int = 4,
+    shard: Shard | str | None = None,
+    force: bool = False,
+    model: str = "vanilla",
+    store: str = "float32",
+    progress: Progress = SILENT,
+) -> list[PartResult]:
+    """Measure the saliency of data parts into their folders, as far as they are missing.
+
+    A killed measurement is repeated from its last snapshot and ends with the same bytes. The model is
+    loaded once, and only if something is missing. Shards may run at the same time.
+
+    Args:
+        names: sets or parts, comma-separated or as a list.
+        shard: `I/N`: only the I-th of N blocks of each part's units, in their order. When the last
+            block is there, all are added up into the part's folder.
+        force: measure again, replacing what is there.
+        store: `float32`, or `bfloat16` for half the size (shards stay float32 until they are added up).
+
+    Raises:
+        UsageError: for unknown names, estimators or shards.
+        MissingArtifact: if there is no such model.
+        InputRefused: if model, data or an existing map is damaged, or changes meanwhile.
+        Mismatch: if a folder holds a map of other settings or inputs and `force` is not given.
+        UnusableData: see `measure_saliency`.
+        MachineFault: if the workspace is in use or cannot be written.
+    """
+    for kind, value, known in (("estimator", estimator, ESTIMATORS), ("store", store, STORES)):
+        if value not in known:
+            raise unknown(kind, value, known)
+    if batch_size < 1:
+        raise UsageError(f"batch size {batch_size} is impossible", "use 1 or more")
+    parts = _parts(workspace, names.split(",") if isinstance(names, str) else names)
+    block = Shard.parse(shard) if isinstance(shard, str) else shard
+    job = _Job(workspace, _Model(workspace, model), estimator, batch_size, force, store, progress)
+    if block is not None:
+        return [job.shard(part, block) for part in parts]
+    with workspace.lock():
+        return [job.whole(part) for part in parts]
+
+
+def _parts(workspace: Workspace, names: Sequence[str]) -> list[str]:
+    """The parts of the named sets, each once, checked to exist."""
+    offered = benchmark(workspace.settings.benchmark.name).parts(source_of(workspace))
+    found = [part for name in names for part in parts_of(name.strip())]
+    for part in found:
+        if part not in offered:
+            raise unknown("set or part", part, ("forget", "preserve", *offered))
+    return list(dict.fromkeys(found))
+
+
+class _Model:
+    """The model to be measured: its identity from its files, the model itself only when it is needed."""
+
+    def __init__(self, workspace: Workspace, name: str) -> None:
+        self.folder = workspace.existing_model(name)
+        self.family = backbone(model_config(self.folder)["model_type"])
+
+    def sha256(self) -> str:
+        return CheckpointFiles(self.folder, self.family.canonical).digest()
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, str]:
+        """Digests of the weights and of what turns samples into tokens; no torch where nothing changed."""
+        files = sorted(path for path in self.folder.iterdir() if path.suffix in (".json", ".jinja", ".model", ".txt"))
+        identity = [versions(), *([path.name, *file_identity(path)] for path in files)]
+        template = digest_cache.remember(f"template:{self.folder.resolve()}", identity, self._template)
+        return {"model_sha256": self.sha256(), "template_sha256": template}
+
+    def _template(self) -> str:
+        return self.family.template_digest(self.family.load_processor(self.folder))
+
+    @functools.cached_property
+    def loaded(self) -> Loaded:
+        from mmsurgery.backbones.loading import load
+
+        return load(self.folder)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The settings of one call of `measure_parts`."""
+
+    workspace: Workspace
+    model: _Model
+    estimator: str
+    batch_size: int
+    force: bool
+    store: str
+    progress: Progress
+
+    def whole(self, part: str) -> PartResult:
+        """Measure a part."""
+        samples = self._samples(part)
+        folder, origin = self._folder(part), self._origin(part, samples)
+        found = None if self.force else existing(folder, origin)
+        if found is not None:
+            return _result(found, folder, up_to_date=True)
+        measured = self._measure(part, samples, samples, origin, folder)
+        measured.save(folder, replace=self.force, store=self.store)
+        self._done(part, folder)
+        return _result(measured, folder)
+
+    def shard(self, part: str, shard: Shard) -> PartResult:
+        """Measure a block of a part, and add up all blocks if this was the last one."""
+        samples = self._samples(part)
+        whole, folder = self._folder(part), self._folder(part, shard)
+        origin = self._origin(part, samples, shard)
+        mine = samples[shard.block(len(samples), self.batch_size if self.estimator == "batch" else 1)]
+        if not self.force and (found := existing(whole, self._origin(part, samples))) is not None:
+            return _result(found, whole, up_to_date=True)
+        with _alone(folder):
+            found = None if self.force else existing(folder, origin)
+            measured = found or self._measure(part, samples, mine, origin, folder)
+            if found is None:
+                measured.save(folder, replace=self.force)
+        with self.workspace.lock(timeout=SHARD_WAIT):
+            if found is None:
+                self._done(part, folder)
+            merged = self._merge(part, samples, shard.count)
+        return _result(measured, folder, up_to_date=found is not None, shard=str(shard), merged=merged)
+
+    def _measure(
+        self, part: str, samples: list[Sample], mine: list[Sample], origin: dict[str, Any], folder: Path
+    ) -> SaliencyMap:
+        from mmsurgery.saliency.measure import measure_saliency
+
+        with _threads(self.workspace.threads):
+            measured = measure_saliency(
+                self.model.loaded,
+                mine,
+                estimator=self.estimator,
+                batch_size=self.batch_size,
+                part=part,
+                progress=self.progress,
+                resume_folder=_snapshots(folder),
+                data_sha256=origin["inputs"]["data_sha256"],
+            )
+        now = {**measured.provenance["inputs"], "model_sha256": self.model.sha256()}
+        if now != origin["inputs"] or measured.model_sha256 != now["model_sha256"]:
+            raise InputRefused(f"{self.model.folder} changed while it was measured", "measure again")
+        return replace(measured, provenance={**measured.provenance, **origin})
+
+    def _done(self, part: str, folder: Path) -> None:
+        discard(_snapshots(folder))
+        self.workspace.journal("saliency", part=part, folder=folder.name, estimator=self.estimator)
+
+    def _merge(self, part: str, samples: list[Sample], count: int) -> bool:
+        """Add up the shards into the part's folder, if all are there and it is not.
+
+        Raises:
+            Mismatch: if one is of other settings or inputs.
+        """
+        shards = [Shard(index, count) for index in range(1, count + 1)]
+        folder, origin = self._folder(part), self._origin(part, samples)
+        if not all(self._folder(part, shard).is_dir() for shard in shards):
+            return False
+        if not self.force and existing(folder, origin) is not None:
+            return False
+        found = [existing(self._folder(part, shard), self._origin(part, samples, shard)) for shard in shards]
+        merged, record = summed([one for one in found if one is not None])
+        replace(merged, provenance={**record, **origin}).save(folder, replace=self.force, store=self.store)
+        self._done(part, folder)
+        self.progress.note(f"all {count} shards of {part} are there: added up into {folder}")
+        return True
+
+    def _samples(self, part: str) -> list[Sample]:
+        settings = self.workspace.settings.benchmark
+        return benchmark(settings.name).samples(source_of(self.workspace), part)
+
+    def _folder(self, part: str, shard: Shard | None = None) -> Path:
+        folder = self.workspace.saliency_dir(part, self.estimator, self.batch_size)
+        if shard is None:
+            return folder
+        return folder.with_name(check_artifact_name(f"{folder.name}.shard-{shard.index}-of-{shard.count}"))
+
+    def _origin(self, part: str, samples: list[Sample], shard: Shard | None = None) -> dict[str, Any]:
+        chosen = settings(part, self.estimator, self.batch_size, self.workspace.threads)
+        stored = {"store": self.store} if shard is None else {"store": "float32", "shard": str(shard)}
+        return provenance("saliency", {**chosen, **stored}, {**self.model.inputs, "data_sha256": data_sha256(samples)})
+
+
+def existing(folder: Path, origin: dict[str, Any]) -> SaliencyMap | None:
+    """The map in a folder, verified, or None if there is none.
+
+    Raises:
+        InputRefused: if it is damaged.
+        Mismatch: if it is of other settings or inputs than `origin`, naming them.
+    """
+    if not folder.exists():
+        return None
+    found = SaliencyMap.load(folder)
+    if found.provenance.get("key") == origin["key"]:
+        return found
+    changed = []
+    for section in ("settings", "inputs"):
+        there, here = found.provenance.get(section) or {}, origin[section]
+        for key in sorted(there.keys() | here.keys()):
+            if there.get(key) != here.get(key):
+                changed.append(f"{key} {str(there.get(key))[:12]} -> {str(here.get(key))[:12]}")
+    raise Mismatch(f"{folder} holds another measurement: {', '.join(changed)}", "pass --force to replace it")
+
+
+def _result(
+    found: SaliencyMap, folder: Path, *, up_to_date: bool = False, shard: str | None = None, merged: bool = False
+) -> PartResult:
+    return PartResult(
+        part=found.part,
+        path=folder,
+        units=found.units,
+        no_gradient=len(found.no_gradient),
+        supervised_tokens=int(found.provenance.get("supervised_tokens", 0)),
+        up_to_date=up_to_date,
+        shard=shard,
+        merged=merged,
+    )
+
+
+def _snapshots(folder: Path) -> Path:
+    return folder.with_name(f".resume-{folder.name}")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep others from measuring the same shard.
+
+    Raises:
+        MachineFault: if somebody does already.
+    """
+    import filelock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise MachineFault(f"{folder.name} is being measured by another process", "wait for it to finish") from error
+    except OSError as error:
+        raise machine_fault(error, folder) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """`count` CPU threads inside: results are bit-identical only at the same number."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,60 @@
+"""Cutting a part into blocks that can be measured on their own and added up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmsurgery.artifacts.saliency_map import SaliencyMap
+from mmsurgery.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` blocks of a part's units, `index` from 1."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """The shard written `I/N`.
+
+        Raises:
+            UsageError: if it is not that, or I is not in 1 to N.
+        """
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UsageError(f"'{text}' is no shard", "write I/N with I from 1 to N, such as 2/8")
+        return cls(int(match[1]), int(match[2]))
+
+    def block(self, samples: int, unit: int) -> slice:
+        """Which of `samples` samples belong to the shard: whole units of `unit` samples, so that the
+        units of all shards are those of the whole part.
+
+        Raises:
+            UsageError: if there are fewer units than shards.
+        """
+        units = -(-samples // unit)
+        if units < self.count:
+            raise UsageError(f"{samples} samples are too few for {self.count} shards", f"use at most {units}")
+        first, last = (units * edge // self.count for edge in (self.index - 1, self.index))
+        return slice(first * unit, min(last * unit, samples))
+
+
+def summed(maps: Sequence[SaliencyMap]) -> tuple[SaliencyMap, dict[str, Any]]:
+    """The sum of a part's shards, and what its provenance says of how they were measured."""
+    records = [one.provenance for one in maps]
+    merged = SaliencyMap.merge(maps)
+    return merged, {
+        "path": "+".join(sorted({str(record["path"]) for record in records})),
+        "supervised_tokens": sum(record["supervised_tokens"] for record in records),
+        "zero_gradient": sorted({name for record in records for name in record["zero_gradient"]}),
+        "loss_scale": records[0]["loss_scale"],
+        "shards": len(maps),
+    }
