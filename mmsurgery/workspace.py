@@ -300,18 +300,18 @@ class Workspace:
         return self.path("diffs", f"{check_artifact_name(before)}..{check_artifact_name(after)}.json")
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, timeout: float | None = None) -> Iterator[None]:
         """Hold the one writer's lock; a lock of a killed process frees itself.
 
         Raises:
-            MachineFault: after 2 seconds, naming who holds it.
+            MachineFault: after `timeout` seconds (default 2), naming who holds it.
         """
         import filelock
 
         holder = self.path(".lock.holder")
         lock = filelock.FileLock(self.path(".lock"))
         try:
-            lock.acquire(timeout=LOCK_TIMEOUT)
+            lock.acquire(timeout=LOCK_TIMEOUT if timeout is None else timeout)
         except filelock.Timeout as error:
             raise MachineFault(f"{self.root} is in use by {_read_holder(holder)}", "wait for it to finish") from error
         except OSError as error:

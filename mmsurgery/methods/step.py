@@ -24,7 +24,7 @@ class Answers:
     """The model's predictions of the answer tokens of a batch, under teacher forcing."""
 
     logits: torch.Tensor
-    """float32 `[N, V]`, of the positions that predict an answer token."""
+    """float32 or better `[N, V]`, of the positions that predict an answer token."""
     targets: torch.Tensor
     """int64 `[N]`, the answer tokens."""
     owners: torch.Tensor
@@ -41,7 +41,9 @@ class Answers:
         output = model(**inputs, logits_to_keep=labels.shape[1] - first + 1, use_cache=False)
         expected = labels[:, first:]
         answered = expected != IGNORED
-        logits = output.logits[:, :-1][answered].float()
+        logits = output.logits[:, :-1][answered]
+        if logits.dtype.itemsize < 4:
+            logits = logits.float()
         return cls(logits, expected[answered], answered.nonzero()[:, 0], answered.sum(dim=1))
 
     def nll(self) -> torch.Tensor:
