@@ -89,3 +89,23 @@ def loaded_llava(tiny_llava: Path) -> Loaded:
     from mmsurgery.backbones.loading import load
 
     return load(tiny_llava)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained Qwen2-VL (hidden size 32, 2 + 2 layers, tied head) in the published layout; read only."""
+    import torch
+    from mmsurgery_qwen2_vl import backbone
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("models") / "tiny-qwen2-vl"
+    backbone.micro(folder, WORDS, seed=0, size="tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded_qwen2_vl(tiny_qwen2_vl: Path) -> Loaded:
+    """`tiny_qwen2_vl` in memory, float32; not to be changed."""
+    from mmsurgery.backbones.loading import load
+
+    return load(tiny_qwen2_vl)

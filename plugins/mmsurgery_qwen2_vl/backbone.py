@@ -100,6 +100,8 @@ class Qwen2VLBackbone:
                 )
             except Exception as error:  # damaged tokenizer files raise bare exceptions of the Rust side
                 raise InputRefused(f"the processor files of {path} cannot be read: {str(error)[:200]}") from error
+        if processor.chat_template is None:  # some fine-tunes keep it with the tokenizer only
+            processor.chat_template = processor.tokenizer.chat_template
         if processor.chat_template is None:
             raise InputRefused(f"{path} has no chat template", "copy chat_template.json from the model it was made of")
         return processor

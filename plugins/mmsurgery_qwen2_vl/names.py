@@ -29,37 +29,37 @@ _STORED = sorted({pair for pairs in LAYOUTS.values() for pair in pairs}, key=lam
 
 _COMPONENTS = {
     _VISION: {
-        "patch_embed.proj": "embed",
-        "blocks.#.attn.qkv": "attn.qkv",
-        "blocks.#.attn.proj": "attn.o",
-        "blocks.#.mlp.fc1": "mlp.fc1",
-        "blocks.#.mlp.fc2": "mlp.fc2",
-        "blocks.#.norm1": "norm",
-        "blocks.#.norm2": "norm",
+        "patch_embed.proj.*": "embed",
+        "blocks.#.attn.qkv.*": "attn.qkv",
+        "blocks.#.attn.proj.*": "attn.o",
+        "blocks.#.mlp.fc1.*": "mlp.fc1",
+        "blocks.#.mlp.fc2.*": "mlp.fc2",
+        "blocks.#.norm1.*": "norm",
+        "blocks.#.norm2.*": "norm",
     },
-    _CONNECTOR: {"ln_q": "norm", "mlp.0": "proj", "mlp.2": "proj"},
+    _CONNECTOR: {"ln_q.*": "norm", "mlp.0.*": "proj", "mlp.2.*": "proj"},
     _LANGUAGE: {
-        "embed_tokens": "embed",
-        "norm": "norm",
-        "layers.#.self_attn.q_proj": "attn.q",
-        "layers.#.self_attn.k_proj": "attn.k",
-        "layers.#.self_attn.v_proj": "attn.v",
-        "layers.#.self_attn.o_proj": "attn.o",
-        "layers.#.mlp.gate_proj": "mlp.gate",
-        "layers.#.mlp.up_proj": "mlp.up",
-        "layers.#.mlp.down_proj": "mlp.down",
-        "layers.#.input_layernorm": "norm",
-        "layers.#.post_attention_layernorm": "norm",
+        "embed_tokens.*": "embed",
+        "norm.*": "norm",
+        "layers.#.self_attn.q_proj.*": "attn.q",
+        "layers.#.self_attn.k_proj.*": "attn.k",
+        "layers.#.self_attn.v_proj.*": "attn.v",
+        "layers.#.self_attn.o_proj.*": "attn.o",
+        "layers.#.mlp.gate_proj.*": "mlp.gate",
+        "layers.#.mlp.up_proj.*": "mlp.up",
+        "layers.#.mlp.down_proj.*": "mlp.down",
+        "layers.#.input_layernorm.*": "norm",
+        "layers.#.post_attention_layernorm.*": "norm",
     },
-    _HEAD: {"": "head"},
+    _HEAD: {"*": "head"},
 }
 _GROUPS = {_VISION: "vision", _CONNECTOR: "connector", _LANGUAGE: "lm", _HEAD: "lm"}
-_MODULES = {
-    prefix + module if module else prefix.removesuffix("."): (_GROUPS[prefix], component)
+_PARAMETERS = {
+    prefix + module: (_GROUPS[prefix], component)
     for prefix, modules in _COMPONENTS.items()
     for module, component in modules.items()
 }
-_LAYER = re.compile(r"\.(layers|blocks)\.(\d+)\.")
+"""Pattern of names (`#` a layer number, `*` weight or bias) -> group and component."""
 
 LINEAR_TARGETS = {
     "lm": r"^model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)$",
@@ -98,9 +98,9 @@ def address(name: str) -> Address:
     Raises:
         Mismatch: if Qwen2-VL has no such parameter.
     """
-    module = re.sub(r"\.(weight|bias)$", "", name)
-    layer = _LAYER.search(module)
-    found = _MODULES.get(_LAYER.sub(r".\1.#.", module))
+    layer = re.search(r"\.(layers|blocks)\.(\d+)\.", name)
+    pattern = re.sub(r"\.(layers|blocks)\.\d+\.", r".\1.#.", re.sub(r"\.(weight|bias)$", ".*", name))
+    found = _PARAMETERS.get(pattern)
     if found is None:
         raise Mismatch(f"{name} belongs to no group of Qwen2-VL (vision blocks, merger, Qwen2 language model)")
     return Address(found[0], int(layer[2]) if layer else None, found[1])
