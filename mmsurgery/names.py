@@ -37,6 +37,7 @@ COMPONENTS = (
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,512}")
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"})
 _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
+_LAYER = "(?:0|[1-9][0-9]{0,5})"
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -64,7 +65,7 @@ class Address(NamedTuple):
         """
         group, _, rest = text.partition(".")
         head, _, tail = rest.partition(".")
-        layer, component = (int(head), tail) if head.isdigit() else (None, rest)
+        layer, component = (int(head), tail) if re.fullmatch(_LAYER, head) else (None, rest)
         if group not in GROUPS or component not in COMPONENTS:
             raise InputRefused(f"'{text}' is not an address (group[.layer].component)")
         return cls(group, layer, component)
@@ -163,7 +164,7 @@ def _parse_term(text: str) -> _Term:
         hint = f"did you mean '{guess}'? " if guess else ""
         raise UsageError(f"selector '{text}' starts with no module group", f"{hint}groups: {', '.join(GROUPS)}")
     layers = None
-    if rest and re.fullmatch(r"\d+(-\d+)?", rest[0]):
+    if rest and re.fullmatch(f"{_LAYER}(-{_LAYER})?", rest[0]):
         first, _, last = rest[0].partition("-")
         layers = (int(first), int(last or first))
         if layers[0] > layers[1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -53,7 +54,13 @@ def parse_json(data: bytes, where: str) -> Any:
         raise ValueError(f"{text} is not JSON")
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_float=number, parse_constant=refuse)
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=unique, parse_float=number, parse_constant=refuse)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            canonical_json(value).decode()  # half of a surrogate pair is no text
+        return value
+    except InternalError as error:
+        raise InputRefused(f"{where} is not valid JSON: it holds text that cannot be encoded") from error
     except (ValueError, RecursionError) as error:
         raise InputRefused(f"{where} is not valid JSON: {str(error)[:200]}") from error
 
@@ -123,6 +130,10 @@ def check_seal(value: Any, where: str, *, kind: str) -> dict[str, Any]:
         raise Mismatch(
             f"{where} has schema {value.get('schema')}, this version reads {SCHEMA}", "pip install -U mmsurgery"
         )
-    if "seal" in value["provenance"] and seal(value)["provenance"]["seal"] != value["provenance"]["seal"]:
+    try:
+        sealed = seal(value)
+    except (InternalError, RecursionError) as error:
+        raise InputRefused(f"{where} cannot be written as canonical JSON") from error
+    if "seal" in value["provenance"] and sealed["provenance"]["seal"] != value["provenance"]["seal"]:
         raise InputRefused(f"{where} was changed or damaged after it was written", "make it again")
     return value

@@ -7,13 +7,15 @@ dot-name, flushed to disk, then renamed. Leftovers of a killed run are removed b
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
-import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifa
 from mmsurgery.provenance import canonical_json, parse_json, sha256_file
 
 _TEMPORARY = ".partial-"
+_RACY = 2_000_000_000
+"""Nanoseconds within which two changes of a file may carry one time stamp."""
 MAX_JSON = 256 << 20
 
 
@@ -56,11 +60,16 @@ def machine_fault(error: OSError, path: Path) -> MachineFault:
 
 def remove_leftovers(folder: Path, name: str) -> None:
     """Remove what killed runs left beside `folder / name`; safe under the workspace lock."""
-    for leftover in folder.glob(f"{_TEMPORARY}{name}-*"):
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    ours = re.compile(re.escape(f"{_TEMPORARY}{name}-") + "[a-z0-9_]{8}")  # as tempfile ends its names
+    for leftover in [path for path in folder.iterdir() if ours.fullmatch(path.name)]:
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -99,7 +108,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder; on success it becomes `path`, on any error it is gone.
 
     Args:
-        replace: an existing folder is moved aside and removed after the new one is in place.
+        replace: an existing folder is exchanged for the new one, then removed.
 
     Raises:
         Mismatch: if `path` exists and `replace` is false.
@@ -123,20 +132,35 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                         os.fsync(written.fileno())
                 Path(folder).chmod(0o777 & ~umask)
                 fsync_folder(Path(folder))
-            old = None
             if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent))
-                os.rename(path, old / "old")
-            os.rename(temporary, path)
-            temporary = None
+                _exchange(temporary, path)
+            else:
+                os.rename(temporary, path)
+                temporary = None
             fsync_folder(path.parent)
-            if old is not None:
-                shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise machine_fault(error, path) from error
     finally:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Swap two paths: in one step where the system can, so that no kill leaves nothing under `path`."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if swap is not None and swap(here, os.fsencode(new), here, os.fsencode(path), exchange) == 0:
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent), "old")
+    os.rename(path, aside)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(aside, path)
+        aside.parent.rmdir()
+        raise
+    os.rename(aside, new)
+    aside.parent.rmdir()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -155,6 +179,11 @@ def write_pretty_json(path: Path, value: Any) -> None:
     write_bytes(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n")
 
 
+def unreadable(path: Path, error: OSError) -> InputRefused:
+    """A refusal that says what the operating system says of reading `path`."""
+    return InputRefused(f"{path} cannot be read: {error.strerror or error}", "check the file and its permissions")
+
+
 def regular_file(path: Path) -> os.stat_result:
     """The status of a regular file.
 
@@ -167,13 +196,16 @@ def regular_file(path: Path) -> os.stat_result:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingArtifact(f"{path} does not exist") from error
     except OSError as error:
-        raise InputRefused(f"{path} cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise InputRefused(f"{path} is not a regular file", "name a file")
     if status.st_size == 0:
         raise InputRefused(f"{path} is empty", "make or copy it again")
-    with path.open("rb") as handle:
-        head = handle.read(64)
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(64)
+    except OSError as error:
+        raise unreadable(path, error) from error
     if head.startswith(b"version https://git-lfs"):
         raise InputRefused(f"{path} is a Git LFS pointer, not the file itself", "git lfs pull")
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
@@ -192,7 +224,7 @@ def read_bytes(path: Path, limit: int = MAX_JSON) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputRefused(f"{path} cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> Any:
@@ -201,13 +233,16 @@ def read_json(path: Path, limit: int = MAX_JSON) -> Any:
 
 
 def file_identity(path: Path) -> list[int]:
-    """Size, modification time (ns) and inode of a regular file: equal as long as its bytes are."""
+    """Size, times of modification and change (ns) and inode of a regular file: equal as long as its bytes
+    are. A file written a moment ago has no lasting identity: its next change may carry the same times."""
     status = regular_file(path)
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
+    identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    now = time.time_ns()
+    return [*identity, now] if now - max(status.st_mtime_ns, status.st_ctime_ns) < _RACY else identity
 
 
 class DigestCache:
-    """Digests of files already hashed, keyed by path, size, modification time and inode.
+    """Digests of files already hashed, keyed by path, size, times and inode.
 
     Kept in one JSON file below the user's cache folder, owned and readable by the user alone; a
     cache that cannot be read or written costs time, never correctness.
@@ -250,7 +285,7 @@ class DigestCache:
             try:
                 return sha256_file(path)
             except OSError as error:
-                raise InputRefused(f"{path} cannot be read: {error.strerror}") from error
+                raise unreadable(path, error) from error
 
         return self.remember(str(path.resolve()), file_identity(path), compute)
 
@@ -273,9 +308,5 @@ digest_cache = DigestCache()
 
 
 def cached_sha256(path: Path) -> str:
-    """Digest of a file, remembered as long as path, size, modification time and inode stay the same."""
+    """Digest of a file, remembered as long as path, size, times and inode stay the same."""
     return digest_cache.sha256(path)
-
-
-def digest_of(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

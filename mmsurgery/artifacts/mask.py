@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.artifacts.tensors import read_header, read_tensor, write_safetensors
+from mmsurgery.artifacts.tensors import MAX_DIMENSIONS, read_header, read_tensor, write_safetensors
 from mmsurgery.errors import InputRefused, Mismatch, UsageError, unknown
 from mmsurgery.names import GROUPS, Address, Selector
 from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, parse_json, seal, sha256, sha256_json
@@ -309,7 +309,6 @@ class Mask:
             if info.dtype != "U8" or len(info.shape) != 1:
                 raise InputRefused(f"{path}: tensor {name} is {info.dtype} {list(info.shape)}, packed U8 expected")
             parameters[name] = _parameter(path, name, entries[name], read_tensor(path, info))
-        Selector(value["modules"])
         return cls(
             **{key: value[key] for key in ("rule", "beta", "estimator", "mixture", "modules", "base", "counts")},
             parameters=parameters,
@@ -330,20 +329,35 @@ def _check_metadata(value: dict[str, Any], where: str) -> None:
         "parents": list,
         "counts": dict,
     }
-    for key, kind in kinds.items():
-        if not isinstance(value[key], kind):
-            raise InputRefused(f"{where}: {key} cannot be read")
-    if set(value["base"]) != {"model_type", "model_sha256"}:
-        raise InputRefused(f"{where}: base cannot be read")
+    faults = [key for key, kind in kinds.items() if not isinstance(value[key], kind)]
+    if not faults:
+        base = value["base"]
+        sound = {
+            "base": set(base) == {"model_type", "model_sha256"} and all(isinstance(v, str) for v in base.values()),
+            "parents": all(isinstance(parent, dict) for parent in value["parents"]),
+            "counts": all(type(count) is int for count in value["counts"].values()),
+            "modules": _is_selector(value["modules"]),
+        }
+        faults = [key for key, good in sound.items() if not good]
+    if faults:
+        raise InputRefused(f"{where}: {', '.join(faults)} cannot be read")
+
+
+def _is_selector(text: str) -> bool:
+    try:
+        Selector(text)
+    except UsageError:
+        return False
+    return True
 
 
 def _parameter(path: Path, name: str, entry: Any, bits: Bytes) -> MaskParameter:
     try:
         shape = tuple(entry["shape"])
         address, selected, digest = Address.parse(entry["address"]), entry["selected"], entry["sha256"]
-        if any(type(n) is not int or n < 0 for n in shape) or len(shape) > 8:
+        if any(type(n) is not int or not 0 <= n < 1 << 48 for n in shape) or len(shape) > MAX_DIMENSIONS:
             raise ValueError("shape")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, InputRefused) as error:
         raise InputRefused(f"{path}: the metadata entry of {name} cannot be read") from error
     numel = math.prod(shape)
     if bits.size != (numel + 7) // 8:
@@ -370,8 +384,7 @@ def check_beta(text: str | float) -> float:
     Raises:
         UsageError: for anything else.
     """
-    written = isinstance(text, str)
-    beta = float(text) if not written or _NUMBER.fullmatch(text) else math.nan
+    beta = math.nan if isinstance(text, str) and not _NUMBER.fullmatch(text) else float(text)
     if not (math.isfinite(beta) and beta > 0):
         raise UsageError(f"beta is '{text}', should be a number above 0", "pass --beta 1")
     return beta

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ class SaliencyMap:
     @property
     def template_sha256(self) -> str | None:
         """Digest of what turned samples into tokens, where recorded."""
-        value = self.provenance.get("inputs", {}).get("template_sha256")
+        inputs = self.provenance.get("inputs")
+        value = inputs.get("template_sha256") if isinstance(inputs, Mapping) else None
         return None if value is None else str(value)
 
     def same_kind(self, other: SaliencyMap) -> None:
@@ -124,8 +126,9 @@ class SaliencyMap:
         for what in ("model_type", "model_sha256", "estimator", "batch_size", "template_sha256"):
             mine, theirs = getattr(self, what), getattr(other, what)
             if mine != theirs and not (what == "template_sha256" and None in (mine, theirs)):
+                both = f"saliency of '{self.part}' and '{other.part}'"
                 raise Mismatch(
-                    f"saliency of '{self.part}' and '{other.part}' differ in {what}: {_short(mine)} and {_short(theirs)}",
+                    f"{both} differ in {what}: {_short(mine)} and {_short(theirs)}",
                     "measure both with the same model, estimator and settings",
                 )
         if self.names != other.names:
@@ -258,25 +261,52 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     value = check_seal(read_json(folder / MANIFEST), where, kind="saliency")
     if set(value) != _KEYS:
         raise InputRefused(f"{where} has unknown or missing keys: {', '.join(sorted(set(value) ^ _KEYS))}")
-    if value["estimator"] not in ESTIMATORS or type(value["units"]) is not int:
-        raise InputRefused(f"{where}: estimator or units cannot be read")
-    if value["units"] < 1:
+    faults = [key for key, sound in _CHECKS.items() if not sound(value[key])]
+    if value["estimator"] == "batch" and value["batch_size"] is None:
+        faults.append("batch_size")
+    if faults:
+        raise InputRefused(f"{where}: {', '.join(faults)} cannot be read")
+    if value["units"] == 0:
         raise UnusableData(f"{where}: saliency of no unit", "measure a part that has samples")
-    batch_size = value["batch_size"]
-    if (batch_size is not None or value["estimator"] == "batch") and (type(batch_size) is not int or batch_size < 1):
-        raise InputRefused(f"{where}: batch_size cannot be read")
-    for key, kind in (("no_gradient", list), ("tied", dict), ("files", dict)):
-        if not isinstance(value[key], kind):
-            raise InputRefused(f"{where}: {key} cannot be read")
-    for key in ("part", "model_type", "model_sha256", "data_sha256"):
-        if not isinstance(value[key], str):
-            raise InputRefused(f"{where}: {key} cannot be read")
     for name in [*value["no_gradient"], *value["tied"], *value["tied"].values()]:
-        check_parameter_name(str(name))
-    for file, claim in value["files"].items():
-        if Path(file).name != file or not file.endswith(".h5") or set(claim) != {"bytes", "sha256"}:
-            raise InputRefused(f"{where}: file entry '{file}' cannot be read")
+        check_parameter_name(name)
+    surplus = sorted(path.name for path in folder.glob("[!.]*.h5") if path.name not in value["files"])
+    if surplus:
+        raise InputRefused(
+            f"{folder} holds {surplus[0]}, which its manifest does not name", "measure it again with --force"
+        )
     return value
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value) and len(set(value)) == len(value)
+
+
+def _is_claim(file: str, claim: Any) -> bool:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.h5", file) or not isinstance(claim, dict):
+        return False
+    return set(claim) == {"bytes", "sha256"} and _count(claim["bytes"]) and isinstance(claim["sha256"], str)
+
+
+def _has_shapes(provenance: Any) -> bool:
+    shapes = provenance.get("no_gradient_shapes", {})
+    return isinstance(shapes, dict) and all(isinstance(s, list) and all(map(_count, s)) for s in shapes.values())
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("part", "model_type", "model_sha256", "data_sha256"), lambda value: isinstance(value, str)),
+    "estimator": lambda value: value in ESTIMATORS,
+    "units": _count,
+    "batch_size": lambda value: value is None or (_count(value) and value > 0),
+    "no_gradient": _texts,
+    "tied": lambda value: isinstance(value, dict) and all(isinstance(each, str) for each in value.values()),
+    "files": lambda value: isinstance(value, dict) and all(_is_claim(*item) for item in value.items()),
+    "provenance": _has_shapes,
+}
 
 
 def content_sha256(manifest: Mapping[str, Any]) -> str:

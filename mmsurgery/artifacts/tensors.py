@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.artifacts.files import atomic_file, regular_file
+from mmsurgery.artifacts.files import atomic_file, regular_file, unreadable
 from mmsurgery.errors import InputRefused
 from mmsurgery.names import check_parameter_name
 from mmsurgery.provenance import parse_json
@@ -80,16 +80,7 @@ def read_header(path: Path) -> Header:
             8 dimensions, gaps or overlaps.
     """
     size = regular_file(path).st_size
-    with path.open("rb") as handle:
-        prefix = handle.read(8)
-        if len(prefix) < 8:
-            raise InputRefused(f"{path} is cut ({size} bytes, no safetensors header)", "make or copy it again")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > MAX_HEADER:
-            raise InputRefused(f"{path} is no safetensors file: its header claims {length:,} bytes")
-        raw = handle.read(length)
-    if len(raw) < length:
-        raise InputRefused(f"{path} is cut inside its header ({size:,} bytes)", "make or copy it again")
+    raw = _raw_header(path, size)
     value = parse_json(raw, f"header of {path}")
     if not isinstance(value, dict):
         raise InputRefused(f"header of {path} is not a JSON object")
@@ -98,9 +89,8 @@ def read_header(path: Path) -> Header:
         raise InputRefused(f"metadata of {path} is not a table of strings")
     if len(value) > MAX_TENSORS:
         raise InputRefused(f"{path} declares {len(value):,} tensors, more than {MAX_TENSORS:,}")
-    start = 8 + length
-    tensors = {check_parameter_name(name): _tensor(path, name, entry, start) for name, entry in value.items()}
-    position = start
+    position = start = 8 + len(raw)
+    tensors = {_checked_name(path, name): _tensor(path, name, entry, start) for name, entry in value.items()}
     for name, info in sorted(tensors.items(), key=lambda pair: (pair[1].begin, pair[1].end)):
         if info.begin != position:
             raise InputRefused(f"{path}: tensor {name} leaves a gap or overlaps another")
@@ -108,7 +98,31 @@ def read_header(path: Path) -> Header:
     if position != size:
         what = "is cut" if size < position else "has bytes left over"
         raise InputRefused(f"{path} {what} ({position:,} bytes expected, {size:,} found)", "make or copy it again")
-    return Header(path, tensors, metadata, length)
+    return Header(path, tensors, metadata, len(raw))
+
+
+def _raw_header(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as handle:
+            prefix = handle.read(8)
+            if len(prefix) < 8:
+                raise InputRefused(f"{path} is cut ({size} bytes, no safetensors header)", "make or copy it again")
+            (length,) = struct.unpack("<Q", prefix)
+            if length > MAX_HEADER:
+                raise InputRefused(f"{path} is no safetensors file: its header claims {length:,} bytes")
+            raw = handle.read(length)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(raw) < length:
+        raise InputRefused(f"{path} is cut inside its header ({size:,} bytes)", "make or copy it again")
+    return raw
+
+
+def _checked_name(path: Path, name: str) -> str:
+    try:
+        return check_parameter_name(name)
+    except InputRefused as error:
+        raise InputRefused(f"{path}: {error.what}") from error
 
 
 def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
@@ -134,10 +148,19 @@ def memory_map(path: Path, info: TensorInfo) -> np.ndarray[Any, np.dtype[Any]]:
 
 
 def read_tensor(path: Path, info: TensorInfo) -> np.ndarray[Any, np.dtype[Any]]:
-    """A copy of one tensor of a file in memory; safe against the file being cut while it is used."""
-    with path.open("rb") as handle:
-        handle.seek(info.begin)
-        data = handle.read(info.end - info.begin)
+    """A copy of one tensor of a file in memory; safe against the file being cut while it is used.
+
+    Raises:
+        InputRefused: if it cannot be read whole.
+    """
+    try:
+        with path.open("rb") as handle:
+            handle.seek(info.begin)
+            data = handle.read(info.end - info.begin)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except MemoryError as error:
+        raise InputRefused(f"{path} declares {info.end - info.begin:,} bytes, more than fits into memory") from error
     if len(data) != info.end - info.begin:
         raise InputRefused(f"{path} was cut while it was read", "make or copy it again")
     return np.frombuffer(data, DTYPES[info.dtype]).reshape(info.shape)
