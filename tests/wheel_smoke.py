@@ -20,7 +20,7 @@ def run(*arguments: str) -> str:
 assert "site-packages" in mmsurgery.__file__, mmsurgery.__file__
 assert "saliency" in run("--help")
 assert {row["name"] for row in json.loads(run("methods", "--json"))} >= {"ga", "npo", "mmunlearner"}
-assert {row["name"] for row in json.loads(run("backbones", "--json"))} >= {"llava"}
+assert {row["name"] for row in json.loads(run("backbones", "--json"))} >= {"llava", "qwen2_vl"}
 run("init")
 run("saliency", "--set", "forget")
 mask = json.loads(run("mask", "--beta", "1", "--modules", "lm,connector", "--json"))

@@ -117,8 +117,8 @@ def prompts(
 
 
 def render(processor: Any, question: str, answer: str | None, *, image: bool) -> str:
-    """See `Backbone.render`. What templates put after an answer (LLaVA's a space and no end token,
-    Qwen2-VL's an end token and a line break) is made one end token."""
+    """See `Backbone.render`. What templates put after an answer (a space and no end token; an end
+    token and a line break) is made one end token."""
     content: list[dict[str, str]] = [{"type": "image"}] if image else []
     turns = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
     if answer is not None:

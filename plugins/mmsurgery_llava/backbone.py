@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmsurgery.artifacts.checkpoint import SINGLE, CheckpointFiles, model_config
-from mmsurgery.artifacts.tensors import write_safetensors
-from mmsurgery.backbones import encoding
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.backbones import encoding, micro
 from mmsurgery.errors import InputRefused, UnusableData
 from mmsurgery.names import Address
 from mmsurgery_llava import batches, names
@@ -146,21 +145,12 @@ class LlavaBackbone:
         return {"CLIPVisionEmbeddings": _clip_embeddings}
 
     def micro(self, folder: Path, vocabulary: Sequence[str], *, seed: int, size: str = "portraits") -> None:
-        import torch
         from transformers import LlavaForConditionalGeneration
 
-        config = _micro_config(_MICRO[size], len(_words(vocabulary)))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = LlavaForConditionalGeneration(config)
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
-        _micro_processor(_MICRO[size], _words(vocabulary)).save_pretrained(folder)
-        weights = {
-            names.on_disk(name, "published"): parameter.detach().numpy() for name, parameter in model.named_parameters()
-        }
-        write_safetensors(folder / SINGLE, weights, {"format": "pt"})
+        words = list(dict.fromkeys((*SPECIAL, "USER:", "ASSISTANT:", *vocabulary)))
+        config = _micro_config(_MICRO[size], len(words))
+        micro.write_model(folder, lambda: LlavaForConditionalGeneration(config), _published, seed=seed)
+        _micro_processor(_MICRO[size], words).save_pretrained(folder)
 
 
 def _clip_embeddings(
@@ -174,8 +164,8 @@ def _clip_embeddings(
     return {"class_embedding": gradient[:, 0], "position_embedding.weight": gradient}
 
 
-def _words(vocabulary: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys((*SPECIAL, "USER:", "ASSISTANT:", *vocabulary)))
+def _published(name: str) -> str:
+    return names.on_disk(name, "published")
 
 
 def _micro_config(size: _Micro, words: int) -> Any:
@@ -205,24 +195,11 @@ def _micro_config(size: _Micro, words: int) -> Any:
 
 
 def _micro_processor(size: _Micro, words: Sequence[str]) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+    from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     pixels = size.vision["image_size"]
-    level = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
-    level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=level,
-        pad_token="<pad>",  # noqa: S106
-        unk_token="<unk>",  # noqa: S106
-        eos_token="</s>",  # noqa: S106
-        extra_special_tokens={
-            "image_token": "<image>",
-            "vision_start": "<|vision_start|>",
-            "vision_end": "<|vision_end|>",
-        },
-    )
+    control = {"image_token": "<image>", "vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"shortest_edge": pixels},
@@ -230,7 +207,7 @@ def _micro_processor(size: _Micro, words: Sequence[str]) -> Any:
             image_mean=[0.5] * 3,
             image_std=[0.5] * 3,
         ),
-        tokenizer=tokenizer,
+        tokenizer=micro.word_tokenizer(words, control),
         patch_size=size.vision["patch_size"],
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmsurgery.artifacts.checkpoint import SINGLE, CheckpointFiles, model_config
-from mmsurgery.artifacts.tensors import write_safetensors
-from mmsurgery.backbones import encoding
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.backbones import encoding, micro
 from mmsurgery.errors import InputRefused
 from mmsurgery.names import Address
 from mmsurgery_qwen2_vl import batches, names
@@ -145,24 +144,18 @@ class Qwen2VLBackbone:
         return {}
 
     def micro(self, folder: Path, vocabulary: Sequence[str], *, seed: int, size: str = "portraits") -> None:
-        import torch
         from transformers import Qwen2VLForConditionalGeneration
 
         from mmsurgery_qwen2_vl.processor import save
 
         words = list(dict.fromkeys((*SPECIAL, "USER:", "ASSISTANT:", *vocabulary)))
         config = _micro_config(_MICRO[size], len(words))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = Qwen2VLForConditionalGeneration(config)
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
+        micro.write_model(folder, lambda: Qwen2VLForConditionalGeneration(config), _published, seed=seed)
         save(_micro_processor(_MICRO[size], words), folder)
-        weights = {
-            names.on_disk(name, "published"): parameter.detach().numpy() for name, parameter in model.named_parameters()
-        }
-        write_safetensors(folder / SINGLE, weights, {"format": "pt"})
+
+
+def _published(name: str) -> str:
+    return names.on_disk(name, "published")
 
 
 def _micro_config(size: _Micro, words: int) -> Any:
@@ -193,26 +186,16 @@ def _micro_config(size: _Micro, words: int) -> Any:
 
 
 def _micro_processor(size: _Micro, words: Sequence[str]) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     from mmsurgery_qwen2_vl.processor import Qwen2VLProcessor
 
-    level = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
-    level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=level,
-        pad_token="<pad>",  # noqa: S106
-        unk_token="<unk>",  # noqa: S106
-        eos_token="<|im_end|>",  # noqa: S106
-        extra_special_tokens={
-            "image_token": "<|image_pad|>",
-            "video_token": "<|video_pad|>",
-            "vision_start": "<|vision_start|>",
-            "vision_end": "<|vision_end|>",
-        },
-    )
+    control = {
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "vision_start": "<|vision_start|>",
+        "vision_end": "<|vision_end|>",
+    }
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessorPil(
             size={"shortest_edge": size.pixels[0], "longest_edge": size.pixels[1]},
@@ -222,6 +205,6 @@ def _micro_processor(size: _Micro, words: Sequence[str]) -> Any:
             image_mean=[0.5] * 3,
             image_std=[0.5] * 3,
         ),
-        tokenizer=tokenizer,
+        tokenizer=micro.word_tokenizer(words, control),
         chat_template=CHAT_TEMPLATE,
     )
