@@ -141,8 +141,7 @@ class Settings:
                 faults.append(_unknown_key(name, kinds))
                 continue
             sections[name] = _section(kinds[name], name, value, faults)
-        if not faults:
-            faults += _value_faults(cls(**sections))
+        faults += _value_faults(cls(**sections))
         if faults:
             shown = "; ".join(f"[{i}] {fault}" for i, fault in enumerate(faults, 1)) if len(faults) > 1 else faults[0]
             raise UsageError(f"{where}: {shown}", "mend the settings")
@@ -164,13 +163,13 @@ def _section(kind: type[Any], name: str, table: dict[str, Any], faults: list[str
         default = known[key].default
         if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(v, str) for v in value):
             value = tuple(value)
-        if isinstance(default, float) and type(value) is int:
+        if isinstance(default, float) and type(value) is int and abs(value) < 1 << 53:
             value = float(value)
         if type(value) is not type(default):
             faults.append(f"{name}.{key} should be {_kind_name(default)}, is {value!r}")
             continue
         values[key] = value
-    return kind(**values) if not faults else None
+    return kind(**values)
 
 
 def _kind_name(default: object) -> str:
@@ -188,6 +187,10 @@ def _value_faults(settings: Settings) -> list[str]:
     for key in ("weight_decay", "clip_norm"):
         if not 0 <= getattr(recipe, key) < float("inf"):
             faults.append(f"recipe.{key} is {getattr(recipe, key)}, should be 0 or more")
+    for section, key in (("benchmark", "draw"), ("benchmark", "world"), ("models", "seed"), ("recipe", "seed")):
+        value = getattr(getattr(settings, section), key)
+        if not 0 <= value < 1 << 32:
+            faults.append(f"{section}.{key} is {value}, should be 0 or more, below 2^32")
     if not 0 < settings.benchmark.forget < 100:
         faults.append(f"benchmark.forget is {settings.benchmark.forget}, should be a percentage of people")
     if settings.models.setting not in ("saturated", "fragile"):
@@ -198,6 +201,8 @@ def _value_faults(settings: Settings) -> list[str]:
 def _toml_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     return repr(value)
@@ -318,19 +323,38 @@ class Workspace:
             raise MachineFault(f"cannot lock {self.root}: {error.strerror}", "check its permissions") from error
         try:
             since = datetime.datetime.now().strftime("%H:%M")
-            holder.write_text(f"pid {os.getpid()} on host {socket.gethostname()} since {since}")
+            with self._writing(holder):
+                holder.write_text(f"pid {os.getpid()} on host {socket.gethostname()} since {since}")
             yield
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
 
     def journal(self, event: str, **details: Any) -> None:
-        """Append one line: what was done, to what."""
+        """Append one line: what was done, to what.
+
+        Raises:
+            MachineFault: if it cannot be written.
+        """
         entry = {"time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "event": event, **details}
-        with self.path("journal.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        path = self.path("journal.jsonl")
+        with self._writing(path), path.open("a+b") as stream:
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                line = line if stream.read(1) == b"\n" else b"\n" + line  # a kill tore the last line
+            stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise MachineFault(
+                f"cannot write {path}: {error.strerror}", "check the disk and its permissions"
+            ) from error
 
     def journal_entries(self) -> list[dict[str, Any]]:
         """All whole lines of the journal; a torn last line is left out."""
