@@ -1,0 +1,163 @@
+"""`diff`: where two models of a workspace differ most, as record and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.files import read_json, write_json
+from mmsurgery.artifacts.mask import Mask
+from mmsurgery.backbones.discovery import backbone
+from mmsurgery.diff.difference import LISTED, TOP, compare, heatmaps
+from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
+from mmsurgery.provenance import SCHEMA, check_seal, provenance, seal
+from mmsurgery.unlearn.record import RUN_FILE, mask_identity, read_record
+from mmsurgery.workspace import SILENT, Progress, Workspace
+
+if TYPE_CHECKING:
+    from mmsurgery.figures.heatmap import Heatmap
+
+PICTURES = (".png", ".svg")
+_KEYS = {"before", "after", "n", "threshold", "changed", "layers", "components", "heatmap", "sizes", "top"}
+
+
+@dataclass(frozen=True)
+class DiffResult:
+    """What `diff` wrote."""
+
+    before: str
+    after: str
+    path: Path
+    pictures: tuple[Path, ...]
+    up_to_date: bool
+    record: dict[str, Any]
+    """The JSON record: names, `mask`, the fields of `Difference`, provenance."""
+
+    @property
+    def changed(self) -> int:
+        """Weights whose bits differ."""
+        return int(self.record["changed"])
+
+    @property
+    def heatmaps(self) -> list[Heatmap]:
+        """One per module group, see `difference.heatmaps`."""
+        return heatmaps(self.record)
+
+
+def diff(
+    workspace: Workspace,
+    before: str | None = None,
+    after: str | None = None,
+    *,
+    top: int | None = None,
+    list_: int = LISTED,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> DiffResult:
+    """Compare two models and write `diffs/BEFORE..AFTER.json`, `.png` and `.svg`.
+
+    Args:
+        before: model name or path; vanilla where None.
+        after: model name or path; the last applied model in the journal where None.
+        top: how many of the largest differences the heatmap counts; by default as many weights as
+            AFTER's mask selects, else as `masks/default` does, else 1000.
+        list_: how many of the largest are listed, at most.
+        force: compare again, and replace the diff of other models or settings.
+
+    Raises:
+        MissingArtifact: if a model does not exist, or none was applied.
+        InputRefused: if a model, mask or earlier diff is damaged.
+        Mismatch: if the models differ in names or shapes, the mask was changed since AFTER was made
+            with it, or the name holds another diff.
+        UnusableData: naming the tensor, for weights that are not finite.
+    """
+    old_name, old = workspace.find_model(before or "vanilla")
+    new_name, new = workspace.find_model(after or _last_applied(workspace))
+    path = workspace.diff_path(old_name, new_name)
+    family = backbone(model_config(old)["model_type"])
+    first, second = (CheckpointFiles(folder, family.canonical) for folder in (old, new))
+    mask_name, mask = _mask(workspace, new)
+    n = top if top is not None else mask.selected if mask is not None and mask.selected else TOP
+    origin = provenance(
+        "diff",
+        {"top": n, "list": list_, "mask": mask_name},
+        {
+            "before": first.digest(),
+            "after": second.digest(),
+            "mask": None if mask is None else mask.content_sha256,
+        },
+    )
+    with workspace.lock():
+        record = None if force or not path.exists() else _existing(path, origin)
+        up_to_date = record is not None
+        if record is None:
+            addresses = {name: family.address(name) for name in first.names}
+            found = compare(first, second, addresses, top=n, listed=list_, mask=mask, progress=progress)
+            names = {"before": old_name, "after": new_name, "mask": mask_name}
+            record = seal({"schema": SCHEMA, "kind": "diff", **names, **found.to_json(), "provenance": origin})
+        pictures = tuple(path.with_suffix(suffix) for suffix in PICTURES)
+        _draw(record, [picture for picture in pictures if not up_to_date or not picture.exists()])
+        if not up_to_date:
+            # last: the record says that everything is there
+            write_json(path, record)
+            workspace.journal("diff", before=old_name, after=new_name)
+    return DiffResult(old_name, new_name, path, pictures, up_to_date, record)
+
+
+def read_diff(path: Path) -> dict[str, Any]:
+    """The checked record of a diff.
+
+    Raises:
+        MissingArtifact: if it does not exist.
+        InputRefused: if it is damaged.
+        Mismatch: if it was written by another schema.
+    """
+    record = check_seal(read_json(path), str(path), kind="diff")
+    if not record.keys() >= _KEYS:
+        raise InputRefused(f"{path} lacks {', '.join(sorted(_KEYS - record.keys()))}", "mmsurgery diff --force")
+    return record
+
+
+def _last_applied(workspace: Workspace) -> str:
+    applied = [str(entry.get("model")) for entry in workspace.journal_entries() if entry["event"] == "apply"]
+    there = set(workspace.models())
+    for name in reversed(applied):
+        if name in there:
+            return name
+    raise MissingArtifact(f"no model was unlearned in {workspace.root} yet", "mmsurgery apply --method npo")
+
+
+def _mask(workspace: Workspace, model: Path) -> tuple[str | None, Mask | None]:
+    """The mask a model was made with, else `masks/default`, else none."""
+    made_with, record = None, None
+    if (model / RUN_FILE).exists():
+        record = read_record(model)
+        made_with = record.get("mask")
+    name = made_with or "default"
+    if not workspace.mask_path(name).exists():
+        if made_with:
+            raise MissingArtifact(f"mask '{name}', which {model.name} was made with, is gone", "make it again")
+        return None, None
+    mask = Mask.load(workspace.mask_path(name))
+    if made_with and record and mask_identity(mask) != record["provenance"]["inputs"].get("mask"):
+        raise Mismatch(f"mask '{name}' has changed since '{model.name}' was made with it", "apply again with --force")
+    return name, mask
+
+
+def _existing(path: Path, origin: dict[str, Any]) -> dict[str, Any]:
+    record = read_diff(path)
+    if record["provenance"].get("key") == origin["key"]:
+        return record
+    now, then = ({**each["settings"], **each["inputs"]} for each in (origin, record["provenance"]))
+    other = ", ".join(sorted(key for key in now if then.get(key) != now[key]))
+    raise Mismatch(f"{path} is a diff with other inputs ({other})", "pass --force to replace it")
+
+
+def _draw(record: dict[str, Any], pictures: list[Path]) -> None:
+    if pictures:
+        from mmsurgery.figures.heatmap import draw
+
+        for picture in pictures:
+            draw(heatmaps(record), picture)
