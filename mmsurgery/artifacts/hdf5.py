@@ -42,8 +42,8 @@ def _h5py() -> Any:
 
 def to_bfloat16(values: Array) -> Array:
     """Bit patterns of float values rounded to the nearest bfloat16 (ties to even), uint16."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    bits = np.asarray(values, np.float32, order="C").view(np.uint32)
+    return np.asarray((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, np.uint16)
 
 
 def image(group: str, arrays: Iterable[tuple[str, Array]], store: str) -> bytes:

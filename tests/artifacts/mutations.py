@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterator
 
 
-def one_flip_per_byte(data: bytes, seed: int) -> Iterator[bytes]:
-    """As many variants as bytes, each with one bit of another byte flipped."""
+def flips(data: bytes, seed: int, step: int = 1) -> Iterator[bytes]:
+    """One bit of every byte, or of every `step`-th byte, flipped at a time."""
     generator = random.Random(seed)
-    for place in range(len(data)):
+    for place in range(0, len(data), step):
         variant = bytearray(data)
         variant[place] ^= 1 << generator.randrange(8)
         yield bytes(variant)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import mutations, one_flip_per_byte
+from mutations import flips, mutations
 
 from mmsurgery.artifacts.mask import Mask, MaskParameter, check_beta, count_ones, pack, unpack
 from mmsurgery.artifacts.tensors import read_header, write_safetensors
@@ -471,10 +471,9 @@ def survives(mask: Mask, data: bytes, path: Path) -> bool:
         return "schema" in error.what
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_no_flipped_bit_goes_unnoticed(seed: int, small_file: tuple[Mask, bytes], tmp_path: Path) -> None:
+def test_no_flipped_bit_goes_unnoticed(small_file: tuple[Mask, bytes], tmp_path: Path) -> None:
     mask, data = small_file
-    bad = [i for i, variant in enumerate(one_flip_per_byte(data, seed)) if not survives(mask, variant, tmp_path / "m")]
+    bad = [i for i, variant in enumerate(flips(data, 0)) if not survives(mask, variant, tmp_path / "m")]
     assert bad == []
 
 
