@@ -151,16 +151,19 @@ def _exchange(new: Path, path: Path) -> None:
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     if swap is not None and swap(here, os.fsencode(new), here, os.fsencode(path), exchange) == 0:
         return
-    aside = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent), "old")
-    os.rename(path, aside)
+    aside = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent))
     try:
-        os.rename(new, path)
+        os.rename(path, aside / "old")
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(aside / "old", path)
+            raise
     except OSError:
-        os.rename(aside, path)
-        aside.parent.rmdir()
+        with contextlib.suppress(OSError):  # kept where it still holds the old content
+            aside.rmdir()
         raise
-    os.rename(aside, new)
-    aside.parent.rmdir()
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
