@@ -327,7 +327,8 @@ class Workspace:
                 holder.write_text(f"pid {os.getpid()} on host {socket.gethostname()} since {since}")
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                holder.unlink()
             lock.release()
 
     def journal(self, event: str, **details: Any) -> None:
