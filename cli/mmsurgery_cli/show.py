@@ -14,8 +14,6 @@ from mmsurgery_cli import heatmap
 from mmsurgery_cli.output import label, percent, table
 
 if TYPE_CHECKING:
-    from mmsurgery.saliency.parts import PartResult
-
     from mmsurgery.artifacts.mask import Mask
     from mmsurgery.demo import Step
     from mmsurgery.diff import DiffResult
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from mmsurgery.look import Inspection
     from mmsurgery.masks.build import MaskResult
     from mmsurgery.portraits.training import Trained
+    from mmsurgery.saliency.parts import PartResult
     from mmsurgery.start import InitResult
     from mmsurgery.status import Status
     from mmsurgery.unlearn.apply import ApplyResult
@@ -39,9 +38,9 @@ COLUMNS = {
     "realworld_qa": "Real-world QA",
     "test_vqa": "Test VQA",
     "realface_vqa": "Real-face VQA",
-    "forget_perception": "Forget perception",
+    "forget_perception": "Forget perc.",
 }
-"""Column names as tables print them."""
+"""Column names as tables print them; perc. is perception."""
 
 
 def _next(command: str) -> Text:
@@ -149,15 +148,15 @@ def verified(result: VerifyResult) -> Lines:
 
 def scored(results: Sequence[EvalResult]) -> Lines:
     columns = list(dict.fromkeys(column for result in results for column in result.columns))
-    rows = table("model", *[COLUMNS.get(column, column) for column in columns], title="accuracy %, 95 % interval")
+    protocols = sorted({entry["protocol"] for result in results for entry in result.columns.values()})
+    title = f"accuracy in % and its 95 % interval, protocol {', '.join(protocols)}"
+    rows = table("model", *[COLUMNS.get(c, c).replace(" ", "\n").replace("-", "-\n") for c in columns], title=title)
     for result in results:
         rows.add_row(label(result.model), *[_accuracy(result.columns.get(column)) for column in columns])
-    facts = [result.columns for result in results if result.columns][:1]
-    for shown in facts:
+    for shown in [result.columns for result in results if result.columns][:1]:
         rows.add_section()
         rows.add_row("n", *[f"{shown[c]['n']}" if c in shown else "" for c in columns], style="dim")
         rows.add_row("chance", *[percent(shown[c]["chance"]) if c in shown else "" for c in columns], style="dim")
-        rows.add_row("protocol", *[shown[c]["protocol"] if c in shown else "" for c in columns], style="dim")
     yield rows
     for result in results:
         for column, remarks in result.remarks.items():
@@ -169,7 +168,7 @@ def _accuracy(column: dict[str, Any] | None) -> Text:
     if column is None:
         return Text("-")
     low, high = column["ci95"]
-    return Text.assemble(percent(column["accuracy"]), (f" {percent(low, 0)}-{percent(high, 0)}", "dim"))
+    return Text.assemble(percent(column["accuracy"]), (f"\n{percent(low, 0)}-{percent(high, 0)}", "dim"))
 
 
 def compared(result: DiffResult) -> Lines:
@@ -209,6 +208,15 @@ def inspected(result: Inspection) -> Lines:
     yield from _inspected_tables(described)
     if result.heatmaps:
         yield heatmap.render(*result.heatmaps)
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = str(value)
+    return text[:12] if len(text) == 64 else text  # the head of a digest tells two apart
 
 
 def _inspected_tables(described: dict[str, Any]) -> Lines:
