@@ -21,7 +21,7 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.masks.build import MaskResult, build_mask
-from mmsurgery.workspace import Settings, Workspace
+from mmsurgery.workspace import ModelSettings, Settings, Workspace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkers"))
 import mask_rule
@@ -221,6 +221,29 @@ def test_missing_saliency_is_measured_and_said(workspace: Workspace, monkeypatch
     assert result.measured == ["retain_qa"]
     assert calls == [(["retain_qa"], "sample")]
     assert "retain_qa" in progress.notes[0]
+
+
+def test_a_real_model_is_measured_then_masked(
+    tiny_llava: Path, mixed_samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mmsurgery.saliency.parts as parts_module
+
+    class Real(Fake):
+        def samples(self, source: Any, part: str) -> list[Sample]:
+            texts = [sample for sample in mixed_samples if sample.image_bytes is None]
+            return texts if part.endswith("_qa") else mixed_samples
+
+    for module in (build_module, parts_module):
+        monkeypatch.setattr(module, "benchmark", lambda name: Real())
+    workspace = Workspace(tmp_path, Settings(models=ModelSettings(vanilla=str(tiny_llava))))
+    result = made(workspace, modules="lm,connector")
+    assert result.measured == list(PARTS)
+    folders = [workspace.saliency_dir(part) for part in PARTS]
+    assert mask_rule.differing_bits(result.path, folders[0], folders[1:]) == 0
+    assert set(result.mask.density("group")) == {"vision", "connector", "lm"}
+    assert result.mask.density("group")["vision"] == 0
+    assert 0 < result.mask.density("group")["lm"] < 1
+    assert made(workspace, modules="lm,connector").up_to_date
 
 
 def test_parts_that_the_benchmark_lacks_are_left_out(workspace: Workspace, benchmark: Fake) -> None:
