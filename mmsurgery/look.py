@@ -70,7 +70,6 @@ def find(workspace: Callable[[], Workspace], artifact: str) -> Path:
     if artifact not in places:
         guess = nearest(artifact, places)
         known = ", ".join(sorted(places)[:20]) or "nothing yet"
-        raise MissingArtifact(
-            f"no artifact '{artifact}' in {here.root}", f"{f'did you mean {guess!r}? ' if guess else ''}there is: {known}"
-        )
+        hint = f"did you mean '{guess}'? " if guess else ""
+        raise MissingArtifact(f"no artifact '{artifact}' in {here.root}", f"{hint}there is: {known}")
     return places[artifact]

@@ -111,6 +111,13 @@ def provenance(command: str, settings: Mapping[str, Any], inputs: Mapping[str, A
     }
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Names of the settings and inputs in which two provenances differ, for people."""
+    first, second = ({**each["settings"], **each["inputs"]} for each in (one, other))
+    keys = sorted(k for k in first.keys() | second.keys() if first.get(k) != second.get(k))
+    return ", ".join(keys) or "command"
+
+
 def seal(value: dict[str, Any]) -> dict[str, Any]:
     """`value` with a digest of itself in its `provenance`, so that a changed byte is noticed."""
     body = {**value, "provenance": {k: v for k, v in value["provenance"].items() if k != "seal"}}

@@ -127,7 +127,8 @@ def _checkpoint(text: str) -> str:
         return str(snapshot_download(name, revision=revision or None, allow_patterns=CHECKPOINT_FILES))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise RemoteFault(f"'{text}' is no local folder and cannot be fetched: {reason}", "check name and network") from error
+        what = f"'{text}' is no local folder and cannot be fetched: {reason}"
+        raise RemoteFault(what, "check name and network") from error
 
 
 def _family(text: str) -> str:

@@ -75,6 +75,7 @@ def mixed_samples(make_sample: Callable[..., Sample]) -> list[Sample]:
 def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an untrained LLaVA (hidden size 32, 3 + 2 layers) in the published layout; read only."""
     import torch
+
     from mmsurgery_llava import backbone
 
     torch.set_num_threads(1)
@@ -95,6 +96,7 @@ def loaded_llava(tiny_llava: Path) -> Loaded:
 def tiny_qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an untrained Qwen2-VL (hidden size 32, 2 + 2 layers, tied head) in the published layout; read only."""
     import torch
+
     from mmsurgery_qwen2_vl import backbone
 
     torch.set_num_threads(1)

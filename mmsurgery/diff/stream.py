@@ -199,7 +199,7 @@ class _Largest:
     def entries(self, offsets: Mapping[str, int]) -> list[Entry]:
         """Largest first; `offsets` are the places of the parameters' first weights, in order."""
         self._prune()
-        order = np.lexsort((self._places, ~self._patterns))
+        order = np.argsort(~self._patterns, kind="stable")  # places are in order
         names, starts, places = list(offsets), np.array([*offsets.values()], np.int64), self._places[order]
         owners = np.searchsorted(starts, places, side="right") - 1
         rows = zip(owners.tolist(), (places - starts[owners]).tolist(), self._deltas[order].tolist(), strict=True)

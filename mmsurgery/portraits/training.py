@@ -24,7 +24,7 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, Mismatch, unknown
 from mmsurgery.portraits.world import Mixture, World, generator, vocabulary
-from mmsurgery.provenance import provenance, sha256_json
+from mmsurgery.provenance import differences, provenance, sha256_json
 from mmsurgery.unlearn.finetune import Stage, finetune
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.unlearn.resume import Snapshots
@@ -128,7 +128,7 @@ def _train(
     folder, seed = workspace.model_dir(name), workspace.settings.models.seed
     origin = _origin(name, files, stream, stages, seed)
     if folder.exists() and not force:
-        return _existing(name, folder, family, origin["key"])
+        return _existing(name, folder, family, origin)
 
     import torch
 
@@ -186,10 +186,11 @@ def _origin(name: str, files: CheckpointFiles, stream: Stream, stages: Sequence[
     return provenance("train", settings, inputs)
 
 
-def _existing(name: str, folder: Path, family: Backbone, key: str) -> Trained:
+def _existing(name: str, folder: Path, family: Backbone, origin: dict[str, Any]) -> Trained:
     record = read_record(folder)
-    if record["provenance"].get("key") != key:
-        raise Mismatch(f"model '{name}' exists, trained in another way", "pass --force to replace it")
+    if record["provenance"].get("key") != origin["key"]:
+        other = differences(origin, record["provenance"])
+        raise Mismatch(f"model '{name}' exists, trained with other {other}", "pass --force to replace it")
     if CheckpointFiles(folder, family.canonical).digest() != record["model_sha256"]:
         raise InputRefused(f"the weights of model '{name}' are not those its training wrote", "pass --force")
     return Trained(name, folder, True, record["model_sha256"])

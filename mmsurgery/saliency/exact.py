@@ -85,7 +85,7 @@ class HookedSamples:
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for site in self._sites:
-            self._handles.append(site.module.register_forward_hook(self._follow(site)))
+            self._handles.append(site.module.register_forward_hook(self._follow(site), prepend=True))
         return self
 
     def __exit__(self, *_: object) -> None:

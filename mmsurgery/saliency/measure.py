@@ -134,7 +134,7 @@ class _Measurement:
             self.clean = self.state.samples
             for parameter, name in self.names.items():
                 if name in arrays:
-                    self.sums.total(parameter).copy_(torch.from_numpy(arrays[name]))
+                    self.sums.total(parameter).copy_(torch.tensor(arrays[name]))
         if self.state.path == "hooks":
             try:
                 self._pass_over(HookedSamples(self.loaded, self.sums), self.batch_size)

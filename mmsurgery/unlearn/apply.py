@@ -12,6 +12,7 @@ from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InputRefused, InternalError, Mismatch
 from mmsurgery.methods.registry import method as find_method
 from mmsurgery.names import check_artifact_name
+from mmsurgery.provenance import differences
 from mmsurgery.unlearn.plan import StepPlan
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.unlearn.request import PROTOCOL, Request, Run, gather
@@ -112,8 +113,10 @@ def _existing(run: Run) -> ApplyResult:
     name = run.request.name
     folder = run.workspace.model_dir(name)
     record = read_record(folder)
-    if record["provenance"].get("key") != run.provenance()["key"]:
-        raise Mismatch(f"model '{name}' exists, made in another way", "pass --force to replace it, or another --name")
+    origin = run.provenance()
+    if record["provenance"].get("key") != origin["key"]:
+        other = differences(origin, record["provenance"])
+        raise Mismatch(f"model '{name}' exists, made with other {other}", "pass --force, or another --name")
     if CheckpointFiles(folder, run.family.canonical).digest() != record["model_sha256"]:
         raise InputRefused(f"the weights of model '{name}' are not those its run wrote", "apply again with --force")
     return _result(folder, record, up_to_date=True)

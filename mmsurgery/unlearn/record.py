@@ -65,6 +65,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     for key, kind in _KEYS.items():
         if not isinstance(record.get(key), kind):
             raise InputRefused(f"{path}: {key} cannot be read")
-    if record["claim"] not in CLAIMS or not isinstance(record["provenance"].get("inputs"), dict):
+    if record["claim"] not in CLAIMS or any(
+        not isinstance(record["provenance"].get(key), dict) for key in ("settings", "inputs")
+    ):
         raise InputRefused(f"{path} cannot be read", "make the model again")
     return record

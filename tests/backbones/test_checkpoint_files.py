@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mmsurgery_llava import backbone, names
 from safetensors.numpy import load_file, save_file
 
 from mmsurgery.artifacts.checkpoint import INDEX, SINGLE, CheckpointFiles
 from mmsurgery.errors import InputRefused, MissingArtifact
+from mmsurgery_llava import backbone, names
 
 EMBED, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 Weights = dict[str, Any]

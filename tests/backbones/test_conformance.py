@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmsurgery_llava import LlavaBackbone
 
 from mmsurgery.backbones.conformance import assert_conforms, check
 from mmsurgery.names import Address
+from mmsurgery_llava import LlavaBackbone
 
 
 def test_llava_conforms(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mmsurgery_llava import backbone as llava
 
 from mmsurgery.backbones import discovery
 from mmsurgery.errors import UsageError
+from mmsurgery_llava import backbone as llava
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from mmsurgery_llava import backbone
 
 from mmsurgery.backbones import encoding
 from mmsurgery.backbones.loading import Loaded
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import InputRefused, UnusableData
+from mmsurgery_llava import backbone
 
 PUBLISHED_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmsurgery_llava import LlavaBackbone, backbone, names
 from safetensors.numpy import load_file, save_file
 
 from mmsurgery.artifacts.checkpoint import SINGLE
@@ -20,6 +19,7 @@ from mmsurgery.backbones.loading import Loaded, load
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import InputRefused, Mismatch, UnusableData, UsageError
 from mmsurgery.names import Address
+from mmsurgery_llava import LlavaBackbone, backbone, names
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from mmsurgery_llava import backbone, names
 
 from mmsurgery.errors import Mismatch
+from mmsurgery_llava import backbone, names
 
 LLAVA_7B = {
     "model_type": "llava",

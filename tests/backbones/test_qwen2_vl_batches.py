@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from mmsurgery_qwen2_vl import backbone
 
 from mmsurgery.backbones.loading import Loaded
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import UnusableData
+from mmsurgery_qwen2_vl import backbone
 
 MakeSample = Callable[..., Sample]
 

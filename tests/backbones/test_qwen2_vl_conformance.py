@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmsurgery_qwen2_vl import Qwen2VLBackbone
 
 from mmsurgery.backbones import discovery
 from mmsurgery.backbones.conformance import assert_conforms, check
 from mmsurgery.names import Address
+from mmsurgery_qwen2_vl import Qwen2VLBackbone
 
 
 def test_qwen2_vl_conforms(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmsurgery_qwen2_vl import backbone, names
 from safetensors.numpy import load_file, save_file
 
 from mmsurgery.artifacts.checkpoint import SINGLE, CheckpointFiles
@@ -19,6 +18,7 @@ from mmsurgery.backbones import loading
 from mmsurgery.backbones.loading import Loaded, load
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import InputRefused
+from mmsurgery_qwen2_vl import backbone, names
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 

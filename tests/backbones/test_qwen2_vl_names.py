@@ -9,10 +9,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from mmsurgery_qwen2_vl import backbone, names
 
 from mmsurgery.backbones import loading
 from mmsurgery.errors import InputRefused, Mismatch
+from mmsurgery_qwen2_vl import backbone, names
 
 QWEN2_VL_7B = {
     "architectures": ["Qwen2VLForConditionalGeneration"],

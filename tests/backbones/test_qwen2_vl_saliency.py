@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmsurgery_qwen2_vl import backbone
 
 from mmsurgery.backbones.loading import Loaded, load
 from mmsurgery.data.samples import Sample
 from mmsurgery.saliency.measure import measure_saliency
+from mmsurgery_qwen2_vl import backbone
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from mmsurgery_cli import heatmap as terminal
 from PIL import Image
 from rich.console import Console
 
 from mmsurgery.errors import MachineFault, UsageError
 from mmsurgery.figures.heatmap import Heatmap, by_address, draw, render, scale, short
 from mmsurgery.names import Address
+from mmsurgery_cli import heatmap as terminal
 
 
 def small(title: str = "lm") -> Heatmap:

@@ -171,7 +171,7 @@ def test_the_same_command_gives_the_same_bytes_and_is_up_to_date(ws: Workspace) 
 
 def test_another_result_under_the_name_needs_force(ws: Workspace) -> None:
     apply(ws, "ga")
-    with pytest.raises(Mismatch, match=r"'ga' exists, made in another way .*--force"):
+    with pytest.raises(Mismatch, match=r"'ga' exists, made with other learning_rate .*--force"):
         apply(ws, "ga", learning_rate=1e-3)
     assert apply(ws, "ga", learning_rate=1e-3, force=True).record["provenance"]["settings"]["learning_rate"] == 1e-3
 
