@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from mmsurgery.methods.ga import ga_loss
 from mmsurgery.methods.ga_diff import retain_loss
-from mmsurgery.methods.kl_min import token_kl
+from mmsurgery.methods.kl_min import KLMin, token_kl
 from mmsurgery.methods.npo import npo_loss
-from mmsurgery.methods.step import Answers
+from mmsurgery.methods.step import Answers, Step
 
 if TYPE_CHECKING:
     from mmsurgery.backbones.loading import Loaded
@@ -66,6 +66,30 @@ def test_kl_is_from_the_reference_to_the_current_model() -> None:
 def test_kl_weighs_samples_equally_whatever_their_length() -> None:
     divergences = torch.tensor([3.0, 1.0, 2.0])
     assert two_answers().per_sample_mean(divergences).tolist() == [3.0, 1.5]
+
+
+class Fixed:
+    """A passage whose answers and references are given."""
+
+    def __init__(self, reference: torch.Tensor) -> None:
+        self.reference = reference
+
+    def answers(self) -> Answers:
+        return two_answers()
+
+    def reference_log_probabilities(self) -> torch.Tensor:
+        return self.reference
+
+
+def test_kl_min_yields_the_ascent_then_the_mean_over_samples_of_token_means() -> None:
+    reference = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.25, 0.75]]).log()
+    passage: Any = Fixed(reference)
+    forget, retain = KLMin().terms(Step(0, None, passage, passage))
+    assert (forget.kind, retain.kind) == ("forget", "retain")
+    assert float(forget.loss) == pytest.approx(-(math.log(4) + math.log(2)) / 2)
+    first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    third = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert float(retain.loss) == pytest.approx((first + (0.0 + third) / 2) / 2, rel=1e-5)
 
 
 def test_npo_is_a_mean_over_samples_of_sequence_ratios() -> None:
