@@ -5,7 +5,8 @@ vanilla     base, stage B: the fictitious people by picture and by name, with re
 gold        as vanilla, the forget people's pictures left out, their text kept
 reference   as vanilla, the retain people alone
 
-One thread, so that the bytes are the same on the same machine whoever asks.
+One thread, so that the bytes are the same on the same machine whoever asks. The default models come with
+the package and are unpacked in place of a training that would give them (`mmsurgery.portraits.shipped`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, Mismatch, unknown
+from mmsurgery.portraits.shipped import unpack
 from mmsurgery.portraits.world import Mixture, World, generator, vocabulary
 from mmsurgery.provenance import differences, provenance, sha256_json
 from mmsurgery.unlearn.finetune import Stage, finetune
@@ -34,14 +36,15 @@ from mmsurgery.workspace import SILENT, Progress, Workspace
 if TYPE_CHECKING:
     from mmsurgery.backbones.protocol import Backbone
 
-BASE = (Stage(steps=200, learning_rate=3e-3),)
-FRAGILE = (Stage(steps=500, learning_rate=3e-3),)
-SETTINGS = {"fragile": FRAGILE, "saturated": (*FRAGILE, Stage(steps=450, learning_rate=2.5e-3))}
+BASE = (Stage(steps=300, learning_rate=2.5e-3),)
+FRAGILE = (Stage(steps=500, learning_rate=2.5e-3),)
+SETTINGS = {"fragile": FRAGILE, "saturated": (*FRAGILE, Stage(steps=450, learning_rate=2e-3))}
 REPLAY = 0.3
 """Share of stage A's data in the later stages."""
 BATCH = 64
 WEIGHT_DECAY = 0.01
 CLIP_NORM = 1.0
+BETAS = (0.9, 0.95)
 THREADS = 1
 WHICH = ("vanilla", "gold", "reference")
 
@@ -129,6 +132,10 @@ def _train(
     origin = _origin(name, files, stream, stages, seed)
     if folder.exists() and not force:
         return _existing(name, folder, family, origin)
+    if not force and (shipped := unpack(folder, files, family, origin["key"])) is not None:
+        progress.note(f"model '{name}' comes with the package; `mmsurgery train {name} --force` trains it here")
+        workspace.journal("train", model=name, shipped=True)
+        return Trained(name, folder, False, shipped["model_sha256"])
 
     import torch
 
@@ -143,6 +150,7 @@ def _train(
             stages,
             weight_decay=WEIGHT_DECAY,
             clip_norm=CLIP_NORM,
+            betas=BETAS,
             snapshots=Snapshots.of(folder, origin["key"]),
             what=f"training {name}",
             progress=progress,
@@ -175,6 +183,7 @@ def _origin(name: str, files: CheckpointFiles, stream: Stream, stages: Sequence[
         "batch": BATCH,
         "weight_decay": WEIGHT_DECAY,
         "clip_norm": CLIP_NORM,
+        "betas": list(BETAS),
         "seed": seed,
         "threads": THREADS,
     }

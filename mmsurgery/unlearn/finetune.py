@@ -60,6 +60,7 @@ def finetune(
     *,
     weight_decay: float,
     clip_norm: float,
+    betas: tuple[float, float] = (0.9, 0.999),
     snapshots: Snapshots | None = None,
     evaluation: Evaluation | None = None,
     what: str = "training",
@@ -100,7 +101,9 @@ def finetune(
         update,
         accumulate,
         steps=sum(stage.steps for stage in stages),
-        optimisation=Optimisation(learning_rate=schedule(stages), weight_decay=weight_decay, clip_norm=clip_norm),
+        optimisation=Optimisation(
+            learning_rate=schedule(stages), weight_decay=weight_decay, clip_norm=clip_norm, betas=betas
+        ),
         snapshots=snapshots,
         evaluation=evaluation,
         batch_ids=lambda step: ", ".join(sample.id for part in batches(step) for sample in part),

@@ -27,13 +27,14 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """AdamW (betas .9 and .999, epsilon 1e-8) with decoupled weight decay."""
+    """AdamW (epsilon 1e-8) with decoupled weight decay."""
 
     learning_rate: Callable[[int], float]
     """Step from 0 -> learning rate."""
     weight_decay: float
     clip_norm: float
     """Largest norm of the gradient; 0 switches clipping off."""
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,9 @@ def train(
 def _optimizer(trainable: Mapping[str, torch.nn.Parameter], optimisation: Optimisation) -> torch.optim.Optimizer:
     import torch
 
-    return torch.optim.AdamW(trainable.values(), lr=1.0, weight_decay=optimisation.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        trainable.values(), lr=1.0, betas=optimisation.betas, weight_decay=optimisation.weight_decay, fused=True
+    )
 
 
 def _finite(
