@@ -168,6 +168,13 @@ def test_any_patterns(
     assert sum(map(sum, found.heatmap)) == pytest.approx(min(n, int(np.count_nonzero(deltas))))
 
 
+def test_the_next_larger_float_displaces_what_is_listed(write: Write) -> None:
+    """Blocks of equal differences, each a unit in the last place larger than the one before."""
+    after = {"layer0.down": np.repeat(np.arange(8, 12, dtype=np.uint32), 8).view(np.float32)}
+    files = write({"layer0.down": np.zeros(32, np.float32)}), write(after)
+    assert [e.index for e in compare(*files, ADDRESSES, listed=3, block=8).top] == [24, 25, 26]
+
+
 def test_two_equal_models(write: Write) -> None:
     files = write(noise(0))
     found = compare(files, files, ADDRESSES)

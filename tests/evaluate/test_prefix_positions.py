@@ -23,6 +23,7 @@ class Collator:
     """Questions and answers are numbers; 16 picture tokens stand between two marks."""
 
     model_type = title = "mrope"
+    picture_last = False
 
     def render(self, processor: Any, question: str, answer: str | None, *, image: bool) -> str:
         return question
@@ -34,7 +35,8 @@ class Collator:
         for sample in samples:
             seed = sample.image_bytes
             marks = [] if seed is None else [START, *[PICTURE] * 16, END]
-            prompt = [6, *marks, *map(int, sample.question.split())]
+            words = [*map(int, sample.question.split())]
+            prompt = [6, *words, *marks] if self.picture_last else [6, *marks, *words]
             answer = [*map(int, sample.answer.split()), EOS]
             rows.append(torch.tensor(prompt + answer))
             labels.append(torch.tensor([-100] * len(prompt) + answer))
@@ -120,3 +122,16 @@ def test_prefixes_keep_the_positions_of_their_rows(mrope: Any, items: list[Item]
     for place in rows:
         assert shared[place] == pytest.approx(rows[place], abs=1e-5)
     assert scoring.prefixes_hold(mrope, choices, {})
+
+
+def test_a_picture_after_the_question_is_not_cut_off(mrope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two questions about a picture share ends before the picture then."""
+    import torch
+
+    monkeypatch.setattr(Collator, "picture_last", True)
+    items = [item(0, "10 11", 1), item(1, "10 12", 1)]
+    choices = [prefix.encode(mrope, scoring.option_samples(each), {}) for each in items]
+    with torch.no_grad():
+        shared = dict(prefix.score(mrope, choices, budget=4096, cache={}))
+        rows = dict(scoring.row_scores(mrope, choices, budget=4096, cache={}))
+    assert [shared[0], shared[1]] == [pytest.approx(rows[0], abs=1e-5), pytest.approx(rows[1], abs=1e-5)]

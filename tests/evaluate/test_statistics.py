@@ -152,6 +152,7 @@ def test_matched_forgetting_interpolates_at_the_first_crossing() -> None:
 def test_matched_forgetting_at_a_point_before_the_start_and_never() -> None:
     assert matched(CURVE, 0.5) == Matched(8.0, {"forget_vqa": 0.5, "retain_vqa": 0.8})
     assert matched(CURVE, 0.95) == Matched(0.0, CURVE[0][1])
+    assert matched(CURVE[:2], 0.5) == Matched(8.0, CURVE[1][1])
     assert matched(CURVE[:2], 0.3) is None
     assert matched([], 0.3) is None
     other = matched(CURVE, 0.7, column="retain_vqa")
