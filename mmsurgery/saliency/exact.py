@@ -35,6 +35,7 @@ class _Site:
 
     name: str
     module: nn.Module
+    own: dict[str, nn.Parameter]
     in_language_model: bool
     rule: SampleGradient | None
     checked: bool = False
@@ -49,6 +50,8 @@ class _Pass:
     calls: Counter[_Site] = field(default_factory=Counter)
     waiting: dict[nn.Parameter, list[Use]] = field(default_factory=dict)
     """Parameters used several times, some of whose gradients are still to come."""
+    owners: dict[tuple[int, ...] | None, Owners] = field(default_factory=dict)
+    """Those met in this batch, by the sample of each row; None where row i is sample i."""
 
 
 class HookedSamples:
@@ -73,7 +76,7 @@ class HookedSamples:
             if first is None or not (own or rule):
                 continue
             in_language_model = self.backbone.address(f"{name}.{first}").group == "lm"
-            site = _Site(name, module, in_language_model, rule)
+            site = _Site(name, module, own, in_language_model, rule)
             self._sites.append(site)
             for parameter in own.values():
                 self._holders.setdefault(parameter, []).append(site)
@@ -146,8 +149,7 @@ class HookedSamples:
         if site.rule is not None:
             found = self._by_rule(site, site.rule, inputs, gradient)
         else:
-            own = dict(site.module.named_parameters(recurse=False))
-            mine = {name: parameter for name, parameter in own.items() if site in self._holders[parameter]}
+            mine = {name: parameter for name, parameter in site.own.items() if site in self._holders[parameter]}
             if not mine:
                 return
             owners = self._owners(site, len(gradient))
@@ -167,7 +169,7 @@ class HookedSamples:
         """What the backbone's rule says. Parameters of children that it covers are not read at the
         children: the gradient of the parent's output arrives before theirs."""
         rows = rule(site.module, inputs, gradient)
-        missing = [name for name, _ in site.module.named_parameters(recurse=False) if name not in rows]
+        missing = [name for name in site.own if name not in rows]
         if missing:
             raise NotUnderstood(f"the rule for {type(site.module).__name__} leaves out {', '.join(missing)}")
         owners = self._owners(site, len(gradient))
@@ -179,13 +181,15 @@ class HookedSamples:
         return found
 
     def _owners(self, site: _Site, rows: int) -> Owners:
-        samples = len(self._pass.batch["labels"])
+        samples, key, of_row = len(self._pass.batch["labels"]), None, None
         if not site.in_language_model:
             of_row = self.backbone.row_owners(self.model.config, self._pass.batch, site.name, rows)
-            return Owners(of_row.cpu(), samples)
-        if rows != samples:
+            key = tuple(of_row.tolist())
+        elif rows != samples:
             raise NotUnderstood(f"{site.name} has {rows} rows for {samples} samples")
-        return Owners(None, samples)
+        if key not in self._pass.owners:
+            self._pass.owners[key] = Owners(of_row, samples)
+        return self._pass.owners[key]
 
 
 def _versions(values: tuple[Any, ...]) -> list[int]:

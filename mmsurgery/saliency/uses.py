@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from mmsurgery.saliency.sums import Sums
+from mmsurgery.saliency.sums import Sums, sum_dtype
+
+SMALL = 1 << 17
+"""Elements of all rows' gradients up to which one product for all is faster than one for each sample."""
 
 
 class Owners:
@@ -27,7 +28,7 @@ class Owners:
 
     def __init__(self, of_row: torch.Tensor | None, samples: int) -> None:
         self.of_row = torch.arange(samples) if of_row is None else of_row
-        self.samples = samples
+        self.samples, self._one_each = samples, of_row is None
         counts = torch.bincount(self.of_row, minlength=samples).tolist()
         in_order = bool((self.of_row[1:] >= self.of_row[:-1]).all())
         self._rows: list[slice | torch.Tensor] = []
@@ -46,7 +47,9 @@ class Owners:
         return mine.flatten(0, 1)
 
     def per_sample(self, values: torch.Tensor) -> torch.Tensor:
-        """`[B, ...]` sums of `[R, ...]` over each sample's rows."""
+        """`[B, ...]` sums of `[R, ...]` over each sample's rows; `values` itself where there is one each."""
+        if self._one_each:
+            return values
         sums = values.new_zeros((self.samples, *values.shape[1:]))
         return sums.index_add_(0, self.of_row.to(values.device), values)
 
@@ -82,6 +85,13 @@ class MatrixUse(Use):
         torch.mm(left, right, out=product)
         flat.copy_(product) if fresh else flat.add_(product)
 
+    def add_squares(self, parameter: torch.nn.Parameter, sums: Sums) -> None:
+        if len(self.gradient) * parameter.numel() > SMALL:
+            super().add_squares(parameter, sums)
+            return
+        gradients = torch.bmm(self.gradient.transpose(1, 2), self.inputs).view(-1, *parameter.shape)
+        RowsUse(gradients.to(sum_dtype(parameter)), self.owners).add_squares(parameter, sums)
+
 
 class RowsUse(Use):
     """A parameter whose gradient is small enough to be held for every row: biases, norms, positions."""
@@ -94,7 +104,7 @@ class RowsUse(Use):
         out.copy_(self.gradients[sample]) if fresh else out.add_(self.gradients[sample])
 
     def add_squares(self, parameter: torch.nn.Parameter, sums: Sums) -> None:
-        sums.total(parameter).add_(self.gradients.square_().sum(0))
+        sums.total(parameter).add_(self.gradients.square().sum(0))
 
 
 class LookupUse(Use):
