@@ -194,16 +194,11 @@ def inspected(result: Inspection) -> Lines:
     rows.show_header = False
     for key, value in described.items():
         if not isinstance(value, (dict, list)) and value is not None and key != "kind":
-            shown = (
-                f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-            )
-            rows.add_row(Text(key, style="dim"), label(shown))
+            rows.add_row(Text(key, style="dim"), label(_fact(value)))
     for key in ("counts", "overlap", "inputs"):
         for inner, value in described.get(key, {}).items():
-            shown = (
-                f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-            )
-            rows.add_row(Text(f"{key}: {inner}", style="dim"), label(shown))
+            if inner not in described:
+                rows.add_row(Text(f"{key}: {inner}", style="dim"), label(_fact(value)))
     yield rows
     yield from _inspected_tables(described)
     if result.heatmaps:
@@ -228,11 +223,11 @@ def _inspected_tables(described: dict[str, Any]) -> Lines:
     if described["kind"] == "saliency":
         groups = {group: entry for group, entry in described["groups"].items() if entry}
         names = list(dict.fromkeys(key for entry in groups.values() for key in entry if key != "quantiles"))
-        quantiles = list(dict.fromkeys(q for entry in groups.values() for q in entry.get("quantiles", {})))
+        quantiles = ["0.01", "0.5", "0.99"]
         rows = table("group", *names, *[f"q{q}" for q in quantiles])
         for group, entry in groups.items():
             cells = [entry.get(name) for name in names] + [entry.get("quantiles", {}).get(q) for q in quantiles]
-            rows.add_row(group, *["-" if c is None else f"{c:,}" if isinstance(c, int) else f"{c:.2e}" for c in cells])
+            rows.add_row(group, *["-" if c is None else f"{c:,}" if isinstance(c, int) else f"{c:.1e}" for c in cells])
         yield rows
 
 

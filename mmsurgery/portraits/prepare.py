@@ -7,6 +7,8 @@ trains the shipped ones too).
 
 from __future__ import annotations
 
+from mmsurgery.data.mllmu import TEXT_PAIRS
+from mmsurgery.errors import Mismatch
 from mmsurgery.portraits.files import write_data
 from mmsurgery.portraits.training import Trained, train, train_base
 from mmsurgery.workspace import SILENT, Progress, Workspace
@@ -16,6 +18,7 @@ def prepare(workspace: Workspace, *, progress: Progress = SILENT) -> None:
     """Write the data and make base and vanilla model, as far as they are missing; resumable.
 
     Raises:
+        Mismatch: if something else lies where the data belongs.
         MachineFault: if the workspace is in use or cannot be written.
     """
     settings = workspace.settings
@@ -23,6 +26,8 @@ def prepare(workspace: Workspace, *, progress: Progress = SILENT) -> None:
         if not workspace.data_dir.exists():
             progress.note("drawing the portraits")
             write_data(workspace.data_dir, settings.benchmark.world, settings.benchmark.draw)
+        elif not (workspace.data_dir / TEXT_PAIRS).exists():
+            raise Mismatch(f"{workspace.data_dir} exists and is no portraits data", "choose another folder")
     if not (workspace.model_dir("vanilla") / "config.json").exists():
         prepare_model(workspace, "vanilla", progress=progress)
 

@@ -133,7 +133,7 @@ def _train(
     if folder.exists() and not force:
         return _existing(name, folder, family, origin)
     if not force and (shipped := unpack(folder, files, family, origin["key"])) is not None:
-        progress.note(f"model '{name}' comes with the package; `mmsurgery train {name} --force` trains it here")
+        progress.note(f"model '{name}' comes with the package")
         workspace.journal("train", model=name, shipped=True)
         return Trained(name, folder, False, shipped["model_sha256"])
 

@@ -1,0 +1,48 @@
+"""README's command blocks run as they stand, in order, in one folder; the two make lines are CI's business."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmsurgery.portraits import shipped
+from mmsurgery.portraits.files import write_data
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks() -> list[tuple[str, str]]:
+    return re.findall(r"^```(sh|python)\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.timeout(600)
+def test_blocks_run(tmp_path: Path) -> None:
+    write_data(tmp_path / "MLLMU-Bench", 0)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    ran = 0
+    for language, text in blocks():
+        if text.startswith("make "):
+            continue
+        if "checkpoints/" in text:
+            published_checkpoint(tmp_path)
+        command = ["bash", "-e", "-c", text] if language == "sh" else [sys.executable, "-c", text]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        ran += 1
+    assert ran == 4
+    assert (tmp_path / "diffs/vanilla..npo.svg").exists()
+    assert (tmp_path / "masks/upper.safetensors").exists()
+
+
+def published_checkpoint(folder: Path) -> None:
+    """A checkpoint in the published layout: the shipped vanilla model, beside the files `init` made."""
+    target = folder / "checkpoints/llava-vanilla"
+    shutil.copytree(folder / "models/base", target)
+    shutil.copy(shipped.WEIGHTS / "llava/vanilla/model.safetensors", target)
+    (target / "mmsurgery-run.json").unlink()
