@@ -10,6 +10,8 @@ from mmsurgery.api import Workspace
 from mmsurgery.artifacts.files import read_json, write_bytes
 from mmsurgery.backbones import discovery
 from mmsurgery.data.benchmark import installed as installed_benchmarks
+from mmsurgery.data.leakage import check_leakage, check_overlap, portrait_reuse
+from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import Mismatch, MissingArtifact, RemoteFault, UsageError, unknown
 from mmsurgery.workspace import (
     SETTINGS_FILE,
@@ -151,12 +153,23 @@ def _write(root: Path, settings: Settings) -> Workspace:
 def _check_data(workspace: Workspace, progress: Progress) -> dict[str, int]:
     source, benchmark = workspace.source, workspace.benchmark
     counts: dict[str, int] = {}
+    scored: list[Item] = []
+    trained: dict[str, list[Sample]] = {}
     names = [*benchmark.parts(source), *benchmark.columns(source)]
     with progress.stage("reading the benchmark", len(names)) as advance:
         for part in benchmark.parts(source):
-            counts[part] = len(benchmark.samples(source, part))
+            trained[part] = benchmark.samples(source, part)
+            counts[part] = len(trained[part])
             advance(1)
         for column in benchmark.columns(source):
-            counts[f"{column} items"] = len(benchmark.items(source, column))
+            items = benchmark.items(source, column)
+            counts[f"{column} items"] = len(items)
+            scored += items
             advance(1)
+    check_leakage(
+        {part: samples for part, samples in trained.items() if part.endswith("_qa")}, scored, allow=source.allow
+    )
+    check_overlap(trained["forget_vqa"], trained["retain_vqa"], allow=source.allow)
+    if reused := portrait_reuse([*trained["forget_vqa"], *trained["retain_vqa"]], scored):
+        progress.note(f"{reused} scored items show a picture that is trained on, as the benchmark has it")
     return counts

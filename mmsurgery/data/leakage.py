@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from mmsurgery.data.benchmark import Benchmark, Source
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import UnusableData
 
@@ -48,6 +49,14 @@ def check_leakage(parts: Mapping[str, Sequence[Sample]], items: Sequence[Item], 
             f"measure text on other questions, or add '{LEAKAGE}' to allow in [benchmark] of mmsurgery.toml",
         )
     return len(leaked)
+
+
+def check_text(reader: Benchmark, source: Source, part: str, samples: Sequence[Sample]) -> int:
+    """`check_leakage` of one part against every scored text item of a benchmark; free for pictured parts."""
+    if all(sample.image_bytes is not None for sample in samples):
+        return 0
+    items = [item for column in reader.columns(source) for item in reader.items(source, column)]
+    return check_leakage({part: samples}, items, allow=source.allow)
 
 
 def check_overlap(forget: Sequence[Sample], retain: Sequence[Sample], *, allow: Collection[str] = ()) -> int:

@@ -19,6 +19,7 @@ from mmsurgery.artifacts.files import digest_cache, file_identity, machine_fault
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import benchmark, parts_of, source_of
+from mmsurgery.data.leakage import check_text
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UsageError, unknown
 from mmsurgery.names import check_artifact_name
@@ -84,7 +85,7 @@ def measure_parts(
         MissingArtifact: if there is no such model.
         InputRefused: if model, data or an existing map is damaged, or changes meanwhile.
         Mismatch: if a folder holds a map of other settings or inputs and `force` is not given.
-        UnusableData: see `measure_saliency`.
+        UnusableData: see `measure_saliency`; also for text that is scored, unless it is allowed by name.
         MachineFault: if the workspace is in use or cannot be written.
     """
     for kind, value, known in (("estimator", estimator, ESTIMATORS), ("store", store, STORES)):
@@ -187,6 +188,9 @@ class _Job:
     ) -> SaliencyMap:
         from mmsurgery.saliency.measure import measure_saliency
 
+        source, reader = source_of(self.workspace), benchmark(self.workspace.settings.benchmark.name)
+        if leaked := check_text(reader, source, part, samples):
+            self.progress.note(f"{leaked} samples of {part} are scored items: allowed by the settings")
         with _threads(self.workspace.threads):
             measured = measure_saliency(
                 self.model.loaded,

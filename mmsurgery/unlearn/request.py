@@ -13,6 +13,7 @@ from mmsurgery.artifacts.mask import Mask
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.data.benchmark import benchmark, source_of
+from mmsurgery.data.leakage import check_overlap
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import Mismatch, MissingArtifact, UnusableData, UsageError, unknown
 from mmsurgery.methods.base import Method
@@ -202,8 +203,5 @@ def _data(workspace: Workspace, method: Method) -> tuple[list[Sample], list[Samp
     retain = reader.samples(source, RETAIN) if method.uses_retain else []
     if not forget or (method.uses_retain and not retain):
         raise UnusableData(f"the data part {RETAIN if forget else FORGET} is empty", "check the benchmark's files")
-    both = {sample.person for sample in forget} & {sample.person for sample in retain}
-    if both:
-        shown = ", ".join(sorted(both)[:3])
-        raise UnusableData(f"{len(both)} people stand in both {FORGET} and {RETAIN}: {shown}", "mend the split")
+    check_overlap(forget, retain, allow=source.allow)
     return forget, retain
