@@ -334,6 +334,9 @@ class _Stored(Mapping[str, Array]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._where  # the mixin's would read the whole tensor
+
     def __len__(self) -> int:
         return len(self._where)
 

@@ -28,6 +28,8 @@ Float64 = np.ndarray[Any, np.dtype[np.float64]]
 
 MIXTURES = ("pooled", "equal")
 SCOPES = ("overall", "tensor")
+_BITS: dict[str, tuple[Any, int]] = {"<f4": ("<u4", 0xFF << 23), "<f8": ("<u8", 0x7FF << 52)}
+"""Float dtype -> its bits as unsigned integers, and what infinity is as one."""
 BLOCK = 1 << 18
 """Weights that are compared at a time; a multiple of 8."""
 
@@ -84,23 +86,29 @@ class Ratio:
                 yield target, kept
 
     def _check(self, values: Float64, part: str, name: str) -> None:
+        bits, infinity = _BITS.get(values.dtype.str, (None, 0))
+        if not self._squared and bits is not None and values.view(bits).max() < infinity:
+            return  # as bits, non-negative finite values are those below infinity: one pass instead of two
         least = values.min()
         if not ((least > -math.inf if self._squared else least >= 0) and values.max() < math.inf):
             what = "NaN or infinite" if self._squared else "NaN, infinite or negative"
             raise UnusableData(f"saliency '{part}' of {name} holds {what} values", "measure it again with --force")
 
     def _mean(self, sums: Float64, units: int, out: Float64) -> None:
-        np.divide(sums, units, out=out, dtype=np.float64)
+        if sums is not out:
+            np.copyto(out, sums)
+        np.divide(out, float(units), out=out)
         if self._squared:
             np.square(out, out=out)
 
     def _mix(self, pieces: Sequence[Float64], units: Sequence[int], out: Float64) -> None:
-        out[:] = 0
-        if self.mixture == "pooled":
-            for sums in pieces:
+        if self.mixture == "pooled" and pieces:
+            np.copyto(out, pieces[0])
+            for sums in pieces[1:]:
                 np.add(out, sums, out=out, dtype=np.float64)
             self._mean(out, self._units, out)
             return
+        out.fill(0)
         mean = self._buffers[2, : out.size]
         for sums, count in zip(pieces, units, strict=True):
             self._mean(sums, count, mean)
@@ -196,17 +204,22 @@ def check_density(density: float) -> float:
 
 def _by_beta(ratio: Ratio, names: Sequence[str], beta: float) -> _Selection:
     chosen = _Selection({}, {"zero_over_zero": 0, "no_gradient": 0})
+    buffers = np.empty((2, BLOCK), np.bool_)  # fresh arrays would cost more than the arithmetic
     for name in names:
         if name not in ratio.forget.arrays:
             chosen.counts["no_gradient"] += math.prod(ratio.shapes[name])
             continue
         packed = []
         for target, kept in ratio.blocks(name):
-            positive = target > 0
+            positive, enough = buffers[:, : target.size]
+            np.greater(target, 0, out=positive)
             if not positive.all():
                 chosen.counts["zero_over_zero"] += int(np.count_nonzero(kept[~positive] == 0))
-            np.multiply(kept, beta, out=kept)
-            packed.append(np.packbits(positive & (target >= kept), bitorder="little"))
+            if beta != 1:
+                np.multiply(kept, beta, out=kept)
+            np.greater_equal(target, kept, out=enough)
+            np.logical_and(positive, enough, out=enough)
+            packed.append(np.packbits(enough, bitorder="little"))
         chosen.bits[name] = np.concatenate(packed) if packed else np.zeros(0, np.uint8)
     return chosen
 

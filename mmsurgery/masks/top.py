@@ -1,7 +1,8 @@
 """The entries with the largest keys, exactly, without sorting and without holding the keys in memory.
 
 Keys are uint64; 0 means "never". The threshold is found digit by digit, 16 bits a pass, each pass
-streaming all keys again; ties at the threshold go to the first entries in the order streamed.
+streaming all keys again, until few keys can still be it; ties at the threshold go to the first
+entries in the order streamed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from mmsurgery.artifacts.mask import Bytes
 Keys = np.ndarray[Any, np.dtype[np.uint64]]
 
 _DIGIT = 16
+_FEW = 1 << 20
+"""As many keys are held and sorted, to spare the passes that are left."""
 
 
 def threshold(stream: Callable[[], Iterable[Keys]], count: int) -> tuple[int, int]:
@@ -28,8 +31,11 @@ def threshold(stream: Callable[[], Iterable[Keys]], count: int) -> tuple[int, in
         shift -= _DIGIT
         histogram = np.zeros(1 << _DIGIT, np.int64)
         for keys in stream():
-            inside = keys[keys > 0] if shift == 64 - _DIGIT else keys[keys >> np.uint64(shift + _DIGIT) == prefix]
-            digits = (inside >> np.uint64(shift)) & np.uint64((1 << _DIGIT) - 1)
+            if shift == 64 - _DIGIT:
+                digits = keys >> np.uint64(shift)
+                histogram[0] -= keys.size - np.count_nonzero(keys)
+            else:
+                digits = _with_prefix(keys, prefix, shift + _DIGIT) >> np.uint64(shift) & np.uint64((1 << _DIGIT) - 1)
             histogram += np.bincount(digits.view(np.int64), minlength=1 << _DIGIT)
         at_least = np.cumsum(histogram[::-1])[::-1]
         if at_least[0] < wanted:
@@ -39,7 +45,17 @@ def threshold(stream: Callable[[], Iterable[Keys]], count: int) -> tuple[int, in
         prefix = prefix << _DIGIT | digit
         if histogram[digit] == wanted:
             return max((prefix << shift) - 1, 0), 0
+        if histogram[digit] <= _FEW:
+            few = np.concatenate([_with_prefix(keys, prefix, shift) for keys in stream()])
+            key = int(np.sort(few)[-wanted])
+            return key, wanted - int(np.count_nonzero(few > key))
     return prefix, wanted
+
+
+def _with_prefix(keys: Keys, prefix: int, shift: int) -> Keys:
+    """The keys above 0 whose bits from `shift` up are `prefix`."""
+    found: Keys = keys[(keys >> np.uint64(shift) == prefix) & (keys > 0)]
+    return found
 
 
 def take(blocks: Iterable[Keys], key: int, ties: int) -> tuple[Bytes, int]:

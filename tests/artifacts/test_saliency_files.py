@@ -146,6 +146,16 @@ def test_saved_and_loaded_is_the_same(estimator: str, dtype: Any, tmp_path: Path
         loaded.arrays["z.weight"]
 
 
+def test_asking_for_names_reads_no_tensor(part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = SaliencyMap.load(part)
+    monkeypatch.setattr(hdf5, "read", lambda dataset: pytest.fail("read"))
+    assert "e" in loaded.arrays
+    assert "z.weight" not in loaded.arrays
+    assert loaded.names
+    assert len(loaded.arrays) == 5
+    loaded.same_kind(loaded)
+
+
 def test_layout_is_what_the_contract_says(tmp_path: Path) -> None:
     saliency().save(tmp_path / "part")
     assert sorted(p.name for p in (tmp_path / "part").iterdir()) == ["manifest.json", "saliency.h5"]

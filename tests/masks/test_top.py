@@ -26,15 +26,20 @@ def expected(values: list[int], count: int) -> list[bool]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(keys, st.integers(0, 70), st.sampled_from([8, 16, 64]))
-def test_largest_is_what_sorting_gives(values: list[int], count: int, block: int) -> None:
+@given(keys, st.integers(0, 70), st.sampled_from([8, 16, 64]), st.sampled_from([0, 3, 1 << 20]))
+def test_largest_is_what_sorting_gives(values: list[int], count: int, block: int, few: int) -> None:
     array = np.array(values, np.uint64)
+    plain = top._FEW
 
     def blocks() -> Iterator[top.Keys]:
         for start in range(0, len(array), block):
             yield array[start : start + block]
 
-    bits = np.unpackbits(top.largest(blocks, count), count=len(values), bitorder="little").astype(bool)
+    top._FEW = few
+    try:
+        bits = np.unpackbits(top.largest(blocks, count), count=len(values), bitorder="little").astype(bool)
+    finally:
+        top._FEW = plain
     assert bits.tolist() == expected(values, count)
 
 
