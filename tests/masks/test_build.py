@@ -48,6 +48,12 @@ class Fake:
     def parts(self, source: Any) -> tuple[str, ...]:
         return self._parts
 
+    def columns(self, source: Any) -> tuple[str, ...]:
+        return ()
+
+    def columns(self, source: Any) -> tuple[str, ...]:
+        return ()
+
     def samples(self, source: Any, part: str) -> list[Sample]:
         return [Sample("1", "anna", f"what in {part} ?", answer=self.answer)]
 
