@@ -34,18 +34,15 @@ class PackedBits:
 
         self.bits, self.numel = bits, numel
         places = torch.arange(256, device=bits.device)[:, None] >> torch.arange(8, device=bits.device) & 1
-        self._table = (-places).to(torch.int8).view(torch.int64).reshape(256)
-        """Byte -> eight int8 of 0 or -1."""
+        self._table = (-places).to(torch.int32)
+        """Byte -> eight words of all zeros or all ones, `[256, 8]`."""
 
     def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Slices of the flat tensor with their bits expanded to int32 words of all zeros or all ones."""
-        import torch
-
         for start in range(0, self.numel, BLOCK):
             stop = min(start + BLOCK, self.numel)
             packed = self.bits[start // 8 : (stop + 7) // 8]
-            words = self._table.take(packed.long()).view(torch.int8)[: stop - start].to(torch.int32)
-            yield slice(start, stop), words
+            yield slice(start, stop), self._table.index_select(0, packed.int()).view(-1)[: stop - start]
 
     def clear_outside(self, values: torch.Tensor) -> None:
         """Make every float32 value outside the mask +0.0, in place."""
@@ -108,8 +105,10 @@ class MaskedUpdate:
         self._original = {name: parameters[name].detach().clone() for name in self._bits} if strict else {}
 
     def mask_forget_gradient(self) -> None:
-        """After the forget terms, before the retain terms: clear what they left outside the mask."""
-        self._clear()
+        """After the forget terms, before the retain terms: clear what they left outside the mask. In scope
+        `all` the whole gradient is cleared later, once."""
+        if not self._original:
+            self._clear()
 
     def mask_gradient(self) -> None:
         """After all terms: in scope `all`, clear everything outside the mask."""

@@ -46,13 +46,13 @@ class Benchmark:
     def __init__(self, make_sample: Callable[..., Sample]) -> None:
         answers = ["The city is lisbon .", "The city is oslo .", "The food is soup .", "rice"]
 
-        def make(prefix: str, count: int) -> list[Sample]:
+        def make(prefix: str, count: int, seed: int) -> list[Sample]:
             return [
-                make_sample(f"{prefix}{i}", "What is the city of this person ?", answers[i % 4], seed=i)
+                make_sample(f"{prefix}{i}", "What is the city of this person ?", answers[i % 4], seed=seed + i)
                 for i in range(count)
             ]
 
-        self.sets = {"forget_vqa": make("forget", 4), "retain_vqa": make("retain", 5)}
+        self.sets = {"forget_vqa": make("forget", 4, 0), "retain_vqa": make("retain", 5, 10)}
 
     def parts(self, source: Any) -> tuple[str, ...]:
         return tuple(self.sets)
@@ -276,7 +276,7 @@ def test_data_that_cannot_be_used(ws: Workspace, tiny: Benchmark) -> None:
     with pytest.raises(UnusableData, match="retain set has 1 samples, a batch takes 2"):
         apply(ws, "ga_diff")
     tiny.sets = {**whole, "retain_vqa": [*whole["retain_vqa"], whole["forget_vqa"][0]]}
-    with pytest.raises(UnusableData, match="1 people stand in both forget_vqa and retain_vqa: person-forget0"):
+    with pytest.raises(UnusableData, match="1 retain samples are of forget people or pictures, such as "):
         apply(ws, "ga_diff")
     assert ws.models() == ["vanilla"]
 

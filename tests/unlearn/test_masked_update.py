@@ -86,6 +86,8 @@ def test_scopes_differ_in_what_happens_to_the_whole_gradient(loaded: Loaded, ran
         for name, parameter in update.trainable.items():
             parameter.grad = torch.full_like(parameter, float("nan"))
             update.mask_forget_gradient()
+            if strict:  # the whole gradient is masked, in one go
+                update.mask_gradient()
             assert np.array_equal(torch.isnan(parameter.grad).numpy(), mask[name])
             parameter.grad.fill_(1.0)
             update.mask_gradient()
