@@ -42,6 +42,9 @@ class Fake:
     def parts(self, source: Any) -> tuple[str, ...]:
         return tuple(self.data)
 
+    def columns(self, source: Any) -> tuple[str, ...]:
+        return ()
+
     def samples(self, source: Any, part: str) -> list[Sample]:
         return self.data[part]
 
@@ -118,7 +121,8 @@ def test_again_is_up_to_date_and_loads_nothing(workspace: Workspace, loads: list
     assert files(workspace.saliency_dir("retain_qa")) == before
 
 
-def test_up_to_date_imports_no_torch(workspace: Workspace, tiny_llava: Path) -> None:
+def test_up_to_date_imports_no_torch(workspace: Workspace, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmsurgery.artifacts.files._RACY", 0)  # the model's files are a moment old
     measure_parts(workspace, ["retain_qa"])
     script = f"""
 import sys
@@ -129,6 +133,7 @@ from mmsurgery.workspace import ModelSettings, Settings, Workspace
 sample = Sample("b", "person-b", "What is the food of Anna Berg ?", answer="The food is soup .")
 class Fake:
     def parts(self, source): return ("retain_qa",)
+    def columns(self, source): return ()
     def samples(self, source, part): return [sample]
 parts.benchmark = lambda name: Fake()
 ws = Workspace(Path({str(workspace.root)!r}), Settings(models=ModelSettings(vanilla={str(tiny_llava)!r})))
