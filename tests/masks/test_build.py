@@ -51,9 +51,6 @@ class Fake:
     def columns(self, source: Any) -> tuple[str, ...]:
         return ()
 
-    def columns(self, source: Any) -> tuple[str, ...]:
-        return ()
-
     def samples(self, source: Any, part: str) -> list[Sample]:
         return [Sample("1", "anna", f"what in {part} ?", answer=self.answer)]
 
