@@ -166,6 +166,9 @@ def read_rows(
 
     for path in files(root, config):
         status = regular_file(path)
+        with path.open("rb") as head:
+            if head.read(4) != b"PAR1":  # the reader looks at the end of a file only
+                raise InputRefused(f"{path} is no parquet file", "download or copy it again")
         with _refusing(path):
             file = pq.ParquetFile(path, page_checksum_verification=True)
             wanted = [*columns, *(c for c in optional if c in file.schema_arrow.names)]

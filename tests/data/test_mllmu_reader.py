@@ -17,6 +17,7 @@ from mmsurgery.data import tables
 from mmsurgery.data.benchmark import Source
 from mmsurgery.data.mllmu import MLLMUBench
 from mmsurgery.errors import InputRefused, MmsurgeryError, UnusableData, UsageError
+from mmsurgery.portraits.files import write_data
 
 READER = MLLMUBench()
 VQA = "Image_Textual_Questions"
@@ -391,3 +392,11 @@ def test_retain_pictures_with_text_questions(data: Any) -> None:
     assert [(s.question, s.answer, s.image_bytes) for s in both] == [
         (s.question, s.answer, portraits[s.person]) for s in texts
     ]
+
+
+def test_a_file_that_starts_as_something_else_is_refused(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", 0)
+    file = next((tmp_path / "data/ft_Data").iterdir())
+    file.write_bytes(b"\x1f\x8b\x08\x31" + file.read_bytes()[4:])
+    with pytest.raises(InputRefused, match="is no parquet file"):
+        MLLMUBench().samples(Source(tmp_path / "data", 10), "forget_vqa")
