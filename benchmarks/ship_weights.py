@@ -14,10 +14,10 @@ import tempfile
 from pathlib import Path
 
 from mmsurgery.api import open_workspace
-from mmsurgery.artifacts.checkpoint import SINGLE
+from mmsurgery.artifacts.checkpoint import RUN_FILE, SINGLE
 from mmsurgery.portraits import shipped, training
 from mmsurgery.start import PORTRAITS_RECIPE
-from mmsurgery.unlearn.record import RUN_FILE, read_record
+from mmsurgery.unlearn.record import read_record
 from mmsurgery.workspace import ModelSettings, Settings
 from mmsurgery_cli.output import Output
 

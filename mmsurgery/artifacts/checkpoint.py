@@ -18,7 +18,7 @@ import numpy as np
 from mmsurgery.artifacts.files import digest_cache, file_identity, read_json
 from mmsurgery.artifacts.tensors import Header, TensorInfo, memory_map, read_header, to_float32
 from mmsurgery.errors import InputRefused, MissingArtifact
-from mmsurgery.provenance import sha256_json
+from mmsurgery.provenance import check_seal, sha256_file, sha256_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,6 +29,10 @@ _RECOMPUTED = ("position_ids", "inv_freq", "original_inv_freq")
 _CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _WEIGHT_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,200}\.safetensors")
 _CHUNK = 4 << 20
+_COPIED = (".json", ".jinja", ".model", ".txt")
+
+RUN_FILE = "mmsurgery-run.json"
+"""The record beside the weights of a model that mmsurgery made."""
 
 
 def model_config(path: Path) -> dict[str, Any]:
@@ -57,6 +61,30 @@ def model_config(path: Path) -> dict[str, Any]:
     if not isinstance(config.get("model_type"), str):
         raise InputRefused(f"{path / 'config.json'} names no model_type")
     return config
+
+
+def companion_files(folder: Path) -> list[Path]:
+    """The files beside the weights that a model needs: configuration, tokenizer, processor, shard index.
+
+    Raises:
+        InputRefused: if one is a link that leads out of the checkpoint.
+    """
+    found = []
+    for path in sorted(folder.iterdir()):
+        wanted = path.suffix in _COPIED and not path.name.startswith((".", "mmsurgery"))
+        if wanted and ".bin." not in path.name and path.is_file():
+            real, home = path.resolve(), folder.resolve()
+            if real.parent != home and not (
+                home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent)
+            ):
+                raise InputRefused(f"{path} leads out of the checkpoint, to {real}", "copy the file itself")
+            found.append(path)
+    return found
+
+
+def companions_sha256(folder: Path) -> str:
+    """Digest of the companion files: what turns samples into tokens, and the model's architecture."""
+    return sha256_json([[path.name, sha256_file(path)] for path in companion_files(folder) if path.name != INDEX])
 
 
 class CheckpointFiles:
@@ -145,11 +173,29 @@ class CheckpointFiles:
     def digest(self) -> str:
         """The model's identity `model_sha256`: SHA-256 of the canonical JSON of the sorted list of
         `[name, dtype, shape, sha256 of the little-endian bytes]`; remembered while the files are
-        the same."""
+        the same.
+
+        Raises:
+            InputRefused: if the folder holds the record of a run, and weights, configuration or
+                processor files are not those that it wrote.
+        """
         entries = [(name, *self._entry(name)) for name in self.names]
         layout = sha256_json([[name, file.name, info.begin] for name, file, info in entries])
         identity: list[Any] = [layout, *([file.name, *file_identity(file)] for file in self.files)]
-        return digest_cache.remember(f"model:{self.path.resolve()}", identity, self._digest)
+        digest = digest_cache.remember(f"model:{self.path.resolve()}", identity, self._digest)
+        self._check_record(digest)
+        return digest
+
+    def _check_record(self, digest: str) -> None:
+        path = self.path / RUN_FILE
+        if not path.exists():
+            return
+        record = check_seal(read_json(path), str(path), kind="run")
+        name, again = self.path.name, "make the model again with --force"
+        if record.get("model_sha256") != digest:
+            raise InputRefused(f"the weights of model '{name}' are not those its run wrote", again)
+        if record.get("companions_sha256", companions := companions_sha256(self.path)) != companions:
+            raise InputRefused(f"configuration or processor of model '{name}' are not those its run wrote", again)
 
     def _digest(self) -> str:
         return sha256_json([[n, self.dtype(n), list(self.shape(n)), self._sha256(n)] for n in self.names])

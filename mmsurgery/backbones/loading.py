@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UnusableData
@@ -57,6 +57,8 @@ def load(path: Path, dtype: torch.dtype | None = None) -> Loaded:
     processor = family.load_processor(path)
     loaded = Loaded(model, processor, family, path, addresses(family, model), tied(model))
     _check_finite(model)
+    if (path / RUN_FILE).exists():
+        loaded.model_sha256  # noqa: B018 - refuses what is not as its run wrote it
     return loaded
 
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
 from mmsurgery.artifacts.files import read_json, write_json
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.diff.difference import LISTED, TOP, compare, heatmaps
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
 from mmsurgery.provenance import SCHEMA, check_seal, provenance, seal
-from mmsurgery.unlearn.record import RUN_FILE, mask_identity, read_record
+from mmsurgery.unlearn.record import mask_identity, read_record
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 if TYPE_CHECKING:

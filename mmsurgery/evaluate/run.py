@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.files import read_json, write_json
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import benchmark, source_of
@@ -21,7 +21,6 @@ from mmsurgery.evaluate import records
 from mmsurgery.evaluate.scoring import BUDGET, PROTOCOL, ItemScore, score
 from mmsurgery.evaluate.statistics import RESAMPLES
 from mmsurgery.provenance import provenance, sha256_json
-from mmsurgery.unlearn.save import companions_sha256
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 if TYPE_CHECKING:

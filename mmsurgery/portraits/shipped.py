@@ -11,12 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.checkpoint import SINGLE, CheckpointFiles
-from mmsurgery.artifacts.files import atomic_folder
+from mmsurgery.artifacts.checkpoint import RUN_FILE, SINGLE, CheckpointFiles, companion_files, companions_sha256
+from mmsurgery.artifacts.files import atomic_folder, write_json
 from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.errors import InputRefused
-from mmsurgery.unlearn.record import RUN_FILE, read_record
-from mmsurgery.unlearn.save import companion_files
+from mmsurgery.provenance import seal
+from mmsurgery.unlearn.record import read_record
 
 WEIGHTS = Path(__file__).with_name("weights")
 
@@ -40,8 +40,11 @@ def unpack(folder: Path, start: CheckpointFiles, family: Backbone, key: str) -> 
     if record["provenance"].get("key") != key:
         return None
     with atomic_folder(folder) as new:
-        for path in [*companion_files(start.path), source / SINGLE, source / RUN_FILE]:
+        for path in [*companion_files(start.path), source / SINGLE]:
             shutil.copyfile(path, new / path.name)
         if CheckpointFiles(new, family.canonical).digest() != record["model_sha256"]:
             raise InputRefused(f"{source / SINGLE} is not what its record names", "install mmsurgery again")
+        # the configuration is written here, by this version of transformers
+        record = seal({**record, "companions_sha256": companions_sha256(new)})
+        write_json(new / RUN_FILE, record)
     return record

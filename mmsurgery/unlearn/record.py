@@ -15,12 +15,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mmsurgery.artifacts.checkpoint import RUN_FILE
 from mmsurgery.artifacts.files import read_json
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.errors import InputRefused, MissingArtifact
 from mmsurgery.provenance import SCHEMA, check_seal, seal
-
-RUN_FILE = "mmsurgery-run.json"
 
 CLAIMS = {
     "mask": "no weight outside the mask moved",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.protocol import Backbone
@@ -21,7 +21,6 @@ from mmsurgery.provenance import provenance
 from mmsurgery.unlearn.masked import check_fit
 from mmsurgery.unlearn.plan import StepPlan, equations
 from mmsurgery.unlearn.record import mask_identity
-from mmsurgery.unlearn.save import companions_sha256
 from mmsurgery.workspace import RecipeSettings, Workspace
 
 SCOPES = ("forget", "all")

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.artifacts.checkpoint import INDEX, CheckpointFiles
+from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companion_files, companions_sha256
 from mmsurgery.artifacts.files import atomic_folder, write_json
 from mmsurgery.artifacts.tensors import Header, read_header, read_tensor, write_safetensors_stream
-from mmsurgery.errors import InputRefused, InternalError, MachineFault, UnusableData
-from mmsurgery.provenance import sha256_file, sha256_json
-from mmsurgery.unlearn.record import RUN_FILE, sealed
+from mmsurgery.errors import InternalError, MachineFault, UnusableData
+from mmsurgery.unlearn.record import sealed
 from mmsurgery.unlearn.resume import Snapshots
 from mmsurgery.unlearn.verify import compare
 from mmsurgery.workspace import SILENT, Progress
@@ -29,32 +28,7 @@ if TYPE_CHECKING:
     from mmsurgery.artifacts.mask import Mask
     from mmsurgery.backbones.protocol import Backbone
 
-_COPIED = (".json", ".jinja", ".model", ".txt")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-
-
-def companion_files(folder: Path) -> list[Path]:
-    """The files beside the weights that a model needs: configuration, tokenizer, processor, shard index.
-
-    Raises:
-        InputRefused: if one is a link that leads out of the checkpoint.
-    """
-    found = []
-    for path in sorted(folder.iterdir()):
-        wanted = path.suffix in _COPIED and not path.name.startswith((".", "mmsurgery"))
-        if wanted and ".bin." not in path.name and path.is_file():
-            real, home = path.resolve(), folder.resolve()
-            if real.parent != home and not (
-                home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent)
-            ):
-                raise InputRefused(f"{path} leads out of the checkpoint, to {real}", "copy the file itself")
-            found.append(path)
-    return found
-
-
-def companions_sha256(folder: Path) -> str:
-    """Digest of the companion files: what turns samples into tokens, and the model's architecture."""
-    return sha256_json([[path.name, sha256_file(path)] for path in companion_files(folder) if path.name != INDEX])
 
 
 def check_space(start: CheckpointFiles, folder: Path) -> None:
@@ -108,7 +82,11 @@ def commit(
         if faults := found.faults(claim, mask):
             raise InternalError(f"the audit of '{folder.name}' failed, nothing is kept: {faults[0]}")
         moved = {group: dataclasses.asdict(counts) for group, counts in found.groups.items()}
-        identity = {"model_type": family.model_type, "model_sha256": after.digest()}
+        identity = {
+            "model_type": family.model_type,
+            "model_sha256": after.digest(),
+            "companions_sha256": companions_sha256(new),
+        }
         record = sealed({**body, **identity, "claim": claim, "moved": moved})
         write_json(new / RUN_FILE, record)
     Snapshots.discard_all(folder)

@@ -152,3 +152,28 @@ def test_damaged_saliency_is_refused(chain: Command, portraits: Path) -> None:
         assert not (portraits / "masks/broken.safetensors").exists()
     finally:
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("what", ["weights", "configuration"])
+def test_a_damaged_model_reaches_no_verb(chain: Command, portraits: Path, what: str) -> None:
+    """Weights or configuration that are not those the run wrote are used by nothing."""
+    file = portraits / "models/vanilla" / {"weights": "model.safetensors", "configuration": "config.json"}[what]
+    whole = file.read_bytes()
+    if what == "weights":
+        damaged = whole[:-1] + bytes([whole[-1] ^ 1])
+    else:
+        damaged = whole.replace(b'"rms_norm_eps": 1e-06', b'"rms_norm_eps": 1e-05')
+    assert damaged != whole
+    try:
+        file.write_bytes(damaged)
+        for arguments in (
+            ["saliency", "--set", "forget"],
+            ["mask", "--beta", "3", "--name", "damaged"],
+            ["apply", "--method", "ga", "--name", "damaged"],
+            ["eval", "vanilla"],
+            ["diff", "gold", "vanilla"] if (portraits / "models/gold").exists() else ["diff", "base", "vanilla"],
+            ["verify", "vanilla"],
+        ):
+            assert f"{what} " in one_line(chain(*arguments), 3) + " ", arguments
+    finally:
+        file.write_bytes(whole)

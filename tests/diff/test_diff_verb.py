@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles
 from mmsurgery.artifacts.files import write_json
 from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.artifacts.tensors import read_header, read_tensor, write_safetensors
+from mmsurgery.backbones.discovery import backbone
 from mmsurgery.diff import diff, read_diff
 from mmsurgery.diff import run as diff_run
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
-from mmsurgery.unlearn.record import RUN_FILE, mask_identity, sealed
+from mmsurgery.unlearn.record import mask_identity, sealed
 from mmsurgery.workspace import Settings, Workspace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkers"))
@@ -56,7 +58,8 @@ def model(workspace: Workspace) -> Callable[..., Path]:
         inputs = {} if mask is None else {"mask": mask_identity(mask)}
         body = {
             "model": name, "method": "npo", "claim": "none", "start": "vanilla", "model_type": "llava",
-            "model_sha256": "", "steps": {}, "moved": {}, "mask": None if mask is None else "small",
+            "model_sha256": CheckpointFiles(folder, backbone("llava").canonical).digest(),
+            "steps": {}, "moved": {}, "mask": None if mask is None else "small",
             "provenance": {"inputs": inputs, "settings": {}},
         }  # fmt: skip
         write_json(folder / RUN_FILE, sealed(body))
@@ -206,6 +209,7 @@ def test_weights_that_are_not_finite_leave_no_diff(workspace: Workspace, model: 
     data = bytearray(file.read_bytes())
     data[info.begin : info.begin + 4] = struct.pack("<f", float("nan"))
     file.write_bytes(data)
+    (file.parent / RUN_FILE).unlink()  # a model from elsewhere; with its record it is refused before
     with pytest.raises(UnusableData, match=r"q_proj.* holds nan at flat index 0"):
         diff(workspace)
     assert not workspace.path("diffs").exists()
