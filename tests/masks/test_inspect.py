@@ -166,7 +166,15 @@ def test_checkpoint(tmp_path: Path) -> None:
     assert described["kind"] == "checkpoint"
     assert (described["total"], described["parameters"], described["run"]) == (11, 2, None)
     assert described["counts"] == {"connector": 5, "lm": 6}
-    run = seal({"schema": SCHEMA, "kind": "run", "method": "npo", "provenance": provenance("apply", {}, {})})
+    run = seal(
+        {
+            "schema": SCHEMA,
+            "kind": "run",
+            "method": "npo",
+            "model_sha256": described["model_sha256"],
+            "provenance": provenance("apply", {}, {}),
+        }
+    )
     write_json(tmp_path / "mmsurgery-run.json", run)
     assert describe(tmp_path)["run"] == run
     write_json(tmp_path / "mmsurgery-run.json", {**run, "method": "ga"})
