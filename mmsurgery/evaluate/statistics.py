@@ -35,10 +35,10 @@ def clustered_interval(values: Sequence[float], people: Sequence[str], *, seed: 
     Raises:
         UnusableData: if there are no values.
     """
-    sums, counts = _by_person(values, people)
+    sums, counts = by_person(values, people)
     if len(sums) == 1:
         return 0.0, 1.0
-    return _percentiles(_resampled(sums, counts, seed))
+    return percentiles(_resampled(sums, counts, seed))
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,25 @@ def paired_difference(
     Raises:
         UnusableData: if there are no items.
     """
-    sums, counts = _by_person(np.subtract(first, second), people)
-    rng = np.random.default_rng(seed)
+    sums, counts = by_person(np.subtract(first, second), people)
+    p_value = sign_flips(sums, seed)
+    interval = percentiles(_resampled(sums, counts, seed)) if len(sums) > 1 else (-1.0, 1.0)
+    return Paired(float(sums.sum() / counts.sum()), interval, p_value, len(sums))
+
+
+def sign_flips(sums: Floats, seed: int = 0) -> float:
+    """Two-sided p value of a permutation test: flip the sign of each person's summed difference `[P]`.
+
+    All 2^P flips for up to 13 people, else 9999 random ones plus the observed one.
+    """
     if len(sums) <= EXHAUSTIVE:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(sums))))
     else:
+        rng = np.random.default_rng(seed)
         signs = np.concatenate([np.ones((1, len(sums))), rng.choice((1.0, -1.0), (FLIPS, len(sums)))])
     observed, flipped = abs(sums.sum()), np.abs(signs @ sums)
     # a flip that equals the observed sum may differ from it by rounding
-    p_value = float((flipped >= observed * (1 - 1e-12)).mean())
-    interval = _percentiles(_resampled(sums, counts, seed)) if len(sums) > 1 else (-1.0, 1.0)
-    return Paired(float(sums.sum() / counts.sum()), interval, p_value, len(sums))
+    return float((flipped >= observed * (1 - 1e-12)).mean())
 
 
 def constant_answer(predicted: Sequence[str], gold: Sequence[str]) -> str | None:
@@ -132,7 +140,7 @@ def matched(
     return None
 
 
-def _by_person(values: Sequence[float] | Floats, people: Sequence[str]) -> tuple[Floats, Floats]:
+def by_person(values: Sequence[float] | Floats, people: Sequence[str]) -> tuple[Floats, Floats]:
     """Sum and number of values per person `[P]`, people in sorted order."""
     if not len(values):
         raise UnusableData("there are no scored items")
@@ -149,6 +157,6 @@ def _resampled(sums: Floats, counts: Floats, seed: int) -> Floats:
     return means
 
 
-def _percentiles(means: Floats) -> tuple[float, float]:
+def percentiles(means: Floats) -> tuple[float, float]:
     low, high = np.percentile(means, (100 * LEVEL / 2, 100 - 100 * LEVEL / 2))
     return float(low), float(high)
