@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
+from mmsurgery.artifacts.mask import pack
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InputRefused, InternalError, Mismatch
 from mmsurgery.methods.registry import method as find_method
@@ -236,17 +239,23 @@ def _references(run: Run, loaded: Loaded, plan: list[StepPlan], progress: Progre
 
 
 def _evaluation(run: Run, loaded: Loaded) -> Evaluation:
-    """Accuracy of every column, by likelihood, along the run."""
+    """Accuracy of every column that has items, by likelihood, along the run; and which items were right."""
     from mmsurgery.evaluate.scoring import score
     from mmsurgery.unlearn.loop import Evaluation
 
     source, reader = source_of(run.workspace), benchmark(run.workspace.settings.benchmark.name)
-    items = {column: reader.items(source, column) for column in reader.columns(source)}
+    items = {column: found for column in reader.columns(source) if (found := reader.items(source, column))}
     cache: dict[Any, Any] = {}
 
     def columns() -> dict[str, Any]:
-        scores = {column: score(loaded, scored, cache=cache) for column, scored in items.items()}
-        return {"columns": {column: sum(s.correct for s in each) / len(each) for column, each in scores.items()}}
+        right = {
+            column: np.array([each.correct for each in score(loaded, asked, cache=cache)])
+            for column, asked in items.items()
+        }
+        return {
+            "columns": {column: float(each.mean()) for column, each in right.items()},
+            "correct": {column: pack(each).tobytes().hex() for column, each in right.items()},
+        }
 
     return Evaluation(every=run.request.eval_every, score=columns)
 

@@ -28,7 +28,8 @@ class History:
     losses: list[dict[str, float]] = field(default_factory=list)
     """Per step: loss of each kind, unweighted, and `norm`, the gradient's norm after masking, before clipping."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    """What `--eval-every` found: `step` (steps done) and the columns."""
+    """What `--eval-every` found: `step` (steps done), `columns` (accuracy by column) and `correct` (by column,
+    in the items' order, packed bits of which were right, bit order little, as hex)."""
 
     @property
     def steps(self) -> int:

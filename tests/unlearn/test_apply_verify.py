@@ -27,19 +27,21 @@ from mmsurgery.errors import (
     UnusableData,
     UsageError,
 )
+from mmsurgery.evaluate.scoring import score
+from mmsurgery.settings import RecipeSettings, Settings
 from mmsurgery.unlearn import apply as applying
 from mmsurgery.unlearn import loop, request, save
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.masked import MaskedUpdate, PackedBits
 from mmsurgery.unlearn.resume import Snapshots
 from mmsurgery.unlearn.verify import compare, verify
-from mmsurgery.workspace import RecipeSettings, Settings, Workspace
+from mmsurgery.workspace import Workspace
 
 RECIPE = RecipeSettings(learning_rate=1e-2, batch_size=2, epochs=2)
 
 
 class Benchmark:
-    """Four samples to forget, five to retain, one column of two items."""
+    """Four samples to forget, five to retain, a column of two items and one of none."""
 
     name = "tiny"
 
@@ -58,12 +60,14 @@ class Benchmark:
         return tuple(self.sets)
 
     def columns(self, source: Any) -> tuple[str, ...]:
-        return ("forget_vqa",)
+        return ("forget_vqa", "empty")
 
     def samples(self, source: Any, part: str) -> list[Sample]:
         return self.sets[part]
 
     def items(self, source: Any, column: str, task: str = "classification") -> list[Item]:
+        if column == "empty":
+            return []
         options = {"A": "The city is lisbon .", "B": "The city is oslo ."}
         return [
             Item(s.id, s.person, s.question, column=column, options=options, gold="A", image_bytes=s.image_bytes)
@@ -209,10 +213,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(ws: Workspace, monkeypatch: pyte
     assert not list(ws.path("models").glob(".resume-*"))
 
 
-def test_scores_along_the_run(ws: Workspace) -> None:
+def test_scores_along_the_run(ws: Workspace, tiny: Benchmark) -> None:
     curve = apply(ws, "ga", eval_every=3).record["evaluations"]
     assert [point["step"] for point in curve] == [0, 3, 4]
-    assert all(point["columns"]["forget_vqa"] in (0.0, 0.5, 1.0) for point in curve)
+    scored = score(load(ws.model_dir("ga")), tiny.items(None, "forget_vqa"))
+    assert all(list(point["columns"]) == list(point["correct"]) == ["forget_vqa"] for point in curve)
+    for point in curve:
+        assert point["columns"]["forget_vqa"] == bin(int(point["correct"]["forget_vqa"], 16)).count("1") / 2
+    # two items: the low bit is the first
+    assert int(curve[-1]["correct"]["forget_vqa"], 16) == scored[0].correct + 2 * scored[1].correct
     plain = apply(ws, "ga", name="plain")
     assert plain.record["losses"] == json.loads((ws.model_dir("ga") / "mmsurgery-run.json").read_text())["losses"]
     assert plain.record["model_sha256"] == load(ws.model_dir("ga")).model_sha256
