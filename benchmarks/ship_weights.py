@@ -16,9 +16,9 @@ from pathlib import Path
 from mmsurgery.api import open_workspace
 from mmsurgery.artifacts.checkpoint import RUN_FILE, SINGLE
 from mmsurgery.portraits import shipped, training
+from mmsurgery.settings import ModelSettings, Settings
 from mmsurgery.start import PORTRAITS_RECIPE
 from mmsurgery.unlearn.record import read_record
-from mmsurgery.workspace import ModelSettings, Settings
 from mmsurgery_cli.output import Output
 
 MODELS = ("base", "vanilla", "gold")

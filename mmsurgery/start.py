@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmsurgery.api import Workspace
 from mmsurgery.artifacts.files import read_json, write_bytes
@@ -13,15 +14,8 @@ from mmsurgery.data.benchmark import installed as installed_benchmarks
 from mmsurgery.data.leakage import check_leakage, check_overlap, portrait_reuse
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import Mismatch, MissingArtifact, RemoteFault, UsageError, unknown
-from mmsurgery.workspace import (
-    SETTINGS_FILE,
-    SILENT,
-    BenchmarkSettings,
-    ModelSettings,
-    Progress,
-    RecipeSettings,
-    Settings,
-)
+from mmsurgery.settings import SETTINGS_FILE, BenchmarkSettings, ModelSettings, RecipeSettings, Settings
+from mmsurgery.workspace import SILENT, Progress
 
 PORTRAITS_RECIPE = RecipeSettings(learning_rate=3e-4)
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -46,73 +40,78 @@ def initialise(
     base: str | None = None,
     forget: int | None = None,
     backbone: str | None = None,
-    setting: str = "saturated",
-    seed: int = 0,
-    draw: int = 0,
+    setting: str | None = None,
+    seed: int | None = None,
+    draw: int | None = None,
     progress: Progress = SILENT,
 ) -> InitResult:
     """Make a workspace at `root`, or finish one that was begun with the same settings.
 
+    Args:
+        backbone, setting, seed, draw: of portraits alone; see `mmsurgery.settings`, as for their defaults.
+
     Raises:
-        UsageError: for an unknown benchmark or missing options.
-        Mismatch: if `root` is a workspace with other settings.
+        UsageError: for an unknown benchmark, settings that make no sense, missing or idle options;
+            nothing is written then.
+        Mismatch: if `root` is a workspace with other settings, or holds data or models made for others.
         InputRefused, UnusableData: if data or models are broken.
     """
     if benchmark not in installed_benchmarks():
         raise unknown("benchmark", benchmark, installed_benchmarks())
-    if benchmark == "portraits":
-        settings = _portraits(forget, backbone, setting, seed, draw, data, vanilla, base)
-    else:
-        if data is None:
-            raise UsageError(f"benchmark '{benchmark}' needs its files", "add --data FOLDER")
-        if vanilla is None and base is None:
-            raise UsageError("a model is needed", "add --vanilla PATH (or --base PATH to train from)")
-        settings = Settings(
-            benchmark=BenchmarkSettings(name=benchmark, data=str(Path(data).absolute()), forget=forget or 5),
-            models=ModelSettings(
-                backbone=_family(vanilla or base or ""),
-                base=_checkpoint(base) if base else "models/base",
-                vanilla=_checkpoint(vanilla) if vanilla else "models/vanilla",
-                seed=seed,
-            ),
-        )
-    workspace = _write(root, settings)
+    own = {"backbone": backbone, "setting": setting, "seed": seed, "draw": draw}
+    chosen = {key: value for key, value in own.items() if value is not None}
+    settings = (_portraits if benchmark == "portraits" else _other)(benchmark, data, vanilla, base, forget, chosen)
     if benchmark == "portraits":
         from mmsurgery.portraits.prepare import prepare
 
+        workspace = _write(root, settings)
         prepare(workspace, progress=progress)
-    counts = _check_data(workspace, progress)
+        counts = _check_data(workspace, progress)
+    else:
+        counts = _check_data(Workspace(root, settings), progress)
+        workspace = _write(root, settings)
     folder = workspace.model_dir("vanilla")
     return InitResult(root, benchmark, folder if (folder / "config.json").exists() else None, counts)
 
 
 def _portraits(
-    forget: int | None,
-    backbone: str | None,
-    setting: str,
-    seed: int,
-    draw: int,
-    data: str | None,
-    vanilla: str | None,
-    base: str | None,
+    name: str, data: str | None, vanilla: str | None, base: str | None, forget: int | None, own: dict[str, Any]
 ) -> Settings:
-    family = backbone or "llava"
-    discovery.backbone(family)
     if forget not in (None, 5, 10, 15):
         raise UsageError(f"--forget is {forget}", "portraits has 5, 10 and 15")
-    return Settings(
-        benchmark=BenchmarkSettings(
-            name="portraits", data=str(Path(data).absolute()) if data else "data", forget=forget or 10, draw=draw
-        ),
-        models=ModelSettings(
-            backbone=family,
-            base=_checkpoint(base) if base else "models/base",
-            vanilla=_checkpoint(vanilla) if vanilla else "models/vanilla",
-            setting=setting,
-            seed=seed,
-        ),
+    people = {key: own.pop(key) for key in ("draw",) if key in own}
+    folder = str(Path(data).absolute()) if data else "data"
+    settings = Settings(
+        benchmark=BenchmarkSettings(name=name, data=folder, forget=10 if forget is None else forget, **people),
+        models=ModelSettings(**own),
         recipe=PORTRAITS_RECIPE,
     )
+    settings.check("init")
+    discovery.backbone(settings.models.backbone)
+    return _with_checkpoints(settings, vanilla, base)
+
+
+def _other(
+    name: str, data: str | None, vanilla: str | None, base: str | None, forget: int | None, own: dict[str, Any]
+) -> Settings:
+    if own:
+        options = ", ".join(f"--{key}" for key in own)
+        raise UsageError(f"benchmark '{name}' has no {options}", "leave it out: only portraits makes its own models")
+    if data is None:
+        raise UsageError(f"benchmark '{name}' needs its files", "add --data FOLDER")
+    if not Path(data).is_dir():
+        raise MissingArtifact(f"no folder {data}", "name the folder of the benchmark's files")
+    given = vanilla or base
+    if given is None:
+        raise UsageError("a model is needed", "add --vanilla PATH (or --base PATH to train from)")
+    people = BenchmarkSettings(name=name, data=str(Path(data).absolute()), forget=5 if forget is None else forget)
+    Settings(benchmark=people).check("init")
+    return _with_checkpoints(Settings(benchmark=people, models=ModelSettings(backbone=_family(given))), vanilla, base)
+
+
+def _with_checkpoints(settings: Settings, vanilla: str | None, base: str | None) -> Settings:
+    given = {key: _checkpoint(text) for key, text in (("vanilla", vanilla), ("base", base)) if text}
+    return dataclasses.replace(settings, models=dataclasses.replace(settings.models, **given))
 
 
 def _checkpoint(text: str) -> str:
@@ -141,13 +140,24 @@ def _family(text: str) -> str:
 def _write(root: Path, settings: Settings) -> Workspace:
     file = root / SETTINGS_FILE
     if file.exists():
-        existing = Settings.from_toml(file.read_text(encoding="utf-8"), str(file))
+        existing = Settings.read(file)
         # the recipe may have been edited by hand; it is no part of what init decides
-        if dataclasses.replace(existing, recipe=settings.recipe) != settings:
-            raise Mismatch(f"{root} is a workspace with other settings", f"edit {file} or choose another folder")
+        if other := _differences(dataclasses.replace(existing, recipe=settings.recipe), settings):
+            raise Mismatch(f"{root} is a workspace with other settings: {other}", "choose another folder")
         return Workspace(root, existing)
     write_bytes(file, settings.to_toml().encode())
     return Workspace(root, settings)
+
+
+def _differences(there: Settings, here: Settings) -> str:
+    """What differs between two settings, for people."""
+    old, new = dataclasses.asdict(there), dataclasses.asdict(here)
+    return ", ".join(
+        f"{section}.{key} is {old[section][key]}, not {value}"
+        for section in new
+        for key, value in new[section].items()
+        if old[section][key] != value
+    )
 
 
 def _check_data(workspace: Workspace, progress: Progress) -> dict[str, int]:

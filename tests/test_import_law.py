@@ -13,14 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = [
     {"errors", "names"},
-    {"provenance", "workspace"},
+    {"provenance", "settings", "workspace"},
     {"artifacts", "figures"},
     {"backbones"},
     {"data", "methods"},
     {"saliency", "masks"},
     {"unlearn", "evaluate", "diff"},
     {"portraits", "report"},
-    {"api", "start", "status", "training", "look", "demo"},
+    {"api", "start", "status", "training", "look", "demo", "experiments"},
 ]
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 

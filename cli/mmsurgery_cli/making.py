@@ -32,10 +32,10 @@ def init(
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="portraits: model family of the micro model.")] = None,
     setting: Annotated[
-        str, typer.Option(help="portraits: saturated, or fragile where text forgetting shows.")
-    ] = "saturated",
-    seed: Annotated[int, typer.Option(help="portraits: seed of the vanilla model.")] = 0,
-    draw: Annotated[int, typer.Option(help="portraits: which people are forgotten.")] = 0,
+        str | None, typer.Option(help="portraits: saturated (default), or fragile where text forgetting shows.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="portraits: seed of the models (default 0).")] = None,
+    draw: Annotated[int | None, typer.Option(help="portraits: which people are forgotten (default 0).")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a workspace: settings, data and, for the embedded example, its vanilla model.

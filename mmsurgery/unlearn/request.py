@@ -18,10 +18,11 @@ from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import Mismatch, MissingArtifact, UnusableData, UsageError, unknown
 from mmsurgery.methods.base import Method
 from mmsurgery.provenance import provenance
+from mmsurgery.settings import RecipeSettings
 from mmsurgery.unlearn.masked import check_fit
 from mmsurgery.unlearn.plan import StepPlan, equations
 from mmsurgery.unlearn.record import mask_identity
-from mmsurgery.workspace import RecipeSettings, Workspace
+from mmsurgery.workspace import Workspace
 
 SCOPES = ("forget", "all")
 REFERENCES = ("vanilla", "reference")

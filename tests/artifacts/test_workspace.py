@@ -16,16 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmsurgery.errors import InputRefused, MachineFault, MissingArtifact, NoWorkspace, UsageError
-from mmsurgery.workspace import (
-    SETTINGS_FILE,
-    SILENT,
-    BenchmarkSettings,
-    ModelSettings,
-    RecipeSettings,
-    Settings,
-    Workspace,
-    find_workspace,
-)
+from mmsurgery.settings import SETTINGS_FILE, BenchmarkSettings, ModelSettings, RecipeSettings, Settings
+from mmsurgery.workspace import SILENT, Workspace, find_workspace
 
 
 @pytest.fixture
@@ -200,7 +192,8 @@ def test_masks_that_exist(workspace: Workspace) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from mmsurgery.workspace import Settings, Workspace
+from mmsurgery.settings import Settings
+from mmsurgery.workspace import Workspace
 with Workspace(Path(sys.argv[1]), Settings()).lock():
     print("held", flush=True)
     time.sleep(60)

@@ -21,8 +21,9 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.diff import diff, read_diff
 from mmsurgery.diff import run as diff_run
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
+from mmsurgery.settings import Settings
 from mmsurgery.unlearn.record import mask_identity, sealed
-from mmsurgery.workspace import Settings, Workspace
+from mmsurgery.workspace import Workspace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkers"))
 import topn

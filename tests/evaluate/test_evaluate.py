@@ -15,7 +15,8 @@ from mmsurgery.errors import GateMissed, InputRefused, Mismatch, MissingArtifact
 from mmsurgery.evaluate import evaluate, gate, records, run
 from mmsurgery.evaluate.scoring import score
 from mmsurgery.provenance import sha256
-from mmsurgery.workspace import Settings, Workspace
+from mmsurgery.settings import Settings
+from mmsurgery.workspace import Workspace
 
 
 class Questions:

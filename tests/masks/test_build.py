@@ -21,7 +21,8 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.masks.build import MaskResult, build_mask
-from mmsurgery.workspace import ModelSettings, Settings, Workspace
+from mmsurgery.settings import ModelSettings, Settings
+from mmsurgery.workspace import Workspace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkers"))
 import mask_rule
@@ -345,7 +346,8 @@ def test_no_torch_when_all_parts_exist(workspace: Workspace) -> None:
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_build import Fake, build_module
-from mmsurgery.workspace import Settings, Workspace
+from mmsurgery.settings import Settings
+from mmsurgery.workspace import Workspace
 from pathlib import Path
 build_module.benchmark = lambda name: Fake()
 result = build_module.build_mask(Workspace(Path({str(workspace.root)!r}), Settings()), control="magnitude")

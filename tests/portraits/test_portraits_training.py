@@ -13,12 +13,13 @@ from mmsurgery.errors import Mismatch, MissingArtifact, UsageError
 from mmsurgery.portraits import training
 from mmsurgery.portraits.training import BATCH, Stream, draw, train, train_base
 from mmsurgery.portraits.world import World
+from mmsurgery.settings import ModelSettings, Settings
 from mmsurgery.unlearn import loop
 from mmsurgery.unlearn.finetune import Stage
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.unlearn.resume import Snapshots
 from mmsurgery.unlearn.verify import verify
-from mmsurgery.workspace import ModelSettings, Settings, Workspace
+from mmsurgery.workspace import Workspace
 
 SHORT = (Stage(steps=2, learning_rate=1e-3, warmup=1),)
 

@@ -23,7 +23,8 @@ from mmsurgery.saliency import resume
 from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.saliency.parts import measure_parts
 from mmsurgery.saliency.shards import Shard
-from mmsurgery.workspace import ModelSettings, RecipeSettings, Settings, Workspace
+from mmsurgery.settings import ModelSettings, RecipeSettings, Settings
+from mmsurgery.workspace import Workspace
 
 
 class Fake:
@@ -129,7 +130,8 @@ import sys
 from pathlib import Path
 from mmsurgery.data.samples import Sample
 from mmsurgery.saliency import parts
-from mmsurgery.workspace import ModelSettings, Settings, Workspace
+from mmsurgery.settings import ModelSettings, Settings
+from mmsurgery.workspace import Workspace
 sample = Sample("b", "person-b", "What is the food of Anna Berg ?", answer="The food is soup .")
 class Fake:
     def parts(self, source): return ("retain_qa",)
