@@ -39,11 +39,25 @@ class Workspace(folders.Workspace):
         """The scored items of a column, in order; raises as `samples`."""
         return self.benchmark.items(self.source, column)
 
+    def existing_model(self, name: str) -> Path:
+        """The checkpoint folder of a model that exists and was made for the settings as they are.
+
+        Raises:
+            MissingArtifact: naming the nearest model, or the command that makes it.
+            Mismatch: if it was trained here for other settings.
+        """
+        from mmsurgery.portraits.identity import check_made_for
+
+        folder = super().existing_model(name)
+        check_made_for(self, name)
+        return folder
+
     def load_model(self, name: str = "vanilla") -> Loaded:
         """The model, processor and backbone of a model of the workspace.
 
         Raises:
             MissingArtifact: if there is no such model.
+            Mismatch: if it was trained here for other settings.
             InputRefused: if its files are damaged or incomplete.
         """
         from mmsurgery.backbones.loading import load

@@ -34,7 +34,7 @@ class InitResult:
 def initialise(
     root: Path,
     *,
-    benchmark: str = "portraits",
+    benchmark: str | None = None,
     data: str | None = None,
     vanilla: str | None = None,
     base: str | None = None,
@@ -45,9 +45,10 @@ def initialise(
     draw: int | None = None,
     progress: Progress = SILENT,
 ) -> InitResult:
-    """Make a workspace at `root`, or finish one that was begun with the same settings.
+    """Make a workspace at `root`, or finish or bring up to its settings one that is there.
 
     Args:
+        benchmark: of a new workspace, `portraits` where None. Options that are not given keep what is there.
         backbone, setting, seed, draw: of portraits alone; see `mmsurgery.settings`, as for their defaults.
 
     Raises:
@@ -56,22 +57,29 @@ def initialise(
         Mismatch: if `root` is a workspace with other settings, or holds data or models made for others.
         InputRefused, UnusableData: if data or models are broken.
     """
-    if benchmark not in installed_benchmarks():
-        raise unknown("benchmark", benchmark, installed_benchmarks())
     own = {"backbone": backbone, "setting": setting, "seed": seed, "draw": draw}
     chosen = {key: value for key, value in own.items() if value is not None}
-    settings = (_portraits if benchmark == "portraits" else _other)(benchmark, data, vanilla, base, forget, chosen)
-    if benchmark == "portraits":
+    if (root / SETTINGS_FILE).exists():
+        settings = Settings.read(root / SETTINGS_FILE)
+        places = {"data": data and str(Path(data).absolute()), "forget": forget, "name": benchmark}
+        models = {"vanilla": vanilla and _checkpoint(vanilla), "base": base and _checkpoint(base)}
+        _check_same(root, settings, {**places, **models, **chosen})
+    else:
+        name = benchmark or BenchmarkSettings.name
+        settings = (_portraits if name == "portraits" else _other)(name, data, vanilla, base, forget, chosen)
+    workspace = Workspace(root, settings)
+    if settings.benchmark.name == "portraits":
         from mmsurgery.portraits.prepare import prepare
 
-        workspace = _write(root, settings)
+        _write(workspace)
         prepare(workspace, progress=progress)
         counts = _check_data(workspace, progress)
     else:
-        counts = _check_data(Workspace(root, settings), progress)
-        workspace = _write(root, settings)
+        counts = _check_data(workspace, progress)
+        _write(workspace)
     folder = workspace.model_dir("vanilla")
-    return InitResult(root, benchmark, folder if (folder / "config.json").exists() else None, counts)
+    there = folder if (folder / "config.json").exists() else None
+    return InitResult(root, settings.benchmark.name, there, counts)
 
 
 def _portraits(
@@ -94,6 +102,8 @@ def _portraits(
 def _other(
     name: str, data: str | None, vanilla: str | None, base: str | None, forget: int | None, own: dict[str, Any]
 ) -> Settings:
+    if name not in installed_benchmarks():
+        raise unknown("benchmark", name, installed_benchmarks())
     if own:
         options = ", ".join(f"--{key}" for key in own)
         raise UsageError(f"benchmark '{name}' has no {options}", "leave it out: only portraits makes its own models")
@@ -110,7 +120,7 @@ def _other(
 
 
 def _with_checkpoints(settings: Settings, vanilla: str | None, base: str | None) -> Settings:
-    given = {key: _checkpoint(text) for key, text in (("vanilla", vanilla), ("base", base)) if text}
+    given: dict[str, Any] = {key: _checkpoint(text) for key, text in (("vanilla", vanilla), ("base", base)) if text}
     return dataclasses.replace(settings, models=dataclasses.replace(settings.models, **given))
 
 
@@ -137,27 +147,22 @@ def _family(text: str) -> str:
     return discovery.backbone(str(config.get("model_type"))).model_type
 
 
-def _write(root: Path, settings: Settings) -> Workspace:
-    file = root / SETTINGS_FILE
-    if file.exists():
-        existing = Settings.read(file)
-        # the recipe may have been edited by hand; it is no part of what init decides
-        if other := _differences(dataclasses.replace(existing, recipe=settings.recipe), settings):
-            raise Mismatch(f"{root} is a workspace with other settings: {other}", "choose another folder")
-        return Workspace(root, existing)
-    write_bytes(file, settings.to_toml().encode())
-    return Workspace(root, settings)
+def _check_same(root: Path, settings: Settings, asked: dict[str, Any]) -> None:
+    """Check that the options which are given say what the settings of a workspace say.
+
+    Raises:
+        Mismatch: naming those that do not.
+    """
+    there = {**dataclasses.asdict(settings.benchmark), **dataclasses.asdict(settings.models)}
+    other = [f"{key} is {there[key]}, not {value}" for key, value in asked.items() if value not in (None, there[key])]
+    if other:
+        what = f"{root} is a workspace with other settings: {', '.join(other)}"
+        raise Mismatch(what, f"choose another folder, or edit {SETTINGS_FILE} and run mmsurgery init again")
 
 
-def _differences(there: Settings, here: Settings) -> str:
-    """What differs between two settings, for people."""
-    old, new = dataclasses.asdict(there), dataclasses.asdict(here)
-    return ", ".join(
-        f"{section}.{key} is {old[section][key]}, not {value}"
-        for section in new
-        for key, value in new[section].items()
-        if old[section][key] != value
-    )
+def _write(workspace: Workspace) -> None:
+    if not (workspace.root / SETTINGS_FILE).exists():
+        write_bytes(workspace.root / SETTINGS_FILE, workspace.settings.to_toml().encode())
 
 
 def _check_data(workspace: Workspace, progress: Progress) -> dict[str, int]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmsurgery.api import Workspace
 from mmsurgery.artifacts.files import read_json
-from mmsurgery.data.benchmark import SETS
-from mmsurgery.workspace import Workspace
+from mmsurgery.data.benchmark import SETS, source_of
+from mmsurgery.data.portraits import check_drawn_for
+from mmsurgery.errors import Mismatch
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Status:
     diffs: list[str]
     chain: list[dict[str, Any]]
     """Per unlearned model: name, method, mask and the model it started from."""
+    problems: list[str]
+    """Data or models that were made for other settings, and what to do."""
     next_command: str
 
 
@@ -33,7 +39,7 @@ def status(workspace: Workspace) -> Status:
     evals = _names(workspace.path("evals"), "*.json", lambda p: p.stem)
     diffs = _names(workspace.path("diffs"), "*.json", lambda p: p.stem)
     models = workspace.models()
-    chain = []
+    chain, problems = [], _problems(workspace, models)
     for model in models:
         record = workspace.model_dir(model) / "mmsurgery-run.json"
         if record.is_file():
@@ -49,8 +55,23 @@ def status(workspace: Workspace) -> Status:
         evals=evals,
         diffs=diffs,
         chain=[entry for entry in chain if entry["method"]],
-        next_command=_next(models, saliency, workspace.masks(), evals, diffs),
+        problems=[str(problem) for problem in problems],
+        next_command=(problems[0].next_step if problems else None)
+        or _next(models, saliency, workspace.masks(), evals, diffs),
     )
+
+
+def _problems(workspace: Workspace, models: list[str]) -> list[Mismatch]:
+    found = []
+    checks: list[Callable[[], object]] = [partial(workspace.existing_model, model) for model in models]
+    if workspace.settings.benchmark.name == "portraits" and workspace.data_dir.exists():
+        checks.insert(0, partial(check_drawn_for, source_of(workspace)))
+    for check in checks:
+        try:
+            check()
+        except Mismatch as problem:
+            found.append(problem)
+    return found
 
 
 def _names(folder: Path, pattern: str, name: Any) -> list[str]:

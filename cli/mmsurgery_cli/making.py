@@ -20,8 +20,8 @@ def register(app: typer.Typer) -> None:
 def init(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of the workspace.")] = Path("."),
     benchmark: Annotated[
-        str, typer.Option(help="portraits (embedded), mllmu-bench, or an installed one.")
-    ] = "portraits",
+        str | None, typer.Option(help="portraits (embedded; default), mllmu-bench, or an installed one.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the benchmark's files.")] = None,
     vanilla: Annotated[
         str | None, typer.Option(help="Checkpoint folder or hub id that unlearning starts from.")
@@ -40,7 +40,8 @@ def init(
 ) -> None:
     """Make a workspace: settings, data and, for the embedded example, its vanilla model.
 
-    With no options: the embedded example `portraits`. Run again after an interruption, it goes on.
+    With no options: the embedded example `portraits`. Run again after an interruption, it goes on;
+    after a change of `mmsurgery.toml`, it brings the data up to it.
     """
     from mmsurgery.start import initialise
 

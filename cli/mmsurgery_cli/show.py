@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mmsurgery.data.benchmark import COLUMN_LABELS
 from mmsurgery.unlearn.record import CLAIMS
 from mmsurgery_cli import heatmap
 from mmsurgery_cli.output import label, percent, table
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mmsurgery.demo import Step
     from mmsurgery.diff import DiffResult
     from mmsurgery.evaluate import EvalResult
+    from mmsurgery.experiments.run import ExperimentResult
     from mmsurgery.look import Inspection
     from mmsurgery.masks.build import MaskResult
     from mmsurgery.portraits.training import Trained
@@ -28,19 +30,6 @@ if TYPE_CHECKING:
     from mmsurgery.unlearn.verify import Moved, VerifyResult
 
 Lines = Iterator[RenderableType]
-
-COLUMNS = {
-    "forget_vqa": "Forget VQA",
-    "forget_qa": "Forget QA",
-    "retain_vqa": "Retain VQA",
-    "retain_qa": "Retain QA",
-    "realworld_vqa": "Real-world VQA",
-    "realworld_qa": "Real-world QA",
-    "test_vqa": "Test VQA",
-    "realface_vqa": "Real-face VQA",
-    "forget_perception": "Forget perc.",
-}
-"""Column names as tables print them; perc. is perception."""
 
 
 def _next(command: str) -> Text:
@@ -150,7 +139,9 @@ def scored(results: Sequence[EvalResult]) -> Lines:
     columns = list(dict.fromkeys(column for result in results for column in result.columns))
     protocols = sorted({entry["protocol"] for result in results for entry in result.columns.values()})
     title = f"accuracy in % and its 95 % interval, protocol {', '.join(protocols)}"
-    rows = table("model", *[COLUMNS.get(c, c).replace(" ", "\n").replace("-", "-\n") for c in columns], title=title)
+    rows = table(
+        "model", *[COLUMN_LABELS.get(c, c).replace(" ", "\n").replace("-", "-\n") for c in columns], title=title
+    )
     for result in results:
         rows.add_row(label(result.model), *[_accuracy(result.columns.get(column)) for column in columns])
     for shown in [result.columns for result in results if result.columns][:1]:
@@ -161,7 +152,7 @@ def scored(results: Sequence[EvalResult]) -> Lines:
     for result in results:
         for column, remarks in result.remarks.items():
             for remark in remarks:
-                yield label(f"{result.model}, {COLUMNS.get(column, column)}: {remark}")
+                yield label(f"{result.model}, {COLUMN_LABELS.get(column, column)}: {remark}")
 
 
 def _accuracy(column: dict[str, Any] | None) -> Text:
@@ -250,6 +241,8 @@ def standing(result: Status) -> Lines:
         mask = f", mask {link['mask']}" if link["mask"] else ""
         rows.add_row("", label(f"{link['start']} -> {link['model']} ({link['method']}{mask})"))
     yield rows
+    for problem in result.problems:
+        yield label(problem)
     yield _next(result.next_command)
 
 
@@ -290,3 +283,21 @@ def demo_end(root: str) -> Lines:
         f"Go on there: cd {root} && mmsurgery status",
     ):
         yield label(line)
+
+
+def experiment(result: ExperimentResult) -> Lines:
+    """The tables of an experiment."""
+    from mmsurgery.experiments.tables import tables
+
+    for text in tables(result.results):
+        made = table(*text.header, title=text.title)
+        for row in text.rows:
+            made.add_row(*(label(cell) for cell in row))
+        yield made
+        for note in text.notes:
+            made_note = label(note)
+            made_note.stylize("dim")
+            yield made_note
+        yield ""
+    state = "up to date" if result.up_to_date else "written"
+    yield label(f"{result.path} {state} ({result.seconds:.0f} s)")

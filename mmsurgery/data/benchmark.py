@@ -26,6 +26,19 @@ SETS: dict[str, tuple[str, ...]] = {
 }
 """The target set of Eq. 5 and the preserve set of Eq. 6, as the parts they are measured by."""
 
+COLUMN_LABELS = {
+    "forget_vqa": "Forget VQA",
+    "forget_qa": "Forget QA",
+    "retain_vqa": "Retain VQA",
+    "retain_qa": "Retain QA",
+    "realworld_vqa": "Real-world VQA",
+    "realworld_qa": "Real-world QA",
+    "test_vqa": "Test VQA",
+    "realface_vqa": "Real-face VQA",
+    "forget_perception": "Perception",
+}
+"""Columns as tables print them; a column of another name is printed by it."""
+
 TASKS = ("classification", "cloze", "generation")
 
 
@@ -37,7 +50,8 @@ class Source:
     forget: int
     """Percentage of people to forget."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """`allow`: names of faults that are accepted (what has them is left out and counted)."""
+    """`allow`: names of faults that are accepted (what has them is left out and counted); `world` and
+    `draw`, for portraits: what the files should be of."""
 
     @property
     def allow(self) -> frozenset[str]:
@@ -72,7 +86,8 @@ class Benchmark(Protocol):
         """The items of a column, in a fixed order, ids unique.
 
         Args:
-            task: `classification` (options and gold letter), `cloze` or `generation` (gold text).
+            task: `classification` (options and gold letter), `cloze` or `generation` (gold text); a column
+                may have none of the open ones.
 
         Raises:
             as `samples`.
@@ -118,7 +133,8 @@ def benchmark(name: str) -> Benchmark:
 def source_of(workspace: Workspace) -> Source:
     """The source that a workspace's settings name."""
     settings = workspace.settings.benchmark
-    return Source(workspace.data_dir, settings.forget, {"allow": settings.allow})
+    options = {"allow": settings.allow, "world": settings.world, "draw": settings.draw}
+    return Source(workspace.data_dir, settings.forget, options)
 
 
 def parts_of(name: str) -> tuple[str, ...]:

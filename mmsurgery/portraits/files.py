@@ -6,6 +6,7 @@ Retain_Set/                     evaluation rows of the celebrities (their IDs ov
 Test_Set/                       `images`: three held-out and two hard renderings
 extra/text_pairs.parquet        text questions for text saliency, in a phrasing that is never scored
 extra/perception.parquet        what a picture shows whoever it is, one row per held-out rendering
+extra/portraits.json            which world and draw this is
 extra/pretraining.parquet       what the base model was taught before, pictures by name of rendering
 """
 
@@ -17,9 +18,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.artifacts.files import atomic_folder
+from mmsurgery.artifacts.files import atomic_folder, write_json
+from mmsurgery.data.portraits import RECORD
 from mmsurgery.portraits import wording
 from mmsurgery.portraits.world import FORGET_SIZES, HARD, TEST, TRAIN, USED, Person, World
+from mmsurgery.provenance import SCHEMA, seal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,6 +63,8 @@ def write_data(folder: Path, world_seed: int, draw: int = 0, *, replace: bool = 
         training = _schema({"image": _IMAGE, "ID": "string", "metadata": "string"})
         _write(new, "ft_Data", [row for person in world.people for row in _training_rows(world, person)], training)
         _write_extra(new / "extra", world)
+        record = {"schema": SCHEMA, "kind": "portraits", "world": world_seed, "draw": draw, "provenance": {}}
+        write_json(new / RECORD, seal(record))
 
 
 # rows

@@ -7,29 +7,56 @@ trains the shipped ones too).
 
 from __future__ import annotations
 
-from mmsurgery.data.mllmu import TEXT_PAIRS
+from mmsurgery.data.benchmark import source_of
+from mmsurgery.data.portraits import RECORD, check_drawn_for
 from mmsurgery.errors import Mismatch
 from mmsurgery.portraits.files import write_data
+from mmsurgery.portraits.identity import check_made_for
 from mmsurgery.portraits.training import Trained, train, train_base
+from mmsurgery.settings import ModelSettings
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 
 def prepare(workspace: Workspace, *, progress: Progress = SILENT) -> None:
     """Write the data and make base and vanilla model, as far as they are missing; resumable.
 
+    Data inside the workspace that was drawn for other settings is drawn anew.
+
     Raises:
-        Mismatch: if something else lies where the data belongs.
+        Mismatch: if something else lies where the data belongs, or the models were made for other settings.
         MachineFault: if the workspace is in use or cannot be written.
     """
     settings = workspace.settings
+    folder = workspace.data_dir
     with workspace.lock():
-        if not workspace.data_dir.exists():
+        if folder.exists() and not (folder / RECORD).exists():
+            raise Mismatch(f"{folder} exists and is no portraits data", "choose another folder")
+        if stale := folder.exists() and _stale(workspace):
+            progress.note(f"{stale}: drawing it anew")
+        if stale or not folder.exists():
             progress.note("drawing the portraits")
-            write_data(workspace.data_dir, settings.benchmark.world, settings.benchmark.draw)
-        elif not (workspace.data_dir / TEXT_PAIRS).exists():
-            raise Mismatch(f"{workspace.data_dir} exists and is no portraits data", "choose another folder")
-    if not (workspace.model_dir("vanilla") / "config.json").exists():
+            write_data(folder, settings.benchmark.world, settings.benchmark.draw, replace=bool(stale))
+    for model in ("base", "vanilla"):
+        check_made_for(workspace, model)
+    if settings.models.vanilla != ModelSettings.vanilla:
+        workspace.existing_model("vanilla")
+    elif not (workspace.model_dir("vanilla") / "config.json").exists():
         prepare_model(workspace, "vanilla", progress=progress)
+
+
+def _stale(workspace: Workspace) -> str | None:
+    """Why the data inside the workspace is not that of its settings, or None.
+
+    Raises:
+        Mismatch: if it is not, and lies elsewhere.
+    """
+    try:
+        check_drawn_for(source_of(workspace))
+    except Mismatch as error:
+        if workspace.data_dir.parent != workspace.root:
+            raise
+        return error.what
+    return None
 
 
 def prepare_model(
@@ -49,4 +76,10 @@ def prepare_model(
             return prepare_model(workspace, which, force=force, lock=False, progress=progress)
     if not (workspace.model_dir("base") / "config.json").exists():
         train_base(workspace, progress=progress)
+    elif force:
+        try:
+            check_made_for(workspace, "base")
+        except Mismatch as error:
+            progress.note(f"{error.what}: training it anew")
+            train_base(workspace, force=True, progress=progress)
     return train(workspace, which, force=force, progress=progress)

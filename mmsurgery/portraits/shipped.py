@@ -21,11 +21,14 @@ from mmsurgery.unlearn.record import read_record
 WEIGHTS = Path(__file__).with_name("weights")
 
 
-def unpack(folder: Path, start: CheckpointFiles, family: Backbone, key: str) -> dict[str, Any] | None:
+def unpack(
+    folder: Path, start: CheckpointFiles, family: Backbone, key: str, made_for: dict[str, Any]
+) -> dict[str, Any] | None:
     """Make `folder` from the shipped weights of its name, if they were trained by the recipe of `key`.
 
     Args:
         start: the model that training would start from; its configuration and processor files are copied.
+        made_for: the settings it is made for, for its record.
 
     Returns:
         The record of the training, or None if no such weights are shipped.
@@ -45,6 +48,6 @@ def unpack(folder: Path, start: CheckpointFiles, family: Backbone, key: str) -> 
         if CheckpointFiles(new, family.canonical).digest() != record["model_sha256"]:
             raise InputRefused(f"{source / SINGLE} is not what its record names", "install mmsurgery again")
         # the configuration is written here, by this version of transformers
-        record = seal({**record, "companions_sha256": companions_sha256(new)})
+        record = seal({**record, "made_for": made_for, "companions_sha256": companions_sha256(new)})
         write_json(new / RUN_FILE, record)
     return record

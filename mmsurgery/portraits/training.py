@@ -24,6 +24,7 @@ from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, Mismatch, unknown
+from mmsurgery.portraits.identity import made_for
 from mmsurgery.portraits.shipped import unpack
 from mmsurgery.portraits.world import Mixture, World, generator, vocabulary
 from mmsurgery.provenance import differences, provenance, sha256_json
@@ -132,7 +133,8 @@ def _train(
     origin = _origin(name, files, stream, stages, seed)
     if folder.exists() and not force:
         return _existing(name, folder, family, origin)
-    if not force and (shipped := unpack(folder, files, family, origin["key"])) is not None:
+    wanted = made_for(workspace.settings, name)
+    if not force and (shipped := unpack(folder, files, family, origin["key"], wanted)) is not None:
         progress.note(f"model '{name}' comes with the package")
         workspace.journal("train", model=name, shipped=True)
         return Trained(name, folder, False, shipped["model_sha256"])
@@ -168,6 +170,7 @@ def _train(
         "samples": {"train": history.steps * BATCH},
         "losses": history.losses,
         "evaluations": history.evaluations,
+        "made_for": wanted,
         "provenance": origin,
     }
     record = commit(folder, files, family, trained, body, replace=force, progress=progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,74 @@ def test_other_settings_are_named(portraits: Path, capfd: pytest.CaptureFixture[
     before = (portraits / SETTINGS_FILE).read_bytes()
     assert run(["init", str(portraits), "--draw", "2", "--forget", "5"]) == 4
     err = capfd.readouterr().err
-    assert "benchmark.forget is 10, not 5, benchmark.draw is 0, not 2" in err
+    assert "forget is 10, not 5, draw is 0, not 2" in err
     assert (portraits / SETTINGS_FILE).read_bytes() == before
     assert Settings.read(portraits / SETTINGS_FILE).models.backbone == "llava"
+
+
+def edit(root: Path, key: str, value: str) -> None:
+    text = (root / SETTINGS_FILE).read_text()
+    line = next(each for each in text.splitlines() if each.startswith(f"{key} = "))
+    (root / SETTINGS_FILE).write_text(text.replace(line, f"{key} = {value}"))
+
+
+@pytest.fixture
+def copied(portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace of data and models alone, to be edited."""
+    root = tmp_path / "copied"
+    root.mkdir()
+    shutil.copy(portraits / SETTINGS_FILE, root)
+    shutil.copytree(portraits / "data", root / "data")
+    for model in ("base", "vanilla"):
+        shutil.copytree(portraits / "models" / model, root / "models" / model)
+    monkeypatch.chdir(root)
+    return root
+
+
+CHAIN = (
+    ["saliency", "--set", "forget"],
+    ["diff", "base", "vanilla"],
+    ["apply", "--method", "ga"],
+    ["eval", "vanilla"],
+)
+
+
+def test_another_draw_is_noticed_and_init_draws_it(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    edit(copied, "draw", "1")
+    for arguments in (CHAIN[0], CHAIN[2], CHAIN[3]):
+        assert run(arguments) == 4, arguments
+        err = capfd.readouterr().err
+        assert "was drawn for draw 0, the settings say benchmark.draw = 1 - next: mmsurgery init" in err
+    assert run(["status", "--json"]) == 0
+    status = json.loads(capfd.readouterr().out)
+    assert "draw 0" in status["problems"][0]
+    assert status["next_command"].startswith("mmsurgery init")
+    before = (copied / "data/forget_10/train-00000-of-00001.parquet").read_bytes()
+    assert run(["init"]) == 0
+    assert (copied / "data/forget_10/train-00000-of-00001.parquet").read_bytes() != before
+    capfd.readouterr()
+    assert run(["status", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("seed", "1"), ("setting", '"fragile"'), ("world", "1"), ("backbone", '"qwen2_vl"')]
+)
+def test_models_of_other_settings_are_noticed(
+    copied: Path, key: str, value: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    edit(copied, key, value)
+    for arguments in CHAIN if key != "world" else CHAIN[2:3]:
+        assert run(arguments) == 4, arguments
+        assert key in capfd.readouterr().err
+    assert run(["init"]) == 4
+    err = capfd.readouterr().err.splitlines()[-1]
+    assert f"{key} = " in err
+    assert "next: mmsurgery train vanilla --force" in err
+
+
+def test_a_given_vanilla_is_not_held_against_the_recipe(copied: Path, portraits: Path) -> None:
+    edit(copied, "vanilla", json.dumps(str(portraits / "models/vanilla")))
+    edit(copied, "seed", "1")
+    shutil.rmtree(copied / "models")
+    assert run(["init"]) == 0

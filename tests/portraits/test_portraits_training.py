@@ -11,6 +11,8 @@ import pytest
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import Mismatch, MissingArtifact, UsageError
 from mmsurgery.portraits import training
+from mmsurgery.portraits.identity import check_made_for
+from mmsurgery.portraits.prepare import prepare_model
 from mmsurgery.portraits.training import BATCH, Stream, draw, train, train_base
 from mmsurgery.portraits.world import World
 from mmsurgery.settings import ModelSettings, Settings
@@ -119,6 +121,23 @@ def test_another_recipe_or_name_is_refused(ws: Workspace, monkeypatch: pytest.Mo
         train_base(ws)
     with pytest.raises(UsageError, match="did you mean 'vanilla'"):
         train(ws, "vanila")
+
+
+def test_models_of_another_seed_are_refused_then_trained_anew(ws: Workspace) -> None:
+    first = prepare_model(ws, "vanilla")
+    other = Workspace(ws.root, Settings(models=ModelSettings(seed=1)))
+    for model in ("base", "vanilla"):
+        check_made_for(ws, model)
+        with pytest.raises(Mismatch, match=f"'{model}' was made for models.seed = 0, the settings say 1"):
+            check_made_for(other, model)
+    with pytest.raises(Mismatch):
+        prepare_model(other, "vanilla")
+    old_base = read_record(ws.model_dir("base"))["model_sha256"]
+    again = prepare_model(other, "vanilla", force=True)
+    assert again.model_sha256 != first.model_sha256
+    assert read_record(ws.model_dir("base"))["model_sha256"] != old_base
+    for model in ("base", "vanilla"):
+        check_made_for(other, model)
 
 
 def test_a_killed_training_ends_with_the_same_bytes(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

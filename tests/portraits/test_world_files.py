@@ -180,3 +180,13 @@ def test_a_folder_without_the_extra_files_is_no_portraits_data(folder: Path, tmp
         (tmp_path / name).symlink_to(folder / name)
     with pytest.raises(InputRefused, match=r"no portraits data: extra/text_pairs.parquet is missing"):
         PORTRAITS.samples(Source(tmp_path, 10), "forget_vqa")
+
+
+@pytest.mark.parametrize(("key", "other"), [("world", 1), ("draw", 3)])
+def test_data_of_other_settings_is_refused(folder: Path, key: str, other: int) -> None:
+    fitting = Source(folder, 10, {"world": 0, "draw": 0})
+    assert PORTRAITS.samples(fitting, "forget_qa") == PORTRAITS.samples(Source(folder, 10), "forget_qa")
+    odd = Source(folder, 10, {"world": 0, "draw": 0, key: other})
+    for read in (lambda: PORTRAITS.samples(odd, "forget_qa"), lambda: PORTRAITS.items(odd, "retain_qa")):
+        with pytest.raises(Mismatch, match=rf"{key} 0, the settings say benchmark.{key} = {other}"):
+            read()
