@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow check dist bench lock clean
+.PHONY: demo test test-slow test-browser check dist bench lock clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -c 'import sys; sys.exit("mmsurgery needs Python 3.11 or newer; set PY=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
@@ -25,6 +25,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow
+
+# needs Debian's chromium, or another one on the PATH
+test-browser: $(STAMP)
+	@$(BIN)/python -m pytest -m browser
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Commands that look: inspect, verify, status, methods, backbones."""
+"""Commands that look: inspect, verify, report, status, methods, backbones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmsurgery_cli.output import Output
 
 
 def register(app: typer.Typer) -> None:
-    for command in (inspect, verify, status, methods, backbones):
+    for command in (inspect, verify, report, status, methods, backbones):
         app.command()(command)
 
 
@@ -45,6 +45,21 @@ def verify(
     output.document(result)
     if not result.ok:
         raise GateMissed(f"model '{model}' does not keep its claim: {result.claim}", "apply again with --force")
+
+
+def report(as_json: Json = False) -> None:
+    """One offline HTML page of what the workspace holds."""
+    from mmsurgery.errors import InputRefused
+    from mmsurgery.report import write_report
+
+    output = Output(as_json=as_json)
+    result = write_report(open_here(), output)
+    output.show(*show.reported(result))
+    output.document(result)
+    if result.damaged:
+        first, others = result.damaged[0], len(result.damaged) - 1
+        more = f", and {others} more that the page names" if others else ""
+        raise InputRefused(f"the page leaves out what is damaged: {first.what}{more}", first.next_step)
 
 
 def status(as_json: Json = False) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmsurgery.look import Inspection
     from mmsurgery.masks.build import MaskResult
     from mmsurgery.portraits.training import Trained
+    from mmsurgery.report import ReportResult
     from mmsurgery.saliency.parts import PartResult
     from mmsurgery.start import InitResult
     from mmsurgery.status import Status
@@ -220,6 +221,11 @@ def _inspected_tables(described: dict[str, Any]) -> Lines:
             cells = [entry.get(name) for name in names] + [entry.get("quantiles", {}).get(q) for q in quantiles]
             rows.add_row(group, *["-" if c is None else f"{c:,}" if isinstance(c, int) else f"{c:.1e}" for c in cells])
         yield rows
+
+
+def reported(result: ReportResult) -> Lines:
+    held = ", ".join(f"{kind} {count}" for kind, count in result.holds.items() if count) or "nothing yet"
+    yield Text.assemble(_state(result.up_to_date), f" {result.path} ({held})")
 
 
 def standing(result: Status) -> Lines:

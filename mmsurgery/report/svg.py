@@ -1,0 +1,70 @@
+"""SVG elements as safe markup: every attribute and every text is escaped; colours are classes of the page's style."""
+
+from __future__ import annotations
+
+from markupsafe import Markup, escape
+
+from mmsurgery.errors import printable
+
+MARKERS = ("circle", "square", "triangle", "diamond", "down", "cross")
+
+
+def element(name: str, *children: str, **attributes: str | float) -> Markup:
+    """`<name attributes>children</name>`; in attributes' names underscores are dashes, a last one is dropped."""
+    pairs = [(key.rstrip("_").replace("_", "-"), _text(value)) for key, value in attributes.items()]
+    opening = Markup("").join(Markup(' {}="{}"').format(key, value) for key, value in pairs)
+    inside = Markup("").join(child if isinstance(child, Markup) else escape(printable(child)) for child in children)
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), opening, inside)  # noqa: S704
+
+
+def _text(value: str | float) -> str:
+    return printable(value) if isinstance(value, str) else f"{round(value, 2):g}"
+
+
+def drawing(width: float, height: float, label: str, *children: str, class_: str = "chart") -> Markup:
+    """A picture with what it shows as its name for screen readers."""
+    return element(
+        "svg",
+        *children,
+        class_=class_,
+        viewBox=f"0 0 {width:g} {height:g}",
+        width=width,
+        height=height,
+        role="img",
+        aria_label=label,
+    )
+
+
+def text(x: float, y: float, content: str, anchor: str = "start", class_: str = "", **more: str | float) -> Markup:
+    return element("text", content, x=x, y=y, text_anchor=anchor, **({"class_": class_} if class_ else {}), **more)
+
+
+def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+    return element("path", d=f"M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}", class_=class_)
+
+
+def rect(x: float, y: float, width: float, height: float, class_: str, title: str = "") -> Markup:
+    inside = [element("title", title)] if title else []
+    return element("rect", *inside, x=x, y=y, width=max(width, 0.0), height=max(height, 0.0), class_=class_)
+
+
+def polyline(points: list[tuple[float, float]], class_: str) -> Markup:
+    return element("path", d="M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points), class_=class_)
+
+
+def marker(shape: int, x: float, y: float, radius: float, class_: str, title: str = "") -> Markup:
+    """One of `MARKERS` (taken round and round) about a point."""
+    r, name = radius, MARKERS[shape % len(MARKERS)]
+    paths = {
+        "circle": f"M{x - r:.2f} {y:.2f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0Z",
+        "square": f"M{x - r * 0.9:.2f} {y - r * 0.9:.2f}h{1.8 * r:.2f}v{1.8 * r:.2f}h{-1.8 * r:.2f}Z",
+        "triangle": f"M{x:.2f} {y - 1.15 * r:.2f}l{1.1 * r:.2f} {1.95 * r:.2f}h{-2.2 * r:.2f}Z",
+        "diamond": f"M{x:.2f} {y - 1.25 * r:.2f}l{1.25 * r:.2f} {1.25 * r:.2f}l{-1.25 * r:.2f} {1.25 * r:.2f}"
+        f"l{-1.25 * r:.2f} {-1.25 * r:.2f}Z",
+        "down": f"M{x:.2f} {y + 1.15 * r:.2f}l{1.1 * r:.2f} {-1.95 * r:.2f}h{-2.2 * r:.2f}Z",
+        "cross": f"M{x - r:.2f} {y - r * 0.35:.2f}h{0.65 * r:.2f}v{-0.65 * r:.2f}h{0.7 * r:.2f}v{0.65 * r:.2f}"
+        f"h{0.65 * r:.2f}v{0.7 * r:.2f}h{-0.65 * r:.2f}v{0.65 * r:.2f}h{-0.7 * r:.2f}v{-0.65 * r:.2f}"
+        f"h{-0.65 * r:.2f}Z",
+    }
+    inside = [element("title", title)] if title else []
+    return element("path", *inside, d=paths[name], class_=class_)

@@ -1,0 +1,207 @@
+"""`report`: gather what a workspace holds and write it as one HTML page, the same bytes each time."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+from mmsurgery import errors
+from mmsurgery.artifacts.files import machine_fault, write_bytes
+from mmsurgery.names import GROUPS
+from mmsurgery.report import numbers, words
+from mmsurgery.report.charts import ranges
+from mmsurgery.report.experiments import COMPARISONS, read_experiment
+from mmsurgery.report.models import columns_of, own_chart, read_model, read_score, sizes_of
+from mmsurgery.report.weights import SaliencyView, read_difference, read_mask, read_saliency
+from mmsurgery.workspace import SILENT, Progress, Workspace
+
+REFUSED = (errors.InputRefused, errors.Mismatch, errors.UnusableData, errors.UsageError)
+"""What a single artifact may be guilty of; the page is written without it and names it."""
+
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """An artifact that is not on the page, and why."""
+
+    kind: str
+    name: str
+    what: str
+    next_step: str | None
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """What `report` wrote."""
+
+    path: Path
+    up_to_date: bool
+    """The page was there already, byte for byte."""
+    holds: dict[str, int]
+    """How many of each kind it shows."""
+    damaged: list[Damaged] = field(default_factory=list)
+
+
+def write_report(workspace: Workspace, progress: Progress = SILENT) -> ReportResult:
+    """Write `report/index.html`: experiments, scores, models, masks, saliency, differences, and where they come from.
+
+    An artifact that is damaged or does not fit is left out, named on the page and in the result. The page
+    makes no request, holds no dates, and no pictures, questions or answers of the benchmark.
+
+    Raises:
+        MachineFault: if it cannot be written.
+    """
+    holds, damaged, page = _page(workspace, progress)
+    path = workspace.path("report", "index.html")
+    up_to_date = _same(path, page)
+    if not up_to_date:
+        with workspace.lock():
+            write_bytes(path, page)
+            workspace.journal("report", damaged=len(damaged))
+    return ReportResult(path, up_to_date, holds, damaged)
+
+
+def _same(path: Path, page: bytes) -> bool:
+    """Whether a regular file with just these bytes is there."""
+    try:
+        return path.is_file() and path.stat().st_size == len(page) and path.read_bytes() == page
+    except OSError as error:
+        raise machine_fault(error, path) from error
+
+
+def _page(workspace: Workspace, progress: Progress) -> tuple[dict[str, int], list[Damaged], bytes]:
+    damaged: list[Damaged] = []
+    found: dict[str, list[Any]] = {}
+    sources = list(_sources(workspace))
+    with progress.stage("reading the workspace", sum(len(paths) for _, paths, _ in sources)) as advance:
+        for kind, paths, read in sources:
+            found[kind] = list(_readable(workspace, kind, paths, read, damaged, advance))
+    models = {model.name: model.model_sha256 for model in found["models"]}
+    stale = {s.name for s in found["scores"] if models.get(s.name, s.model_sha256) != s.model_sha256}
+    columns = columns_of(found["scores"])
+    origins = [each.origin for kind in found for each in found[kind]]
+    page = _render(
+        settings=workspace.settings,
+        **found,
+        damaged=damaged,
+        stale=stale,
+        columns=columns,
+        sizes=sizes_of(found["scores"], columns),
+        chart=own_chart(found["models"], found["scores"]),
+        origins=origins,
+        saliency_chart=_ranges(found["saliency"]),
+        saliency_groups=[group for group in GROUPS if any(group in each.groups for each in found["saliency"])],
+        versions=sorted({pair for each in origins for pair in each.versions.items()}),
+        next_command=_next(found),
+    )
+    return {kind: len(things) for kind, things in found.items()}, damaged, page
+
+
+def _sources(workspace: Workspace) -> Iterator[tuple[str, list[Path], Callable[[Path], Any]]]:
+    """Kinds of artifacts: where they lie, and how each is read."""
+
+    def there(folder: str, pattern: str) -> list[Path]:
+        return sorted(workspace.path(folder).glob(pattern))
+
+    models = [workspace.model_dir(name) for name in workspace.models()]
+    yield "experiments", there("experiments", "[!.]*/results.json"), read_experiment
+    yield "scores", sorted(there("evals", "[!.]*.json"), key=lambda path: _order(path.stem)), read_score
+    yield "models", [m for m in models if (m / "mmsurgery-run.json").exists()], read_model
+    yield "masks", sorted(there("masks", "[!.]*.safetensors"), key=lambda p: (p.stem != "default", p.stem)), read_mask
+    yield "saliency", [p.parent for p in there("saliency", "[!.]*/manifest.json")], read_saliency
+    yield "diffs", there("diffs", "[!.]*.json"), read_difference
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Vanilla and gold first: what everything is compared with."""
+    first = ("vanilla", "gold", "reference", "base")
+    return (first.index(name) if name in first else len(first)), name
+
+
+def _readable(
+    workspace: Workspace,
+    kind: str,
+    paths: list[Path],
+    read: Callable[[Path], Thing],
+    damaged: list[Damaged],
+    advance: Callable[[int], None],
+) -> Iterator[Thing]:
+    for path in paths:
+        try:
+            yield read(path)
+        except REFUSED as error:
+            name = str(path.relative_to(workspace.root)) if path.is_relative_to(workspace.root) else path.name
+            # no absolute path belongs on a page that may be sent around
+            damaged.append(Damaged(kind, name, error.what.replace(f"{workspace.root}/", ""), error.next_step))
+        advance(1)
+
+
+def _ranges(maps: list[SaliencyView]) -> str | None:
+    rows = [(each.name, group, quantiles) for each in maps for group, quantiles in each.groups.items()]
+    return ranges(rows) if rows else None
+
+
+def _next(found: dict[str, list[Any]]) -> str:
+    if not found["scores"]:
+        return "mmsurgery eval"
+    return "mmsurgery experiment table1" if not found["experiments"] else "mmsurgery status"
+
+
+def _text(name: str) -> str:
+    return resources.files("mmsurgery.report").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _render(**values: Any) -> bytes:
+    import jinja2
+
+    from mmsurgery import __version__
+
+    def foreign(value: Any) -> Any:
+        """Control characters and bidirectional overrides of names are shown, not obeyed."""
+        return errors.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=foreign,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(opened=lambda text: text[:1].upper() + text[1:], breakable=_breakable)
+    style, script = _text("style.css"), _text("page.js")
+    page = environment.get_template("page.html").render(
+        style=Markup(style),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        policy=_policy(style, script),
+        version=__version__,
+        words=words,
+        numbers=numbers,
+        comparisons=COMPARISONS,
+        **values,
+    )
+    return page.encode()
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may wrap after its dots and underscores."""
+    parts = re.split(r"(?<=[._])", errors.printable(name))
+    return Markup("<wbr>").join(parts)
+
+
+def _policy(style: str, script: str) -> str:
+    """A content security policy under which only this page's own style and script do anything."""
+    allowed = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{allowed[0]}'; script-src 'sha256-{allowed[1]}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
