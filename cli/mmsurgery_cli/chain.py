@@ -106,8 +106,21 @@ def apply(
     ],
     mask: Annotated[str | None, typer.Option(help="Mask to obey; without one the run is unmasked.")] = None,
     scope: Annotated[
-        str, typer.Option(help="forget: the mask limits the ascent (Eq. 3); all: nothing outside the mask moves.")
-    ] = "forget",
+        str | None,
+        typer.Option(
+            help="forget: the mask limits the ascent (Eq. 3); all: nothing outside the mask moves "
+            "(default: forget; all with LoRA)."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="equations: joint steps; official: forget and retain steps alternate as published.")
+    ] = "equations",
+    lora_rank: Annotated[
+        int | None, typer.Option(min=1, metavar="R", help="Train LoRA adapters of this rank and merge them.")
+    ] = None,
+    lora_modules: Annotated[
+        str | None, typer.Option(help="Selector of the layers with LoRA (default: the mask's modules, else all).")
+    ] = None,
     start: Annotated[str, typer.Option("--from", help="Model to start from.")] = "vanilla",
     reference: Annotated[str, typer.Option(help="NPO's reference model: vanilla or reference.")] = "vanilla",
     forget_weight: Annotated[float, typer.Option(help="Weight of the forget term.")] = 1.0,
@@ -124,6 +137,7 @@ def apply(
 ) -> None:
     """Unlearn, with or without a mask, then audit the result against it."""
     from mmsurgery.unlearn.apply import apply as unlearn
+    from mmsurgery.unlearn.lora import lora_of
 
     output = Output(as_json=as_json)
     result = unlearn(
@@ -131,6 +145,8 @@ def apply(
         method,
         mask=mask,
         scope=scope,
+        protocol=protocol,
+        lora=lora_of(lora_rank, lora_modules),
         start=start,
         reference=reference,
         forget_weight=forget_weight,
@@ -151,8 +167,15 @@ def evaluate(
     models: Annotated[
         list[str] | None, typer.Argument(help="Models (default: vanilla and every model not yet scored).")
     ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="likelihood of options, or official: MLLMU-Bench's prompts, generated answers, cloze and ROUGE-L too."
+        ),
+    ] = "likelihood",
     fail_under: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Exit 1 if a column's accuracy (0-1) is lower.")
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="Exit 1 if a column's accuracy or ROUGE-L F1 (0-1) is lower."),
     ] = None,
     force: Force = False,
     as_json: Json = False,
@@ -162,10 +185,11 @@ def evaluate(
     from mmsurgery.evaluate import gate
 
     output = Output(as_json=as_json)
-    results = score(open_here(), models or None, force=force, progress=output)
+    gates = fail_under or []
+    results = score(open_here(), models or None, protocol=protocol, gates=gates, force=force, progress=output)
     output.show(*show.scored(results))
     output.document(results)
-    for expression in fail_under or []:
+    for expression in gates:
         gate(results, expression)
 
 

@@ -78,6 +78,8 @@ class References:
     """Index of a forget sample -> scalar."""
     retain_distribution: Mapping[int, torch.Tensor] = field(default_factory=dict)
     """Index of a retain sample -> `[answer tokens, V]`."""
+    twin: Any = None
+    """The vanilla model, where these are too many to be kept: they are computed step by step."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,9 @@ class Passage:
         """`[N, V]`, nats: as `Answers.log_probabilities`, under the vanilla model."""
         import torch
 
+        if self.references.twin is not None:
+            with torch.no_grad():
+                return Answers.of(self.references.twin, self.batch).log_probabilities()
         return torch.cat([self.references.retain_distribution[i] for i in self.indices])
 
 

@@ -16,18 +16,22 @@ from mmsurgery.errors import InputRefused, InternalError, Mismatch
 from mmsurgery.methods.registry import method as find_method
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import differences
+from mmsurgery.unlearn.lora import LoRA, unreached
 from mmsurgery.unlearn.plan import StepPlan
 from mmsurgery.unlearn.record import read_record
-from mmsurgery.unlearn.request import PROTOCOL, Request, Run, gather
+from mmsurgery.unlearn.request import Request, Run, gather
 from mmsurgery.unlearn.resume import History, Snapshots
 from mmsurgery.unlearn.save import check_space, commit
 from mmsurgery.unlearn.verify import Moved
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 if TYPE_CHECKING:
+    import torch
+
     from mmsurgery.backbones.loading import Loaded
     from mmsurgery.methods.step import References
     from mmsurgery.unlearn.loop import Evaluation
+    from mmsurgery.unlearn.masked import Update
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ def apply(
     method: str,
     *,
     mask: str | None = None,
-    scope: str = "forget",
+    scope: str | None = None,
+    protocol: str = "equations",
+    lora: LoRA | None = None,
     start: str = "vanilla",
     reference: str = "vanilla",
     name: str | None = None,
@@ -70,7 +76,11 @@ def apply(
         mask: name of a mask; None trains every weight, except for a method that requires one, which
             takes `default`.
         scope: `forget`: the mask limits the forget term, the retain term moves every weight of the
-            mask's modules; `all`: nothing outside the mask moves.
+            mask's modules; `all`: nothing outside the mask moves. By default `forget`, and `all` where
+            a mask meets LoRA, which knows no other.
+        protocol: `equations`: one forget and one retain batch a step; `official`: steps of their own, in
+            the published code's ratio. The losses are the method's in both.
+        lora: train low-rank adapters, merged before the model is saved; None trains the weights.
         start: model to start from.
         reference: model that NPO compares with.
         retain_batch: retain samples a step; the recipe's batch size where None.
@@ -96,10 +106,12 @@ def apply(
         method=found,
         mask=mask,
         scope=scope,
+        protocol=protocol,
+        lora=lora,
         start=start,
         reference=reference,
         forget_weight=float(forget_weight),
-        retain_batch=recipe.batch_size if retain_batch is None else retain_batch,
+        retain_batch=retain_batch,
         eval_every=eval_every,
         recipe=recipe,
     )
@@ -160,11 +172,12 @@ def _make(run: Run, force: bool, progress: Progress) -> ApplyResult:
 def _say(run: Run, steps: int, progress: Progress) -> None:
     """What is about to be done, before it takes time."""
     request, recipe = run.request, run.request.recipe
+    kept = f"{request.retain_size} retain samples"
     batch = f"{recipe.batch_size} forget" + (
-        f" and {request.retain_batch} retain samples" if run.retain else " samples"
+        " samples" if not run.retain else f" or {kept}" if request.protocol == "official" else f" and {kept}"
     )
     progress.note(
-        f"{request.method.title} ({request.method.equation}), protocol {PROTOCOL}: {steps} steps of {batch}, "
+        f"{request.method.title} ({request.method.equation}), protocol {request.protocol}: {steps} steps of {batch}, "
         f"learning rate {recipe.learning_rate:g}"
     )
     if dtypes := {run.files.dtype(name) for name in run.files.names} - {"F32"}:
@@ -172,8 +185,12 @@ def _say(run: Run, steps: int, progress: Progress) -> None:
             f"trained in float32, saved as {', '.join(sorted(dtypes))}: "
             "changes below half a unit in the last place are rounded away"
         )
+    if request.lora is not None:
+        progress.note(
+            f"LoRA of rank {request.lora.rank} on {len(run.targets)} linear layers; biases, norms, embeddings stay"
+        )
     if run.mask is None:
-        progress.note("no mask: every weight is trained")
+        progress.note("no mask: every weight is trained" if request.lora is None else "no mask")
         return
     inside = {run.mask.addresses[name].group for name in run.mask.in_modules()}
     shares = [
@@ -182,6 +199,11 @@ def _say(run: Run, steps: int, progress: Progress) -> None:
     ]
     rest = "nothing else moves" if request.strict else "the retain term moves every weight of its modules"
     progress.note(f"mask '{request.mask}' lets the forget term reach {', '.join(shares)}; {rest}")
+    if request.lora is not None:
+        if request.scope is None:
+            progress.note("scope all: under LoRA the mask acts on the weights in every step")
+        weights, parameters = unreached(run.mask, run.targets)
+        progress.note(f"{weights:,} weights that the mask selects, in {parameters} parameters, are beyond LoRA")
 
 
 def _train(run: Run, plan: list[StepPlan], snapshots: Snapshots, progress: Progress) -> tuple[dict[str, Any], History]:
@@ -190,13 +212,12 @@ def _train(run: Run, plan: list[StepPlan], snapshots: Snapshots, progress: Progr
 
     from mmsurgery.backbones.loading import load
     from mmsurgery.unlearn.loop import Optimisation, train
-    from mmsurgery.unlearn.masked import MaskedUpdate
     from mmsurgery.unlearn.objective import Unlearning
 
     request, recipe = run.request, run.request.recipe
     loaded = load(run.files.path, torch.float32)
     references = _references(run, loaded, plan, progress)
-    update = MaskedUpdate(loaded.model, run.mask, strict=request.strict)
+    update = _update(run, loaded)
     step = Unlearning(loaded, request.method, update, run.forget, run.retain, plan, references, request.forget_weight)
     history = train(
         update,
@@ -211,7 +232,18 @@ def _train(run: Run, plan: list[StepPlan], snapshots: Snapshots, progress: Progr
         what=f"unlearning {request.name}",
         progress=progress,
     )
-    return dict(update.trainable), history
+    return update.trained(), history
+
+
+def _update(run: Run, loaded: Loaded) -> Update:
+    request = run.request
+    if request.lora is not None:
+        from mmsurgery.unlearn.adapters import LowRankUpdate
+
+        return LowRankUpdate(loaded.model, request.lora, run.targets, run.mask, seed=request.recipe.seed)
+    from mmsurgery.unlearn.masked import MaskedUpdate
+
+    return MaskedUpdate(loaded.model, run.mask, strict=request.strict)
 
 
 def _references(run: Run, loaded: Loaded, plan: list[StepPlan], progress: Progress) -> References:
@@ -220,21 +252,30 @@ def _references(run: Run, loaded: Loaded, plan: list[StepPlan], progress: Progre
 
     from mmsurgery.backbones.loading import load
     from mmsurgery.methods.step import References
-    from mmsurgery.unlearn.references import forget_logprob, retain_distribution
+    from mmsurgery.unlearn.references import CACHE, distribution_bytes, forget_logprob, retain_distribution
 
     def model(name: str) -> Loaded:
         folder = run.workspace.existing_model(name)
         return loaded if folder == run.files.path else load(folder, torch.float32)
 
     size = run.request.recipe.batch_size
-    forgotten, kept = {}, {}
+    forgotten: dict[int, torch.Tensor] = {}
     if run.request.takes_reference:
         places = [place for step in plan for place in step.forget]
         reference = model(run.request.reference)
         forgotten = forget_logprob(reference, run.forget, places, batch_size=size, progress=progress)
-    if run.request.needs_vanilla:
-        places = [place for step in plan for place in step.retain]
-        kept = retain_distribution(model("vanilla"), run.retain, places, batch_size=size, progress=progress)
+    if not run.request.needs_vanilla:
+        return References(forgotten)
+    places = [place for step in plan for place in step.retain]
+    vanilla = run.workspace.existing_model("vanilla")
+    if (needed := distribution_bytes(loaded, run.retain, places)) > CACHE:
+        progress.note(
+            f"the vanilla model's outputs would take {needed / 2**30:.1f} GiB: "
+            "it stays in memory beside the trained one, and computes them step by step"
+        )
+        return References(forgotten, twin=load(vanilla, torch.float32).model)
+    progress.note(f"the vanilla model's outputs are kept in memory: {needed / 2**20:.1f} MiB")
+    kept = retain_distribution(model("vanilla"), run.retain, places, batch_size=size, progress=progress)
     return References(forgotten, kept)
 
 
@@ -271,12 +312,12 @@ def _record(run: Run, plan: list[StepPlan], history: History, origin: dict[str, 
     planned = {"forget": sum(bool(s.forget) for s in plan), "retain": sum(bool(s.retain) for s in plan)}
     if history.steps != len(plan) or done != planned:
         raise InternalError(f"steps planned {len(plan)} {planned}, done {history.steps} {done}; nothing is kept")
-    return {
+    body: dict[str, Any] = {
         "model": request.name,
         "method": request.method.name,
         "equation": request.method.equation,
-        "protocol": PROTOCOL,
-        "scope": request.scope,
+        "protocol": request.protocol,
+        "scope": request.reach,
         "mask": request.mask,
         "start": request.start,
         "reference": request.reference if request.takes_reference else None,
@@ -289,3 +330,8 @@ def _record(run: Run, plan: list[StepPlan], history: History, origin: dict[str, 
         "evaluations": history.evaluations,
         "provenance": origin,
     }
+    if request.lora is not None:
+        body["lora"] = {"rank": request.lora.rank, "layers": len(run.targets)}
+        if run.mask is not None:
+            body["lora"]["unreached"] = unreached(run.mask, run.targets)[0]
+    return body

@@ -20,7 +20,7 @@ from mmsurgery.workspace import SILENT, Progress
 if TYPE_CHECKING:
     import torch
 
-    from mmsurgery.unlearn.masked import MaskedUpdate
+    from mmsurgery.unlearn.masked import Update
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -63,7 +63,7 @@ def deterministic(threads: int) -> Iterator[None]:
 
 
 def train(
-    update: MaskedUpdate,
+    update: Update,
     accumulate: Callable[[int], Mapping[str, float]],
     *,
     steps: int,

@@ -63,13 +63,42 @@ def _patterns(values: torch.Tensor) -> torch.Tensor:
     return values.detach().view(-1).view(torch.int32)
 
 
-class MaskedUpdate:
+class Update:
+    """What of a model is trained, and what happens to its gradient and its weights around an optimizer
+    step: in this class, nothing.
+
+    Attributes:
+        trainable: name -> parameter that the optimizer moves, in the model's order.
+    """
+
+    trainable: dict[str, torch.nn.Parameter]
+
+    def hold(self) -> None:
+        """Before a step without retain terms: remember what it may not move."""
+
+    def mask_forget_gradient(self) -> None:
+        """After the forget terms, before the retain terms."""
+
+    def mask_gradient(self) -> None:
+        """After all terms."""
+
+    def restore(self) -> None:
+        """After the optimizer step."""
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Canonical name -> parameter of the model that may have moved; once the training has ended."""
+        return dict(self.trainable)
+
+
+class MaskedUpdate(Update):
     """What of a model is trained, and how its gradient and its weights are masked.
 
     Without a mask every parameter is trained and nothing is masked. With one, parameters outside its
     modules are frozen; inside them the forget gradient reaches the mask's weights only, and, if
     `strict`, nothing but these weights moves: the whole gradient is masked, and after each optimizer
     step every other weight is put back to where it started, whatever weight decay and momentum did.
+    A step of forget terms alone moves nothing else in any scope: what it moved by momentum or weight
+    decay outside the mask is taken back.
 
     Args:
         model: float32 parameters; `requires_grad` of each is set here.
@@ -103,22 +132,27 @@ class MaskedUpdate:
                 self._bits[name] = PackedBits(bits, parameter.numel())
         self.trainable = {name: p for name, p in parameters.items() if name in names}
         self._original = {name: parameters[name].detach().clone() for name in self._bits} if strict else {}
+        self._held: dict[str, torch.Tensor] = {}
+
+    def hold(self) -> None:
+        if not self._original:
+            self._held = {name: self.trainable[name].detach().clone() for name in self._bits}
 
     def mask_forget_gradient(self) -> None:
-        """After the forget terms, before the retain terms: clear what they left outside the mask. In scope
-        `all` the whole gradient is cleared later, once."""
+        """Clear what the forget terms left outside the mask; in scope `all` that is done later, once."""
         if not self._original:
             self._clear()
 
     def mask_gradient(self) -> None:
-        """After all terms: in scope `all`, clear everything outside the mask."""
+        """In scope `all`, clear everything outside the mask."""
         if self._original:
             self._clear()
 
     def restore(self) -> None:
-        """After the optimizer step: in scope `all`, put everything outside the mask back."""
-        for name, original in self._original.items():
+        """Put everything outside the mask back, in scope `all` and after a step that was held."""
+        for name, original in (self._original or self._held).items():
             self._bits[name].restore_outside(self.trainable[name], original)
+        self._held = {}
 
     def _clear(self) -> None:
         for name, bits in self._bits.items():

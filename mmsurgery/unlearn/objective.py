@@ -14,7 +14,7 @@ from mmsurgery.unlearn.plan import StepPlan
 
 if TYPE_CHECKING:
     from mmsurgery.backbones.loading import Loaded
-    from mmsurgery.unlearn.masked import MaskedUpdate
+    from mmsurgery.unlearn.masked import Update
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Unlearning:
 
     loaded: Loaded
     method: Method
-    update: MaskedUpdate
+    update: Update
     forget: Sequence[Sample]
     retain: Sequence[Sample]
     plan: Sequence[StepPlan]
@@ -48,6 +48,8 @@ class Unlearning:
             self._passage(self.forget, planned.forget),
             self._passage(self.retain, planned.retain),
         )
+        if not planned.retain:
+            self.update.hold()
         losses: dict[str, float] = {}
         for term in self.method.terms(step):
             if term.kind == "forget" and "retain" in losses:

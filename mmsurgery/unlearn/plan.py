@@ -7,11 +7,15 @@ same forget order for every method.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mmsurgery.data.samples import Sample
-from mmsurgery.errors import UnusableData
+from mmsurgery.errors import UnusableData, UsageError
+
+MAX_STEPS = 1_000_000
+"""Optimizer steps of a run, at most: its plan and its curve are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,76 @@ def equations(
 
     Raises:
         UnusableData: if a set is smaller than its batch.
+        UsageError: if there are more steps than `MAX_STEPS`.
     """
-    _check_size("forget", len(forget), batch_size)
-    if retain:
-        _check_size("retain", len(retain), retain_batch)
+    batches = _batches(forget, retain, batch_size, retain_batch)
+    _check_steps(epochs, batches[0])
     stream = _cycled(retain, seed)
+    return [
+        StepPlan(chosen, tuple(itertools.islice(stream, retain_batch)) if retain else ())
+        for epoch in range(epochs)
+        for chosen in _forget_batches(forget, batch_size, seed, epoch)
+    ]
+
+
+def official(
+    forget: Sequence[Sample],
+    retain: Sequence[Sample],
+    *,
+    epochs: int,
+    batch_size: int,
+    retain_batch: int,
+    seed: int,
+) -> list[StepPlan]:
+    """Protocol `official`, the alternation of the published code: an epoch goes once through the retain set,
+    a batch a step, and a forget step of its own stands before every f-th of them, f = retain batches //
+    forget batches (19, 9 and 5 at 5, 10 and 15 % forget).
+
+    Where the forget set has more batches than the retain set (f = 0, an error there) one stands before
+    each, and the retain set goes on in a new order until all are used.
+
+    Args, raises: as `equations`, whose forget order this has too.
+    """
+    forget_batches, retain_batches = _batches(forget, retain, batch_size, retain_batch)
+    if not retain:
+        return equations(forget, retain, epochs=epochs, batch_size=batch_size, retain_batch=retain_batch, seed=seed)
+    every, slots = max(1, retain_batches // forget_batches), max(retain_batches, forget_batches)
+    _check_steps(epochs, forget_batches + slots)
+    orders = (_shuffled(retain, f"{seed}/retain/{cycle}") for cycle in itertools.count())
+    stream = (
+        tuple(order[start : start + retain_batch]) for order in orders for start in range(0, len(order), retain_batch)
+    )
     plan = []
     for epoch in range(epochs):
-        order = _shuffled(forget, f"{seed}/forget/{epoch}")
-        for start in range(0, len(order), batch_size):
-            kept = tuple(next(stream) for _ in range(retain_batch)) if retain else ()
-            plan.append(StepPlan(tuple(order[start : start + batch_size]), kept))
+        ascents = iter(_forget_batches(forget, batch_size, seed, epoch))
+        for slot in range(slots):
+            if slot % every == 0 and (chosen := next(ascents, None)) is not None:
+                plan.append(StepPlan(chosen, ()))
+            plan.append(StepPlan((), next(stream)))
     return plan
+
+
+PROTOCOLS = {"equations": equations, "official": official}
+
+
+def _batches(forget: Sequence[Sample], retain: Sequence[Sample], size: int, retain_size: int) -> tuple[int, int]:
+    """Batches of the forget and of the retain set, the last one of each perhaps partial."""
+    _check_size("forget", len(forget), size)
+    if retain:
+        _check_size("retain", len(retain), retain_size)
+    return -(-len(forget) // size), -(-len(retain) // retain_size)
+
+
+def _check_steps(epochs: int, steps: int) -> None:
+    if epochs * steps > MAX_STEPS:
+        raise UsageError(
+            f"{epochs:,} epochs are {epochs * steps:,} steps, at most {MAX_STEPS:,} are possible", "use fewer --epochs"
+        )
+
+
+def _forget_batches(forget: Sequence[Sample], size: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
+    order = _shuffled(forget, f"{seed}/forget/{epoch}")
+    return [tuple(order[start : start + size]) for start in range(0, len(order), size)]
 
 
 def _check_size(which: str, samples: int, batch: int) -> None:

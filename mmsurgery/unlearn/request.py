@@ -19,14 +19,14 @@ from mmsurgery.errors import Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.methods.base import Method
 from mmsurgery.provenance import provenance
 from mmsurgery.settings import RecipeSettings
+from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.masked import check_fit
-from mmsurgery.unlearn.plan import StepPlan, equations
+from mmsurgery.unlearn.plan import PROTOCOLS, StepPlan
 from mmsurgery.unlearn.record import mask_identity
 from mmsurgery.workspace import Workspace
 
 SCOPES = ("forget", "all")
 REFERENCES = ("vanilla", "reference")
-PROTOCOL = "equations"
 FORGET, RETAIN = "forget_vqa", "retain_vqa"
 """Data parts that are unlearned and kept."""
 TRAINED = ("base", "vanilla", "gold", "reference")
@@ -41,11 +41,14 @@ class Request:
     """Of the model to be made."""
     method: Method
     mask: str | None
-    scope: str
+    scope: str | None
+    """None for the default: `all` with masked LoRA, else `forget`."""
+    protocol: str
+    lora: LoRA | None
     start: str
     reference: str
     forget_weight: float
-    retain_batch: int
+    retain_batch: int | None
     eval_every: int
     recipe: RecipeSettings
 
@@ -54,24 +57,52 @@ class Request:
         Raises:
             UsageError: for an argument that is wrong or has no meaning for the method.
         """
-        if self.scope not in SCOPES:
+        if self.scope is not None and self.scope not in SCOPES:
             raise unknown("scope", self.scope, SCOPES)
+        if self.protocol not in PROTOCOLS:
+            raise unknown("protocol", self.protocol, PROTOCOLS)
         if self.reference not in REFERENCES:
             raise unknown("reference model", self.reference, REFERENCES)
         if self.reference != "vanilla" and not self.takes_reference:
             raise UsageError(f"method {self.method.name} takes no reference model", "leave --reference out")
+        if self.scope == "all" and self.mask is None:
+            raise UsageError("scope all is about a mask, and none is given", "pass --mask, or leave --scope out")
+        if self.retain_batch is not None and not self.method.uses_retain:
+            raise UsageError(f"method {self.method.name} takes no retain data", "leave --retain-batch out")
+        if self.lora is not None:
+            self._check_lora(self.lora)
         if self.name in TRAINED or self.name == self.start:
             raise UsageError(f"an unlearned model cannot be named '{self.name}'", "choose another --name")
         limits = {
             "forget weight": (self.forget_weight, 0, math.inf),
             "learning rate": (self.recipe.learning_rate, 0, 1),
             "epochs": (self.recipe.epochs, 0, math.inf),
-            "retain batch": (self.retain_batch, 0, math.inf),
+            "retain batch": (self.retain_size, 0, math.inf),
             "eval every": (self.eval_every, -1, math.inf),
         }
         for what, (value, above, below) in limits.items():
             if not above < value < below:
                 raise UsageError(f"{what} is {value}, should be above {above}", f"change --{what.replace(' ', '-')}")
+
+    def _check_lora(self, lora: LoRA) -> None:
+        lora.check()
+        if self.mask is not None and self.scope == "forget":
+            raise UsageError(
+                "a mask under LoRA acts on the weights themselves, in every step: it has scope all",
+                "leave --scope out, or train without LoRA",
+            )
+        if self.mask is not None and lora.modules != LoRA.modules:
+            raise UsageError("a mask brings its own modules", "leave --lora-modules out")
+
+    @property
+    def reach(self) -> str:
+        """The scope, or its default."""
+        return self.scope or ("all" if self.mask is not None and self.lora is not None else "forget")
+
+    @property
+    def retain_size(self) -> int:
+        """Samples of a retain batch."""
+        return self.recipe.batch_size if self.retain_batch is None else self.retain_batch
 
     @property
     def takes_reference(self) -> bool:
@@ -84,7 +115,7 @@ class Request:
     @property
     def strict(self) -> bool:
         """Whether nothing outside the mask may move: also where no retain term could move it."""
-        return self.mask is not None and (self.scope == "all" or not self.method.uses_retain)
+        return self.mask is not None and (self.reach == "all" or not self.method.uses_retain)
 
     @property
     def claim(self) -> str:
@@ -106,19 +137,23 @@ class Run:
     retain: Sequence[Sample]
     """Empty for a method without retain data."""
 
+    targets: Sequence[str]
+    """Weights that get a LoRA adapter; empty without LoRA."""
+
     def plan(self) -> list[StepPlan]:
         """The run's steps.
 
         Raises:
             UnusableData: if a set is smaller than its batch.
+            UsageError: if they are too many.
         """
         recipe = self.request.recipe
-        return equations(
+        return PROTOCOLS[self.request.protocol](
             self.forget,
             self.retain,
             epochs=recipe.epochs,
             batch_size=recipe.batch_size,
-            retain_batch=self.request.retain_batch,
+            retain_batch=self.request.retain_size,
             seed=recipe.seed,
         )
 
@@ -128,15 +163,17 @@ class Run:
         settings = {
             "method": request.method.name,
             "method_settings": request.method.settings(),
-            "protocol": PROTOCOL,
-            "scope": request.scope,
+            "protocol": request.protocol,
+            "scope": request.reach,
             "start": request.start,
             "reference": request.reference if request.takes_reference else None,
             "forget_weight": request.forget_weight,
-            "retain_batch": request.retain_batch if request.method.uses_retain else None,
+            "retain_batch": request.retain_size if request.method.uses_retain else None,
             "eval_every": request.eval_every,
             **dataclasses.asdict(request.recipe),
         }
+        if request.lora is not None:
+            settings["lora"] = dataclasses.asdict(request.lora)
         inputs: dict[str, Any] = {
             "start": self.files.digest(),
             "processor": companions_sha256(self.files.path),
@@ -158,12 +195,13 @@ def gather(workspace: Workspace, request: Request) -> Run:
         MissingArtifact: for a model or mask that does not exist.
         InputRefused: if a file is damaged.
         Mismatch: if the mask is of another model.
-        UnusableData: if the mask selects nothing, or the forget or retain set is unusable.
+        UnusableData: if the mask selects nothing, LoRA has nothing to train, or the forget or retain set is unusable.
     """
     folder = workspace.existing_model(request.start)
     family = backbone(model_config(folder)["model_type"])
     files = CheckpointFiles(folder, family.canonical)
     mask = None if request.mask is None else _mask(workspace, request.mask, files, family)
+    targets = [] if request.lora is None else request.lora.targets(files.names, family, mask)
     forget, retain = _data(workspace, request.method)
     return Run(
         workspace=workspace,
@@ -173,6 +211,7 @@ def gather(workspace: Workspace, request: Request) -> Run:
         mask=mask,
         forget=forget,
         retain=retain,
+        targets=targets,
     )
 
 

@@ -16,8 +16,7 @@ from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.artifacts.tensors import read_header, read_tensor, write_safetensors
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.backbones.loading import Loaded, load
-from mmsurgery.data.samples import Item, Sample
+from mmsurgery.backbones.loading import load
 from mmsurgery.errors import (
     InputRefused,
     InternalError,
@@ -28,70 +27,12 @@ from mmsurgery.errors import (
     UsageError,
 )
 from mmsurgery.evaluate.scoring import score
-from mmsurgery.settings import RecipeSettings, Settings
-from mmsurgery.unlearn import apply as applying
-from mmsurgery.unlearn import loop, request, save
+from mmsurgery.unlearn import loop, save
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.masked import MaskedUpdate, PackedBits
 from mmsurgery.unlearn.resume import Snapshots
 from mmsurgery.unlearn.verify import compare, verify
 from mmsurgery.workspace import Workspace
-
-RECIPE = RecipeSettings(learning_rate=1e-2, batch_size=2, epochs=2)
-
-
-class Benchmark:
-    """Four samples to forget, five to retain, a column of two items and one of none."""
-
-    name = "tiny"
-
-    def __init__(self, make_sample: Callable[..., Sample]) -> None:
-        answers = ["The city is lisbon .", "The city is oslo .", "The food is soup .", "rice"]
-
-        def make(prefix: str, count: int, seed: int) -> list[Sample]:
-            return [
-                make_sample(f"{prefix}{i}", "What is the city of this person ?", answers[i % 4], seed=seed + i)
-                for i in range(count)
-            ]
-
-        self.sets = {"forget_vqa": make("forget", 4, 0), "retain_vqa": make("retain", 5, 10)}
-
-    def parts(self, source: Any) -> tuple[str, ...]:
-        return tuple(self.sets)
-
-    def columns(self, source: Any) -> tuple[str, ...]:
-        return ("forget_vqa", "empty")
-
-    def samples(self, source: Any, part: str) -> list[Sample]:
-        return self.sets[part]
-
-    def items(self, source: Any, column: str, task: str = "classification") -> list[Item]:
-        if column == "empty":
-            return []
-        options = {"A": "The city is lisbon .", "B": "The city is oslo ."}
-        return [
-            Item(s.id, s.person, s.question, column=column, options=options, gold="A", image_bytes=s.image_bytes)
-            for s in self.sets["forget_vqa"][:2]
-        ]
-
-
-@pytest.fixture
-def tiny(make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch) -> Benchmark:
-    found = Benchmark(make_sample)
-    for module in (request, applying):
-        monkeypatch.setattr(module, "benchmark", lambda name: found)
-    return found
-
-
-@pytest.fixture
-def ws(
-    tmp_path: Path, tiny: Benchmark, tiny_llava: Path, random_mask: Callable[..., Mask], loaded_llava: Loaded
-) -> Workspace:
-    """A workspace with vanilla model and a mask `default` of half of lm and connector."""
-    workspace = Workspace(tmp_path, Settings(recipe=RECIPE))
-    shutil.copytree(tiny_llava, workspace.model_dir("vanilla"))
-    random_mask(loaded_llava, "lm,connector").save(workspace.mask_path("default"))
-    return workspace
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -213,7 +154,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(ws: Workspace, monkeypatch: pyte
     assert not list(ws.path("models").glob(".resume-*"))
 
 
-def test_scores_along_the_run(ws: Workspace, tiny: Benchmark) -> None:
+def test_scores_along_the_run(ws: Workspace, tiny: Any) -> None:
     curve = apply(ws, "ga", eval_every=3).record["evaluations"]
     assert [point["step"] for point in curve] == [0, 3, 4]
     scored = score(load(ws.model_dir("ga")), tiny.items(None, "forget_vqa"))
@@ -276,7 +217,7 @@ def test_without_a_mask_to_take(ws: Workspace) -> None:
         apply(ws, "mmunlearner")
 
 
-def test_data_that_cannot_be_used(ws: Workspace, tiny: Benchmark) -> None:
+def test_data_that_cannot_be_used(ws: Workspace, tiny: Any) -> None:
     whole = dict(tiny.sets)
     tiny.sets["forget_vqa"] = []
     with pytest.raises(UnusableData, match="forget_vqa is empty"):

@@ -1,0 +1,127 @@
+"""LoRA, with or without a mask.
+
+Without a mask the adapters are stock peft: W0 + scale * B A. With one, what is trained is
+W0 + M * (scale * B A): the mask acts on the weight that the layer uses, never on A or B, so that what
+is trained is what is saved. peft's layers are put into the model in place, and the forward of a masked
+one is exchanged. Biases, norms, embeddings and the head are never touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch.autograd.function import once_differentiable
+
+from mmsurgery.unlearn.masked import PackedBits, Update
+
+if TYPE_CHECKING:
+    from mmsurgery.artifacts.mask import Mask
+    from mmsurgery.unlearn.lora import LoRA
+
+_ADAPTER = "default"
+"""peft's name of the one adapter."""
+
+
+class LowRankUpdate(Update):
+    """A model's linear layers with adapters, the only thing that is trained.
+
+    Args:
+        model: float32; peft's layers take the place of its own.
+        targets: canonical names of the weights, see `LoRA.targets`.
+        seed: of A's initialisation.
+    """
+
+    def __init__(self, model: Any, lora: LoRA, targets: Sequence[str], mask: Mask | None, *, seed: int) -> None:
+        modules = [name.removesuffix(".weight") for name in targets]
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.rank,
+            lora_dropout=0.0,
+            init_lora_weights="gaussian",
+            target_modules="|".join(map(re.escape, modules)),
+        )
+        model.requires_grad_(False)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, model)
+        self._layers = {name: model.get_submodule(module) for name, module in zip(targets, modules, strict=True)}
+        self._bits: dict[str, PackedBits] = {}
+        for name, layer in self._layers.items():
+            if mask is not None and mask.parameters[name].selected < mask.parameters[name].numel:
+                weight = layer.base_layer.weight
+                self._bits[name] = PackedBits(
+                    torch.tensor(mask.parameters[name].bits, device=weight.device), weight.numel()
+                )
+                layer.forward = _MaskedForward(layer, self._bits[name])
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The layers' weights with their adapters merged into them, in place; outside the mask they keep their bits."""
+        merged: dict[str, torch.nn.Parameter] = {}
+        with torch.no_grad():
+            for name, layer in self._layers.items():
+                weight = layer.base_layer.weight
+                original = weight.clone() if name in self._bits else None
+                layer.merge()
+                if original is not None:
+                    self._bits[name].restore_outside(weight, original)
+                merged[name] = weight
+        return merged
+
+
+class _MaskedForward:
+    """What a masked layer computes in place of peft's forward."""
+
+    def __init__(self, layer: Any, bits: PackedBits) -> None:
+        self.layer, self.bits = layer, bits
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        base, scale = self.layer.base_layer, self.layer.scaling[_ADAPTER]
+        a, b = self.layer.lora_A[_ADAPTER].weight, self.layer.lora_B[_ADAPTER].weight
+        if self.layer.merged:
+            return torch.nn.functional.linear(x, base.weight, base.bias)
+        out: torch.Tensor = _MaskedLinear.apply(x, a, b, base.weight, base.bias, scale, self.bits)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _MaskedLinear(torch.autograd.Function):
+    """y = x (W + M * (scale * B A))^T + bias, with gradients for x, A and B; the merged weight is computed
+    anew in the backward, so that no graph keeps a dense matrix per layer.
+
+    x `[..., in]`, A `[r, in]`, B `[out, r]`, W and M `[out, in]`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        scale: float,
+        bits: PackedBits,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, a, b, weight)
+        ctx.scale, ctx.bits = scale, bits
+        return torch.nn.functional.linear(x, _merged(a, b, weight, scale, bits), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, a, b, weight = ctx.saved_tensors
+        grad_x = grad @ _merged(a, b, weight, ctx.scale, ctx.bits) if ctx.needs_input_grad[0] else None
+        dense = grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+        ctx.bits.clear_outside(dense)
+        return grad_x, ctx.scale * (b.T @ dense), ctx.scale * (dense @ a.T), None, None, None, None
+
+
+def _merged(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, scale: float, bits: PackedBits) -> torch.Tensor:
+    """W + M * (scale * B A)."""
+    delta = (b @ a).mul_(scale)
+    bits.clear_outside(delta)
+    return delta.add_(weight)
