@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,6 +15,9 @@ import typer
 from mmsurgery.errors import MachineFault, MmsurgeryError, printable
 from mmsurgery_cli import chain, looking, making, running
 from mmsurgery_cli.context import state
+
+PIPE_CLOSED = 128 + signal.SIGPIPE
+"""Exit code where the reader of the output went away, as a shell reports it."""
 
 app = typer.Typer(
     name="mmsurgery",
@@ -69,15 +73,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=None if arguments is None else list(arguments))
     except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # click and rich exit with 1, the code of a missed gate
+            return PIPE_CLOSED
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except MmsurgeryError as error:
         return _fail(error, error.line(), error.code)
     except Interrupted as stop:
         name = signal.Signals(stop.number).name
-        print(f"interrupted ({name}) - next: run the same command again; it goes on where it stopped", file=sys.stderr)
+        _say(f"interrupted ({name}) - next: run the same command again; it goes on where it stopped")
         return 128 + stop.number
     except MemoryError as error:
         fault = MachineFault("not enough memory", "use a smaller batch or a machine with more memory")
+        return _fail(error, fault.line(), fault.code)
+    except BrokenPipeError:
+        return PIPE_CLOSED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else "cannot read or write: "
+        fault = MachineFault(f"{where}{error.strerror or error}", "check the disk and its permissions")
         return _fail(error, fault.line(), fault.code)
     except Exception as error:
         return _fail(
@@ -88,9 +100,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: BaseException, line: str, code: int) -> int:
     if state.debug:
-        traceback.print_exception(error)
-    print(printable(line), file=sys.stderr)
+        _say("".join(traceback.format_exception(error)).rstrip())
+    _say(printable(line))
     return code
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # where stderr is full or closed, the exit code says it alone
+        print(text, file=sys.stderr, flush=True)
 
 
 def main() -> NoReturn:
@@ -98,9 +115,25 @@ def main() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _open_streams()
     code = run()
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            # what is still buffered would be written again at exit, and fail with a traceback
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if code == 0:
+                fault = MachineFault(f"cannot write the output: {error.strerror}", "check where it goes")
+                code = PIPE_CLOSED if isinstance(error, BrokenPipeError) else _fail(error, fault.line(), fault.code)
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Point standard streams that were closed by the caller at nothing: what is opened next must not get
+    their numbers, and nothing printed may fail."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - open to the end
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - open to the end

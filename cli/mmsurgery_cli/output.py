@@ -36,6 +36,7 @@ class Output:
         """Print the one JSON document; nothing without `--json`."""
         if self.as_json:
             sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """A line for people on stderr."""
