@@ -288,11 +288,11 @@ def _evaluation(run: Run, loaded: Loaded) -> Evaluation:
     items = {column: found for column in reader.columns(source) if (found := reader.items(source, column))}
     cache: dict[Any, Any] = {}
 
+    asked = [item for found in items.values() for item in found]
+
     def columns() -> dict[str, Any]:
-        right = {
-            column: np.array([each.correct for each in score(loaded, asked, cache=cache)])
-            for column, asked in items.items()
-        }
+        scored = iter(score(loaded, asked, cache=cache))  # all at once: columns share pictures
+        right = {column: np.array([next(scored).correct for _ in found]) for column, found in items.items()}
         return {
             "columns": {column: float(each.mean()) for column, each in right.items()},
             "correct": {column: pack(each).tobytes().hex() for column, each in right.items()},
