@@ -30,9 +30,10 @@ from mmsurgery.evaluate.scoring import score
 from mmsurgery.unlearn import loop, save
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.masked import MaskedUpdate, PackedBits
+from mmsurgery.unlearn.references import distribution_bytes, retain_distribution
 from mmsurgery.unlearn.resume import Snapshots
 from mmsurgery.unlearn.verify import compare, verify
-from mmsurgery.workspace import Workspace
+from mmsurgery.workspace import SILENT, Workspace
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -186,6 +187,54 @@ def test_starting_from_another_model_kl_still_refers_to_vanilla(ws: Workspace) -
     assert verify(ws, "second").ok
 
 
+@pytest.mark.parametrize(("scope", "strict"), [("forget", False), ("all", True)])
+def test_official_protocol_under_a_mask(
+    ws: Workspace, scope: str, strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 forget and 5 retain samples in batches of 2: 2 and 3 batches, so one forget step before each of the
+    first two retain steps."""
+    held, hold = [], MaskedUpdate.hold
+
+    def holding(self: MaskedUpdate) -> None:
+        held.append(self)
+        hold(self)
+
+    monkeypatch.setattr(MaskedUpdate, "hold", holding)
+    result = apply(ws, "ga_diff", mask="default", scope=scope, protocol="official")
+    assert len(held) == 4  # each forget step
+    assert [sorted(losses.keys() - {"norm"}) for losses in result.record["losses"]] == [
+        [kind] for kind in ["forget", "retain"] * 2 + ["retain"]
+    ] * 2
+    assert result.record["steps"] == {"planned": 10, "done": 10, "forget": 4, "retain": 6}
+    assert result.record["samples"] == {"forget": 8, "retain": 10}
+    assert result.record["provenance"]["settings"]["protocol"] == result.record["protocol"] == "official"
+    assert result.claim == ("mask" if strict else "modules")
+    assert (sum(moved.outside for moved in result.moved.values()) == 0) == strict
+    assert verify(ws, result.model).ok
+    with pytest.raises(Mismatch, match="made with other protocol"):
+        apply(ws, "ga_diff", mask="default", scope=scope)
+
+
+def test_distributions_too_large_to_keep_are_computed_along_the_run(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"mask": "default", "start": "first"}
+    apply(ws, "ga", name="first")
+    kept = apply(ws, "kl_min", name="kept", **options).record["losses"]
+    monkeypatch.setattr("mmsurgery.unlearn.references.CACHE", 0)
+    live = apply(ws, "kl_min", name="live", **options).record["losses"]
+    assert kept[0]["retain"] > 1e-3
+    for one, other in zip(kept, live, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_the_size_of_the_distributions(ws: Workspace, tiny: Any) -> None:
+    """4 bytes for each word of the vocabulary and each answer token, two repeated samples counted once."""
+    loaded, samples = load(ws.model_dir("vanilla")), tiny.sets["retain_vqa"]
+    kept = retain_distribution(loaded, samples, [3, 0, 3], batch_size=2, progress=SILENT)
+    assert distribution_bytes(loaded, samples, [3, 0, 3]) == sum(t.numel() * 4 for t in kept.values())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -202,6 +251,10 @@ def test_starting_from_another_model_kl_still_refers_to_vanilla(ws: Workspace) -
         ({"learning_rate": -1.0}, "learning rate is -1.0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"eval_every": -1}, "eval every is -1"),
+        ({"epochs": 10**9}, "1,000,000,000 epochs are 2,000,000,000 steps"),
+        ({"protocol": "offical"}, "did you mean 'official'"),
+        ({"method": "ga", "retain_batch": 4}, "ga takes no retain data - next: leave --retain-batch out"),
+        ({"scope": "all"}, "none is given - next: pass --mask, or leave --scope out"),
     ],
 )
 def test_wrong_arguments(ws: Workspace, options: dict[str, Any], message: str) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mmsurgery.errors import UnusableData
-from mmsurgery.unlearn.plan import StepPlan, equations
+from mmsurgery.errors import UnusableData, UsageError
+from mmsurgery.unlearn.plan import PROTOCOLS, StepPlan, equations, official
 
 if TYPE_CHECKING:
     from mmsurgery.data.samples import Sample
@@ -63,3 +63,49 @@ def test_a_set_smaller_than_its_batch_is_refused(named: Callable[[str, int], lis
         equations(named("f", 3), named("r", 7), **SETTINGS)
     with pytest.raises(UnusableData, match="retain set has 2 samples, a batch takes 3"):
         equations(named("f", 4), named("r", 2), **SETTINGS)
+
+
+def kinds(plan: list[StepPlan]) -> str:
+    assert all(bool(step.forget) != bool(step.retain) for step in plan)
+    return "".join("F" if step.forget else "r" for step in plan)
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "epoch"),
+    [
+        (8, 21, "FrrrFrrrr"),  # 2 and ceil(21 / 3) = 7 batches: f = 7 // 2 = 3, at t = 0, 3 and, none left, 6
+        (6, 6, "FrFr"),  # 2 and 2 batches: f = 1
+        (10, 5, "FrFrFr"),  # 3 and 2 batches: f = 0 in the published code; the retain set goes on
+    ],
+)
+def test_official_alternates_in_the_ratio_of_the_batches(
+    named: Callable[[str, int], list[Sample]], forget: int, retain: int, epoch: str
+) -> None:
+    plan = official(named("f", forget), named("r", retain), **SETTINGS)
+    assert kinds(plan) == epoch * 2
+    half = len(plan) // 2
+    first = sum((step.forget for step in plan[:half]), ())
+    assert sorted(first) == list(range(forget))
+    assert {i for step in plan[:half] for i in step.retain} == set(range(retain))
+    assert all(len(step.retain) <= 3 and len(step.forget) <= 4 for step in plan)
+
+
+def test_official_has_the_same_forget_order_and_shuffles_each_epoch(named: Callable[[str, int], list[Sample]]) -> None:
+    forget, retain = named("f", 10), named("r", 21)
+    plan, joint = (PROTOCOLS[p](forget, retain, **SETTINGS) for p in ("official", "equations"))
+    assert [s.forget for s in plan if s.forget] == [s.forget for s in joint]
+    kept = [s.retain for s in plan if s.retain]
+    assert [len(batch) for batch in kept] == [3] * 14
+    first, second = (sum(part, ()) for part in (kept[:7], kept[7:]))
+    assert sorted(first) == sorted(second) == list(range(21))
+    assert first != second
+
+
+def test_official_without_retain_data_is_the_forget_steps(named: Callable[[str, int], list[Sample]]) -> None:
+    assert official(named("f", 10), [], **SETTINGS) == equations(named("f", 10), [], **SETTINGS)
+
+
+@pytest.mark.parametrize("protocol", ["equations", "official"])
+def test_a_run_without_end_is_refused_at_once(named: Callable[[str, int], list[Sample]], protocol: str) -> None:
+    with pytest.raises(UsageError, match=r"1,000,000,000 epochs are \S+ steps, at most 1,000,000 are possible"):
+        PROTOCOLS[protocol](named("f", 10), named("r", 7), **{**SETTINGS, "epochs": 10**9})

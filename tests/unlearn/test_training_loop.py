@@ -183,6 +183,33 @@ def test_scope_forget_without_a_retain_term_moves_nothing_outside(run: Runner, m
     assert moved_inside(before, after, mask) > 0.9 * mask.selected
 
 
+def test_a_forget_step_moves_nothing_outside_by_momentum(tiny_llava: Path, mask: Mask) -> None:
+    """Twenty retain steps, then a masked forget step: trap 28 of the published code. Then a retain step."""
+    loaded = load(tiny_llava)
+    update = MaskedUpdate(loaded.model, mask)
+    optimizer = torch.optim.AdamW(update.trainable.values(), lr=1e-2, weight_decay=0.1)
+
+    def step(forget: bool) -> tuple[Weights, Weights]:
+        before = _weights(loaded)
+        if forget:
+            update.hold()
+        for parameter in update.trainable.values():
+            parameter.grad = torch.ones_like(parameter)
+        if forget:
+            update.mask_forget_gradient()
+        update.mask_gradient()
+        optimizer.step()
+        update.restore()
+        return before, _weights(loaded)
+
+    for _ in range(20):
+        step(forget=False)
+    before, after = step(forget=True)
+    assert moved_outside(before, after, mask) == 0
+    assert moved_inside(before, after, mask) == mask.selected
+    assert moved_outside(*step(forget=False), mask) > 0
+
+
 class RetainOnly(Method):
     """Gradient Difference without its ascent."""
 
