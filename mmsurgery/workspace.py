@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmsurgery.errors import MachineFault, MissingArtifact, NoWorkspace, UsageError, nearest
+from mmsurgery.errors import MachineFault, MissingArtifact, NoWorkspace, nearest
 from mmsurgery.names import check_artifact_name
 from mmsurgery.settings import SETTINGS_FILE, Settings
 
@@ -109,9 +109,12 @@ class Workspace:
     def find_model(self, text: str) -> tuple[str, Path]:
         """Name and checkpoint folder of a model given by its name here, or by the path of its folder.
 
+        A folder elsewhere with the name of a model of the workspace is named after where it lies, too:
+        `other.vanilla` for `other/models/vanilla`.
+
         Raises:
             MissingArtifact: if there is neither.
-            UsageError: if the folder has the name of another model of the workspace.
+            UsageError: if the folder's name cannot name an artifact.
         """
         folder = Path(text).expanduser().absolute()
         by_path = "/" in text or (text not in self.models() and (folder / "config.json").exists())
@@ -119,10 +122,12 @@ class Workspace:
             return text, self.existing_model(text)
         if not folder.is_dir():
             raise MissingArtifact(f"no model folder {folder}")
-        name = check_artifact_name(folder.name)
-        if name in self.models() and self.model_dir(name).resolve() != folder.resolve():
-            raise UsageError(f"{folder} has the name of another model of the workspace", "rename the folder")
-        return name, folder
+        folder = folder.resolve()
+        name = folder.name
+        if name in self.models() and self.model_dir(name).resolve() != folder:
+            home = folder.parent.parent if folder.parent.name == "models" else folder.parent
+            name = f"{home.name}.{name}"
+        return check_artifact_name(name), folder
 
     def models(self) -> list[str]:
         """Names of the models that exist, vanilla first."""

@@ -52,20 +52,20 @@ def saliency(
 
 def mask(
     beta: Annotated[
-        str, typer.Option(help="Select where forget saliency is at least BETA times preserve saliency.")
-    ] = "1",
+        str | None, typer.Option(help="Select where forget saliency is at least BETA (1) times preserve saliency.")
+    ] = None,
     modules: Annotated[
         str, typer.Option(help="Selector: group[.N|.N-M][.component], comma-separated.")
     ] = "vision,connector,lm",
     density: Annotated[
         float | None, typer.Option(help="Select this share of weights by ratio instead of by beta.")
     ] = None,
-    per: Annotated[str, typer.Option(help="With --density: overall or tensor.")] = "overall",
+    per: Annotated[str | None, typer.Option(help="With --density: overall (default) or tensor.")] = None,
     control: Annotated[
         str | None,
         typer.Option(help="A control at the same count per tensor: random, inverse, magnitude, forget-only."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random control.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random control (default 0).")] = None,
     mixture: Annotated[
         str, typer.Option(help="Preserve saliency: pooled over units, or equal weight per part.")
     ] = "pooled",

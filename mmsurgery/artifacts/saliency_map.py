@@ -24,6 +24,9 @@ MANIFEST = "manifest.json"
 FILE_BYTES = 1 << 30
 """Largest size of one HDF5 file, unless a single tensor is larger."""
 
+_RECORDED = ("template_sha256", "companions_sha256")
+"""Inputs that a map of another maker need not record."""
+
 _KEYS = {
     "schema",
     "kind",
@@ -113,19 +116,23 @@ class SaliencyMap:
     @property
     def template_sha256(self) -> str | None:
         """Digest of what turned samples into tokens, where recorded."""
-        inputs = self.provenance.get("inputs")
-        value = inputs.get("template_sha256") if isinstance(inputs, Mapping) else None
-        return None if value is None else str(value)
+        return recorded(self.provenance, "template_sha256")
+
+    @property
+    def companions_sha256(self) -> str | None:
+        """Digest of the model's configuration and processor files, where recorded."""
+        return recorded(self.provenance, "companions_sha256")
 
     def same_kind(self, other: SaliencyMap) -> None:
-        """Check that two maps may meet in one mask or sum: same model, estimator, batch size, template.
+        """Check that two maps may meet in one mask or sum: same model, estimator, batch size, template
+        and configuration.
 
         Raises:
             Mismatch: naming what differs.
         """
-        for what in ("model_type", "model_sha256", "estimator", "batch_size", "template_sha256"):
+        for what in ("model_type", "model_sha256", "estimator", "batch_size", *_RECORDED):
             mine, theirs = getattr(self, what), getattr(other, what)
-            if mine != theirs and not (what == "template_sha256" and None in (mine, theirs)):
+            if mine != theirs and not (what in _RECORDED and None in (mine, theirs)):
                 both = f"saliency of '{self.part}' and '{other.part}'"
                 raise Mismatch(
                     f"{both} differ in {what}: {_short(mine)} and {_short(theirs)}",
@@ -307,6 +314,13 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "files": lambda value: isinstance(value, dict) and all(_is_claim(*item) for item in value.items()),
     "provenance": _has_shapes,
 }
+
+
+def recorded(provenance: Mapping[str, Any], key: str) -> str | None:
+    """A digest among the inputs of a provenance, None where it is not recorded."""
+    inputs = provenance.get("inputs")
+    value = inputs.get(key) if isinstance(inputs, Mapping) else None
+    return None if value is None else str(value)
 
 
 def content_sha256(manifest: Mapping[str, Any]) -> str:

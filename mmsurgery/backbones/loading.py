@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
+from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UnusableData
@@ -37,6 +37,11 @@ class Loaded:
     def model_sha256(self) -> str:
         """Identity of the checkpoint on disk, see `CheckpointFiles.digest`."""
         return CheckpointFiles(self.path, self.backbone.canonical).digest()
+
+    @functools.cached_property
+    def companions_sha256(self) -> str:
+        """Identity of its configuration and processor files, see `checkpoint.companions_sha256`."""
+        return companions_sha256(self.path)
 
 
 def load(path: Path, dtype: torch.dtype | None = None) -> Loaded:

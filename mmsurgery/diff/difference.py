@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,12 +94,16 @@ def compare(
     if top < 1 or listed < 0:
         raise UsageError(f"top {top} and list {listed} make no sense", "pass --top 1000 --list 1000")
     _check_same_model(before, after, mask)
+    weights = sum(math.prod(before.shape(name)) for name in before.names)
+    wanted = min(top, weights + 1)  # any larger n finds the same
     cells = {name: (address.layer_key, address.component) for name, address in addresses.items()}
     with progress.stage("comparing weights", 2 * len(before.names)) as advance:
-        found = stream.scan(before, after, n=top, listed=min(listed, top), mask=mask, block=block, advance=advance)
-        threshold, counts = stream.count(before, after, cells, found, n=top, block=block, advance=advance)
+        found = stream.scan(
+            before, after, n=wanted, listed=min(listed, wanted), mask=mask, block=block, advance=advance
+        )
+        threshold, counts = stream.count(before, after, cells, found, n=wanted, block=block, advance=advance)
     layers, components = _axes(addresses)
-    values, sizes = _shared_out(counts, top if threshold else 0), _sizes(before, cells)
+    values, sizes = _shared_out(counts, wanted if threshold else 0), _sizes(before, cells)
     return Difference(
         n=top,
         threshold=threshold,
@@ -129,7 +134,7 @@ def heatmaps(record: Mapping[str, Any]) -> list[Heatmap]:
                 cells[Address.parse(f"{row}.{component}")] = value / size
     counts = group_counts(record)
     total = sum(counts.values()) or 1
-    unit = f"share in the top {record['n']:,}"
+    unit = f"share in the top {min(record['n'], record['changed']):,}"
     return [
         dataclasses.replace(each, title=f"{each.title} {counts[each.title] / total:.0%}")
         for each in by_address(cells, unit)

@@ -12,7 +12,7 @@ from mmsurgery.artifacts.mask import Mask
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.diff.difference import LISTED, TOP, compare, heatmaps
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
-from mmsurgery.provenance import SCHEMA, check_seal, provenance, seal
+from mmsurgery.provenance import SCHEMA, check_seal, differences, provenance, seal
 from mmsurgery.unlearn.record import mask_identity, read_record
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
@@ -89,20 +89,24 @@ def diff(
             "mask": None if mask is None else mask.content_sha256,
         },
     )
-    with workspace.lock():
-        record = None if force or not path.exists() else _existing(path, origin)
-        up_to_date = record is not None
-        if record is None:
-            addresses = {name: family.address(name) for name in first.names}
-            found = compare(first, second, addresses, top=n, listed=list_, mask=mask, progress=progress)
-            names = {"before": old_name, "after": new_name, "mask": mask_name}
-            record = seal({"schema": SCHEMA, "kind": "diff", **names, **found.to_json(), "provenance": origin})
-        pictures = tuple(path.with_suffix(suffix) for suffix in PICTURES)
-        _draw(record, [picture for picture in pictures if not up_to_date or not picture.exists()])
-        if not up_to_date:
-            # last: the record says that everything is there
-            write_json(path, record)
-            workspace.journal("diff", before=old_name, after=new_name)
+    pictures = tuple(path.with_suffix(suffix) for suffix in PICTURES)
+    record = None if force or not path.exists() else _existing(path, origin)
+    up_to_date = record is not None
+    if record is None:
+        addresses = {name: family.address(name) for name in first.names}
+        found = compare(first, second, addresses, top=n, listed=list_, mask=mask, progress=progress)
+        names = {"before": old_name, "after": new_name, "mask": mask_name}
+        record = seal({"schema": SCHEMA, "kind": "diff", **names, **found.to_json(), "provenance": origin})
+    if top is not None and record["changed"] < top:
+        progress.note(f"only {record['changed']:,} weights differ: the heatmap counts all of them, not {top:,}")
+    missing = [picture for picture in pictures if not up_to_date or not picture.exists()]
+    if missing:
+        with workspace.lock():
+            _draw(record, missing)
+            if not up_to_date:
+                # last: the record says that everything is there
+                write_json(path, record)
+                workspace.journal("diff", before=old_name, after=new_name)
     return DiffResult(old_name, new_name, path, pictures, up_to_date, record)
 
 
@@ -150,14 +154,12 @@ def _existing(path: Path, origin: dict[str, Any]) -> dict[str, Any]:
     record = read_diff(path)
     if record["provenance"].get("key") == origin["key"]:
         return record
-    now, then = ({**each["settings"], **each["inputs"]} for each in (origin, record["provenance"]))
-    other = ", ".join(sorted(key for key in now if then.get(key) != now[key]))
+    other = differences(origin, record["provenance"])
     raise Mismatch(f"{path} is a diff with other inputs ({other})", "pass --force to replace it")
 
 
 def _draw(record: dict[str, Any], pictures: list[Path]) -> None:
-    if pictures:
-        from mmsurgery.figures.heatmap import draw
+    from mmsurgery.figures.heatmap import draw
 
-        for picture in pictures:
-            draw(heatmaps(record), picture)
+    for picture in pictures:
+        draw(heatmaps(record), picture)

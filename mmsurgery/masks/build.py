@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.mask import Mask, check_beta
-from mmsurgery.artifacts.saliency_map import SaliencyMap, content_sha256, read_manifest
+from mmsurgery.artifacts.saliency_map import SaliencyMap, content_sha256, read_manifest, recorded
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import SETS, benchmark, source_of
 from mmsurgery.data.samples import data_sha256
@@ -41,12 +41,12 @@ def build_mask(
     workspace: Workspace,
     *,
     name: str = "default",
-    beta: float | str = 1.0,
+    beta: float | str | None = None,
     density: float | None = None,
-    per: str = "overall",
+    per: str | None = None,
     modules: str = "vision,connector,lm",
     control: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     estimator: str = "sample",
     batch_size: int = 4,
     mixture: str = "pooled",
@@ -57,23 +57,27 @@ def build_mask(
     """Make `masks/NAME.safetensors` from forget (Eq. 5) and preserve (Eq. 6) saliency.
 
     Args:
-        beta, density, per, modules, mixture: see `rule.ratio_mask`.
+        beta, density, per, modules, mixture: see `rule.ratio_mask`; beta 1 where neither beta nor density
+            is given.
         control: instead of the rule's mask, one with its count in every tensor, see `controls`.
-        seed: of the control `random`.
+        seed: of the control `random`, 0 where None.
         estimator, batch_size: which saliency of the parts to use.
         measure: measure parts that are missing.
         force: make it again, replacing a different mask of that name.
 
     Raises:
-        UsageError: for a wrong argument.
+        UsageError: for a wrong argument, or one without effect.
         MissingArtifact: if saliency is missing and `measure` is false, or the vanilla model is.
         InputRefused: for damaged saliency, or a damaged mask under that name without `force`.
         Mismatch: if saliency is of another model or of other data, or another mask has that name.
         UnusableData: if nothing is selected.
     """
     path = workspace.mask_path(name)
+    _check_idle(beta=beta, density=density, per=per, control=control, seed=seed)
     rule: dict[str, Any] = (
-        {"beta": check_beta(beta)} if density is None else {"density": check_density(density), "per": per}
+        {"beta": check_beta(1.0 if beta is None else beta)}
+        if density is None
+        else {"density": check_density(density), "per": per or SCOPES[0]}
     )
     settings = {
         **rule,
@@ -82,15 +86,17 @@ def build_mask(
         "estimator": estimator,
         "batch_size": batch_size if estimator == "batch" else None,
         "control": control,
-        "seed": seed if control == "random" else None,
+        "seed": (seed or 0) if control == "random" else None,
     }
     _check_choices(estimator=estimator, mixture=mixture, per=per, control=control)
     parts = _parts(workspace)
     measured = _measure_missing(workspace, parts, estimator, batch_size, measure=measure, progress=progress)
+    inputs = _inputs(workspace, parts, estimator, batch_size)
+    origin = provenance("mask", settings, inputs)
+    if path.exists() and not force:
+        return MaskResult(name, path, _same(path, origin), True, measured)
     with workspace.lock():
-        inputs = _inputs(workspace, parts, estimator, batch_size)
-        origin = provenance("mask", settings, inputs)
-        if path.exists() and not force:
+        if path.exists() and not force:  # made meanwhile
             return MaskResult(name, path, _same(path, origin), True, measured)
         maps = [SaliencyMap.load(workspace.saliency_dir(part, estimator, batch_size)) for part in parts]
         mask = _made(workspace, maps, settings)
@@ -102,7 +108,19 @@ def build_mask(
     return MaskResult(name, path, mask, False, measured)
 
 
-def _check_choices(*, estimator: str, mixture: str, per: str, control: str | None) -> None:
+def _check_idle(
+    *, beta: float | str | None, density: float | None, per: str | None, control: str | None, seed: int | None
+) -> None:
+    """Refuse arguments that would have no effect."""
+    if density is not None and beta is not None:
+        raise UsageError("a mask is made by beta or by density, not by both", "leave --beta or --density out")
+    if density is None and per is not None:
+        raise UsageError(f"per '{per}' has no meaning without a density", "add --density 0.1, or leave --per out")
+    if control != "random" and seed is not None:
+        raise UsageError("only the control 'random' is drawn by a seed", "add --control random, or leave --seed out")
+
+
+def _check_choices(*, estimator: str, mixture: str, per: str | None, control: str | None) -> None:
     choices: list[tuple[str, str | None, Sequence[str]]] = [
         ("estimator", estimator, ESTIMATORS),
         ("mixture", mixture, MIXTURES),
@@ -153,7 +171,8 @@ def _command(parts: Sequence[str], estimator: str, batch_size: int | None, *, fo
 
 def _inputs(workspace: Workspace, parts: Sequence[str], estimator: str, batch_size: int) -> dict[str, Any]:
     """Digests of the vanilla model and of each part's saliency, checked to belong to model and data."""
-    model = _vanilla(workspace).digest()
+    vanilla = _vanilla(workspace)
+    model, beside = vanilla.digest(), companions_sha256(vanilla.path)
     offered, source = benchmark(workspace.settings.benchmark.name), source_of(workspace)
     digests = {}
     for part in parts:
@@ -164,6 +183,8 @@ def _inputs(workspace: Workspace, parts: Sequence[str], estimator: str, batch_si
                 f"saliency '{part}' was measured on model {manifest['model_sha256'][:12]}, vanilla is {model[:12]}",
                 again,
             )
+        if recorded(manifest["provenance"], "companions_sha256") not in (None, beside):
+            raise Mismatch(f"saliency '{part}' was measured with another configuration or processor of vanilla", again)
         if manifest["data_sha256"] != data_sha256(offered.samples(source, part)):
             raise Mismatch(f"saliency '{part}' was measured on other data than the workspace has now", again)
         digests[part] = content_sha256(manifest)

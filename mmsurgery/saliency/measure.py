@@ -113,6 +113,7 @@ class _Measurement:
         self.settings = settings(part, estimator, batch_size, torch.get_num_threads())
         self.inputs = {
             "model_sha256": loaded.model_sha256,
+            "companions_sha256": loaded.companions_sha256,
             "data_sha256": data_sha256,
             "template_sha256": loaded.backbone.template_digest(loaded.processor),
         }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.files import digest_cache, file_identity, machine_fault
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.backbones.discovery import backbone
@@ -98,6 +98,9 @@ def measure_parts(
     job = _Job(workspace, _Model(workspace, model), estimator, batch_size, force, store, progress)
     if block is not None:
         return [job.shard(part, block) for part in parts]
+    results = {part: None if force else job.found(part) for part in parts}
+    if None not in results.values():
+        return [result for result in results.values() if result]
     with workspace.lock():
         return [job.whole(part) for part in parts]
 
@@ -119,16 +122,19 @@ class _Model:
         self.folder = workspace.existing_model(name)
         self.family = backbone(model_config(self.folder)["model_type"])
 
-    def sha256(self) -> str:
-        return CheckpointFiles(self.folder, self.family.canonical).digest()
+    def files(self) -> dict[str, str]:
+        """Digests of the weights and of what lies beside them, as the files are now."""
+        weights = CheckpointFiles(self.folder, self.family.canonical).digest()
+        return {"model_sha256": weights, "companions_sha256": companions_sha256(self.folder)}
 
     @functools.cached_property
     def inputs(self) -> dict[str, str]:
-        """Digests of the weights and of what turns samples into tokens; no torch where nothing changed."""
+        """Digests of the weights, of configuration and processor files, and of what turns samples into
+        tokens; no torch where nothing changed."""
         files = sorted(path for path in self.folder.iterdir() if path.suffix in (".json", ".jinja", ".model", ".txt"))
         identity = [versions(), *([path.name, *file_identity(path)] for path in files)]
         template = digest_cache.remember(f"template:{self.folder.resolve()}", identity, self._template)
-        return {"model_sha256": self.sha256(), "template_sha256": template}
+        return {**self.files(), "template_sha256": template}
 
     def _template(self) -> str:
         return self.family.template_digest(self.family.load_processor(self.folder))
@@ -152,13 +158,20 @@ class _Job:
     store: str
     progress: Progress
 
+    def found(self, part: str) -> PartResult | None:
+        """A part that was measured; None if it was not."""
+        folder = self._folder(part)
+        if not folder.exists():
+            return None
+        found = existing(folder, self._origin(part, self._samples(part)))
+        return None if found is None else _result(found, folder, up_to_date=True)
+
     def whole(self, part: str) -> PartResult:
-        """Measure a part."""
+        """Measure a part, unless it is there."""
+        if not self.force and (found := self.found(part)) is not None:
+            return found
         samples = self._samples(part)
         folder, origin = self._folder(part), self._origin(part, samples)
-        found = None if self.force else existing(folder, origin)
-        if found is not None:
-            return _result(found, folder, up_to_date=True)
         measured = self._measure(part, samples, samples, origin, folder)
         measured.save(folder, replace=self.force, store=self.store)
         self._done(part, folder)
@@ -202,8 +215,8 @@ class _Job:
                 resume_folder=_snapshots(folder),
                 data_sha256=origin["inputs"]["data_sha256"],
             )
-        now = {**measured.provenance["inputs"], "model_sha256": self.model.sha256()}
-        if now != origin["inputs"] or measured.model_sha256 != now["model_sha256"]:
+        used = measured.provenance["inputs"]
+        if not used == origin["inputs"] == {**used, **self.model.files()}:
             raise InputRefused(f"{self.model.folder} changed while it was measured", "measure again")
         return replace(measured, provenance={**measured.provenance, **origin})
 

@@ -23,7 +23,7 @@ from mmsurgery.diff import run as diff_run
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
 from mmsurgery.settings import Settings
 from mmsurgery.unlearn.record import mask_identity, sealed
-from mmsurgery.workspace import Workspace
+from mmsurgery.workspace import SILENT, Workspace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkers"))
 import topn
@@ -189,6 +189,41 @@ def test_models_by_path(workspace: Workspace, tiny_llava: Path, tmp_path: Path) 
         diff(workspace, "vanila", "vanilla")
 
 
+def test_the_vanilla_model_of_another_workspace(workspace: Workspace, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "models" / "vanilla"
+    shutil.copytree(workspace.model_dir("vanilla"), other)
+    result = diff(workspace, after=str(other))
+    assert (result.path.name, result.after, result.changed) == ("vanilla..other.vanilla.json", "other.vanilla", 0)
+    assert diff(workspace, after=str(other)).up_to_date
+    own = workspace.find_model(str(workspace.model_dir("vanilla")))
+    assert own == ("vanilla", workspace.model_dir("vanilla").resolve())
+
+
+@pytest.mark.parametrize("top", [2000, 10**30])
+def test_more_than_differ_are_all_of_them(workspace: Workspace, model: Callable[..., Path], top: int) -> None:
+    model("npo", 1)
+    notes: list[str] = []
+
+    class Notes(type(SILENT)):  # type: ignore[misc]
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    result = diff(workspace, top=top, progress=Notes())
+    assert notes == [f"only 1,024 weights differ: the heatmap counts all of them, not {top:,}"]
+    assert sum(map(sum, result.record["heatmap"])) == 1024
+    assert result.heatmaps[0].unit == "share in the top 1,024"
+    assert diff(workspace, top=top).up_to_date
+
+
+def test_up_to_date_needs_no_lock(
+    workspace: Workspace, model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model("npo", 1)
+    diff(workspace)
+    monkeypatch.setattr(Workspace, "lock", lambda self: pytest.fail("locked"))
+    assert diff(workspace).up_to_date
+
+
 def test_a_damaged_diff_is_refused(workspace: Workspace, model: Callable[..., Path]) -> None:
     model("npo", 1)
     path = diff(workspace).path
@@ -222,7 +257,8 @@ def test_nothing_heavy_is_imported(workspace: Workspace, model: Callable[..., Pa
     model("npo", 1)
     diff(workspace)
     code = (
-        "import sys; from pathlib import Path; from mmsurgery.diff import diff; from mmsurgery.workspace import *\n"
+        "import sys; from pathlib import Path; from mmsurgery.diff import diff\n"
+        "from mmsurgery.settings import Settings; from mmsurgery.workspace import Workspace\n"
         f"assert diff(Workspace(Path({str(workspace.root)!r}), Settings())).up_to_date\n"
         "assert not {'torch', 'transformers', 'matplotlib', 'h5py'} & set(sys.modules)"
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mmsurgery.masks.build as build_module
-from mmsurgery.artifacts.checkpoint import CheckpointFiles
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.tensors import write_safetensors
@@ -176,12 +176,10 @@ def test_controls_match_the_rule_tensor_by_tensor(workspace: Workspace, control:
     assert made(workspace, modules="lm", control=control, name=control).up_to_date
 
 
-def test_only_the_random_control_depends_on_the_seed(workspace: Workspace) -> None:
+def test_the_random_control_depends_on_the_seed(workspace: Workspace) -> None:
     made(workspace, control="random", name="random", seed=1)
     with pytest.raises(Mismatch, match="seed 1 -> 2"):
         build_mask(workspace, control="random", name="random", seed=2)
-    made(workspace, seed=1)
-    assert made(workspace, seed=2).up_to_date
 
 
 def test_density(workspace: Workspace) -> None:
@@ -269,6 +267,48 @@ def test_saliency_of_other_data(workspace: Workspace, benchmark: Fake) -> None:
     benchmark.answer = "oslo"
     with pytest.raises(Mismatch, match="other data"):
         build_mask(workspace)
+
+
+def test_saliency_of_another_configuration(workspace: Workspace) -> None:
+    folder = workspace.model_dir("vanilla")
+    inputs = {"companions_sha256": companions_sha256(folder)}
+    for seed, part in enumerate(PARTS):
+        recorded = saliency(workspace, part, seed, provenance={"inputs": inputs})
+        recorded.save(workspace.saliency_dir(part), replace=True)
+    made(workspace)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {"rms_norm_eps": 1e-5}}))
+    with pytest.raises(Mismatch, match="'forget_vqa' was measured with another configuration") as caught:
+        build_mask(workspace, name="other")
+    assert (caught.value.code, caught.value.next_step) == (4, "mmsurgery saliency --set forget --force")
+
+
+def test_maps_of_different_configurations_do_not_meet(workspace: Workspace) -> None:
+    one, other = (
+        saliency(workspace, part, seed, provenance={"inputs": {"companions_sha256": digest}})
+        for seed, (part, digest) in enumerate((("forget_vqa", "a"), ("retain_vqa", "b")))
+    )
+    with pytest.raises(Mismatch, match="companions_sha256"):
+        one.same_kind(other)
+
+
+def test_up_to_date_needs_no_lock(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(workspace)
+    monkeypatch.setattr(Workspace, "lock", lambda self: pytest.fail("locked"))
+    assert made(workspace).up_to_date
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"beta": 1, "density": 0.5}, "not by both"),
+        ({"per": "tensor"}, "without a density"),
+        ({"seed": 0}, "only the control 'random'"),
+        ({"seed": 0, "control": "inverse"}, "only the control 'random'"),
+    ],
+)
+def test_arguments_without_effect_are_refused(workspace: Workspace, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        build_mask(workspace, name="other", **options)
 
 
 def test_the_same_model_in_another_layout_is_the_same_model(workspace: Workspace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -183,6 +184,21 @@ def test_another_result_is_refused_without_force(
     assert files(workspace.saliency_dir("retain_qa")) != before
 
 
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json"])
+def test_another_configuration_is_another_measurement(workspace: Workspace, tmp_path: Path, file: str) -> None:
+    """A foreign checkpoint has no run record that would hold its configuration."""
+    folder = tmp_path / "vanilla"
+    shutil.copytree(workspace.existing_model("vanilla"), folder)
+    workspace.settings = Settings(models=ModelSettings(vanilla=str(folder)))
+    measure_parts(workspace, "retain_qa")
+    value = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**value, "note": 1}))
+    with pytest.raises(Mismatch, match="companions_sha256"):
+        measure_parts(workspace, "retain_qa")
+    (again,) = measure_parts(workspace, "retain_qa", force=True)
+    assert not again.up_to_date
+
+
 def test_half_the_size_on_request(workspace: Workspace) -> None:
     measure_parts(workspace, "retain_qa")
     whole = SaliencyMap.load(workspace.saliency_dir("retain_qa"))
@@ -192,6 +208,13 @@ def test_half_the_size_on_request(workspace: Workspace) -> None:
     stored = SaliencyMap.load(workspace.saliency_dir("retain_qa"))
     assert (workspace.saliency_dir("retain_qa") / "saliency.h5").stat().st_size < 0.75 * size  # tiny: much is structure
     assert all(np.abs(stored.sum_of_squares(n) - array).max() <= array.max() / 256 for n, array in exact.items())
+
+
+def test_up_to_date_needs_no_lock(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the folder cannot be written, or another process holds the lock."""
+    measure_parts(workspace, "retain_qa")
+    monkeypatch.setattr(Workspace, "lock", lambda self: pytest.fail("locked"))
+    assert measure_parts(workspace, "retain_qa")[0].up_to_date
 
 
 def test_a_damaged_map_is_not_up_to_date(workspace: Workspace) -> None:
@@ -239,8 +262,6 @@ def test_one_writer_at_a_time(workspace: Workspace, monkeypatch: pytest.MonkeyPa
 def test_a_model_that_changes_meanwhile_is_refused(
     workspace: Workspace, tiny_llava: Path, tmp_path: Path, watcher: Callable[..., Any]
 ) -> None:
-    import shutil
-
     folder = tmp_path / "vanilla"
     shutil.copytree(tiny_llava, folder)
     workspace.settings = Settings(models=ModelSettings(vanilla=str(folder)))
