@@ -69,6 +69,7 @@ def test_plugins_and_cli_do_not_import_each_other(folder: str) -> None:
         "from mmsurgery.backbones.discovery import backbone; backbone('llava').address('lm_head.weight')",
         "import mmsurgery_cli.main; mmsurgery_cli.main.run(['--help'])",
         "from mmsurgery.data.benchmark import benchmark; benchmark('portraits')",
+        "from mmsurgery.report import write_report",
     ],
 )
 def test_light_imports(statement: str) -> None:

@@ -27,4 +27,6 @@ mask = json.loads(run("mask", "--beta", "1", "--modules", "lm,connector", "--jso
 assert 0 < mask["density"] < 1
 loaded = mmsurgery.Mask.load(Path("masks/default.safetensors"))
 assert loaded.density() == mask["density"]
+run("report")
+assert "Layers by components" in Path("report/index.html").read_text(encoding="utf-8")
 print("wheel smoke passed")

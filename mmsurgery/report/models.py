@@ -20,6 +20,8 @@ from mmsurgery.unlearn.record import read_record
 
 KEPT = ("forget_qa", "retain_vqa", "retain_qa", "realworld_vqa", "realworld_qa")
 """Columns whose mean is the utility."""
+GENERATED = "official"
+"""Folder below `evals/` of answers that were generated."""
 
 
 @dataclass(frozen=True)
@@ -157,16 +159,19 @@ def read_score(path: Path) -> Score:
         remarks=remarks,
         model_sha256=record.get("provenance").get("inputs").get("model_sha256").text(),
         point=point,
-        chance=columns[FORGET].get("chance").share() if FORGET in columns else None,
-        origin=origin("scores", path.stem, record),
+        chance=columns[FORGET].get("chance").share() if FORGET in columns and columns[FORGET].has("chance") else None,
+        origin=origin("generated" if path.parent.name == GENERATED else "scores", path.stem, record),
     )
 
 
 def _number(cell: Fields) -> Number:
-    value, (low, high) = cell.get("accuracy").share(), cell.get("ci95").interval()
-    picture = whisker(value, low, high, cell.get("chance").share())
+    value = (cell.get("rouge_l").get("f1") if cell.has("rouge_l") else cell.get("accuracy")).share()
+    low, high = cell.get("ci95").interval()
+    chance = cell.get("chance").share() if cell.has("chance") else None
+    picture = whisker(value, low, high, chance)
     n = f"n = {numbers.count(cell.get('n').whole())}"
-    title = f"{n}, guessing gives {numbers.percent(cell.get('chance').share())}, {cell.get('protocol').text()}"
+    guessing = "F1 of ROUGE-L" if cell.has("rouge_l") else "nothing to guess"
+    title = f"{n}, {guessing if chance is None else f'guessing gives {numbers.percent(chance)}'}"
     return Number(value, numbers.percent(value), numbers.interval(low, high), picture, n, title=title)
 
 

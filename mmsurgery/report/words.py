@@ -17,6 +17,11 @@ COLUMNS = {
     "utility": "Mean of the columns that should stay, each column weighing the same.",
 }
 
+TASKS = {
+    "cloze": "Gaps filled by generation; right where the gold text stands in the answer.",
+    "generation": "Open questions answered by generation; F1 of ROUGE-L against the gold text.",
+}
+
 METHODS = {
     "ga": ("GA", "gradient ascent on the forget set"),
     "ga_diff": ("GA_Diff", "ascent on the forget set, descent on the retain set"),
@@ -57,12 +62,15 @@ PLAIN_MODELS = {
 
 def column(name: str) -> str:
     """The label of a column."""
-    return "Utility" if name == "utility" else COLUMN_LABELS.get(name, name)
+    asked, _, task = name.partition(".")
+    label = "Utility" if asked == "utility" else COLUMN_LABELS.get(asked, asked)
+    return f"{label}, {task}" if task else label
 
 
 def about(name: str) -> str:
     """What a column is, in a sentence; empty for columns of other benchmarks."""
-    return COLUMNS.get(name, "")
+    asked, _, task = name.partition(".")
+    return f"{COLUMNS.get(asked, '')} {TASKS.get(task, '')}".strip()
 
 
 def method(name: str) -> str:

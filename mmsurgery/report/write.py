@@ -19,7 +19,7 @@ from mmsurgery.names import GROUPS
 from mmsurgery.report import numbers, words
 from mmsurgery.report.charts import ranges
 from mmsurgery.report.experiments import COMPARISONS, read_experiment
-from mmsurgery.report.models import columns_of, own_chart, read_model, read_score, sizes_of
+from mmsurgery.report.models import GENERATED, columns_of, own_chart, read_model, read_score, sizes_of
 from mmsurgery.report.weights import SaliencyView, read_difference, read_mask, read_saliency
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
@@ -86,16 +86,16 @@ def _page(workspace: Workspace, progress: Progress) -> tuple[dict[str, int], lis
         for kind, paths, read in sources:
             found[kind] = list(_readable(workspace, kind, paths, read, damaged, advance))
     models = {model.name: model.model_sha256 for model in found["models"]}
-    stale = {s.name for s in found["scores"] if models.get(s.name, s.model_sha256) != s.model_sha256}
-    columns = columns_of(found["scores"])
+    scored = [*found["scores"], *found["generated"]]
+    stale = {s.origin.anchor for s in scored if models.get(s.name, s.model_sha256) != s.model_sha256}
+    tables = [(kind, found[kind], columns_of(found[kind])) for kind in ("scores", "generated") if found[kind]]
     origins = [each.origin for kind in found for each in found[kind]]
     page = _render(
         settings=workspace.settings,
         **found,
         damaged=damaged,
         stale=stale,
-        columns=columns,
-        sizes=sizes_of(found["scores"], columns),
+        tables=[(*table, sizes_of(*table[1:])) for table in tables],
         chart=own_chart(found["models"], found["scores"]),
         origins=origins,
         saliency_chart=_ranges(found["saliency"]),
@@ -115,6 +115,8 @@ def _sources(workspace: Workspace) -> Iterator[tuple[str, list[Path], Callable[[
     models = [workspace.model_dir(name) for name in workspace.models()]
     yield "experiments", there("experiments", "[!.]*/results.json"), read_experiment
     yield "scores", sorted(there("evals", "[!.]*.json"), key=lambda path: _order(path.stem)), read_score
+    generated = there(f"evals/{GENERATED}", "[!.]*.json")
+    yield "generated", sorted(generated, key=lambda path: _order(path.stem)), read_score
     yield "models", [m for m in models if (m / "mmsurgery-run.json").exists()], read_model
     yield "masks", sorted(there("masks", "[!.]*.safetensors"), key=lambda p: (p.stem != "default", p.stem)), read_mask
     yield "saliency", [p.parent for p in there("saliency", "[!.]*/manifest.json")], read_saliency

@@ -1,0 +1,256 @@
+"""The page: what it says, that it is the same each time, and that nothing in a file becomes code in it."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_artifacts import write_diff, write_mask, write_model, write_scores
+from example_results import results
+
+from mmsurgery.artifacts.files import write_json
+from mmsurgery.errors import MmsurgeryError
+from mmsurgery.provenance import seal
+from mmsurgery.report import write_report
+from mmsurgery.report.experiments import read_experiment
+from mmsurgery.workspace import Workspace
+
+PageOf = Callable[[Workspace], str]
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "</style><img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    "javascript:alert(1)",
+    "{{7*7}}{% include 'style.css' %}",
+    "<!--",
+    "a\u202eb\u2028c\u0000d\u001b[31m",
+    "&lt;b&gt;",
+]
+
+
+class Parsed(HTMLParser):
+    """Tags with attributes, and the text of the page outside of style and script."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.raw: dict[str, str] = {}
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside in ("style", "script"):
+            self.raw[self._inside] = data
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_shows_every_kind_of_artifact(full: Workspace, page_of: PageOf) -> None:
+    text = Parsed(page_of(full)).text
+    assert "Experiment table1" in text
+    assert "qwen2_vl" in text
+    # npo keeps 75 % of forget_qa and retain_vqa: a utility of 75 %
+    assert re.search(r"npo provenance 50\.0 % 40\.0–60\.0 75\.0 % 75\.0 % 65\.0–85\.0 75\.0 %", text)
+    # 16 of layer 1's 64 weights and 64 of the head's 128, of 384 in all: 80
+    assert "It selects 80 of 384 weights, 25.0 % of those in its modules." in text
+    assert "16 : 32 2.0 37.5 % 0.0 %" in text  # retain : forget; 30 of 80 inside, 0 of 304 outside
+    assert "Mask default : 20 changes inside 10 outside" in text
+    assert "model.language_model.layers.1.mlp.down_proj.weight 5 −0.25000" in text
+
+
+def test_tables_say_what_is_not_resolved(full: Workspace, page_of: PageOf) -> None:
+    record = results()
+    pairs = [p for p in record["paired"] if p["backbone"] == "llava" and p["comparison"] == "matched"]
+    page = page_of(full)
+    table = Parsed(page[page.index("<table") : page.index("</table>")])
+    rows = {row["label"]: row["key"] for row in record["rows"]}
+    cells = re.split(r"(?<!\S)(GA|GA_Diff|KL_Min|NPO|MMUnlearner) (?=no mask|mask:)", table.text)
+    said = dict(zip(cells[1::2], cells[2::2], strict=True))
+    assert set(said) == set(rows)
+    for label, key in rows.items():
+        for pair in pairs:
+            if pair["second"] != key:
+                continue
+            # the cell says row minus MMUnlearner, the file MMUnlearner minus row
+            sign = "−" if pair["difference"] > 0 else "+"
+            shown = f"{sign}{100 * abs(pair['difference']):.1f}"
+            assert (shown in said[label]) == pair["resolved"], (label, said[label])
+    assert any(not pair["resolved"] for pair in pairs)
+    assert "not resolved" in table.text
+    assert "not reached – 0 of 3" in said["NPO"]
+
+
+def test_same_workspace_same_bytes(full: Workspace, tmp_path: Path) -> None:
+    first = write_report(full)
+    assert not first.up_to_date
+    page = first.path.read_bytes()
+    again = write_report(full)
+    assert again.up_to_date
+    assert again.path.read_bytes() == page
+    moved = Workspace(tmp_path / "another place", full.settings)
+    shutil.copytree(full.root, moved.root)
+    moved.path("report", "index.html").unlink()
+    assert write_report(moved).path.read_bytes() == page
+    assert str(tmp_path).encode() not in page
+    write_scores(full.eval_path("npo"), "npo", 0.25, 0.5)
+    assert not write_report(full).up_to_date
+    assert first.path.read_bytes() != page
+
+
+def assert_inert(parsed: Parsed) -> None:
+    """No script but ours, no event handler, no address that leaves the page, no style outside of the policy."""
+    allowed = {"a", "article", "b", "body", "br", "caption", "circle", "code", "dd", "details", "div", "dl", "dt"}
+    allowed |= {"figcaption", "figure", "footer", "g", "h1", "h2", "h3", "head", "header", "html", "i", "li", "main"}
+    allowed |= {"meta", "nav", "p", "path", "rect", "script", "section", "span", "style", "summary", "svg", "table"}
+    allowed |= {"tbody", "td", "text", "th", "thead", "title", "tr", "ul", "wbr"}
+    assert {tag for tag, _ in parsed.tags} <= allowed
+    assert [tag for tag, _ in parsed.tags].count("script") == 1
+    for tag, attributes in parsed.tags:
+        assert not [key for key in attributes if key.startswith("on") or key in ("src", "style", "srcset")], tag
+        assert attributes.get("href", "#").startswith("#")
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_hostile_text_stays_text(full: Workspace, page_of: PageOf, payload: str) -> None:
+    def poison(value: Any, key: str = "") -> Any:
+        """Every text that is no key of another part of the record."""
+        if isinstance(value, dict):
+            return {k: poison(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [poison(v, key) for v in value]
+        free = ("label", "model", "remarks", "rule", "modules", "folder", "name", "experiment", "model_sha256")
+        return payload if isinstance(value, str) and key in free else value
+
+    plain = Parsed(page_of(full))
+    record = poison(results())
+    record["cells"][0]["remarks"] = [payload]
+    record["title"] = payload
+    write_json(full.path("experiments", "table1", "results.json"), seal(record))
+    diff = full.diff_path("vanilla", "npo")
+    write_diff(diff)
+    write_json(diff, seal(poison(json.loads(diff.read_text())) | {"before": payload, "mask": payload}))
+    parsed = Parsed(page_of(full))
+    assert_inert(plain)
+    assert_inert(parsed)
+    assert not write_report(full).damaged
+    assert "\u202e" not in "".join(parsed.words)
+    assert "\x1b" not in "".join(parsed.words)
+    assert len(parsed.words) == pytest.approx(len(plain.words), abs=40)  # nothing was cut off
+    visible = "".join(payload.split()) if payload.isprintable() else "a\\u202eb\\u2028c\\x00d\\x1b[31m"
+    assert visible in "".join("".join(parsed.words).split())
+
+
+def test_policy_lets_only_the_pages_own_code_run(full: Workspace, page_of: PageOf) -> None:
+    parsed = Parsed(page_of(full))
+    policy = next(a["content"] for tag, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    for tag in ("style", "script"):
+        digest = base64.b64encode(hashlib.sha256(parsed.raw[tag].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("experiments/table1/results.json", "experiments"),
+        ("evals/npo.json", "scores"),
+        ("models/npo/mmsurgery-run.json", "models"),
+        ("masks/default.safetensors", "masks"),
+        ("saliency/forget_vqa/saliency.h5", "saliency"),
+        ("diffs/vanilla..npo.json", "diffs"),
+    ],
+)
+def test_damaged_artifacts_are_named_and_left_out(full: Workspace, page_of: PageOf, path: str, kind: str) -> None:
+    whole = write_report(full).holds
+    file = full.root / path
+    data = bytearray(file.read_bytes())
+    data[-len(data) // 3] ^= 1
+    file.write_bytes(data)
+    result = write_report(full)
+    assert [damaged.kind for damaged in result.damaged] == [kind]
+    assert result.holds == {**whole, kind: whole[kind] - 1}
+    text = Parsed(result.path.read_text(encoding="utf-8")).text
+    assert "1 artifact is not on this page" in text
+    assert path.split("/")[1].removesuffix(".json") in text
+    assert str(full.root) not in text
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from leaves(child, (*path, key))
+
+
+def test_any_field_of_another_type_is_refused_or_shown(tmp_path: Path) -> None:
+    """A sealed file of the right digest may still say nonsense; it never crashes the page."""
+    record = results(seeds=1, backbones=("llava",))
+    places = [p for p in leaves(record) if p and p[0] not in ("schema", "kind", "provenance")]
+    refused = []
+    for place in random.Random(1).sample(places, 150):
+        for wrong in ("x", None, -1.5, []):
+            changed = copy.deepcopy(record)
+            inner = changed
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = wrong
+            path = tmp_path / "results.json"
+            write_json(path, seal(changed))
+            try:
+                for part in read_experiment(path).backbones:
+                    assert part.chart.picture
+            except MmsurgeryError as error:
+                refused.append(str(error))
+    assert len(refused) > 300
+    assert all(str(tmp_path / "results.json") in said for said in refused)
+
+
+def test_scores_of_other_weights_are_marked(full: Workspace, page_of: PageOf) -> None:
+    assert "scored before the model was made again" not in Parsed(page_of(full)).text
+    write_model(full.model_dir("other"), None)
+    record_path = full.model_dir("other") / "mmsurgery-run.json"
+    record = json.loads(record_path.read_text())
+    write_json(record_path, seal({**record, "model_sha256": f"{8:064x}"}))
+    write_scores(full.eval_path("other"), "other", 0.5, 0.5)
+    assert Parsed(page_of(full)).text.count("scored before the model was made again") == 1
+
+
+def test_an_empty_workspace_has_a_page(empty: Workspace, page_of: PageOf) -> None:
+    text = Parsed(page_of(empty)).text
+    assert "This workspace holds nothing yet" in text
+    assert "Provenance" not in text
+
+
+def test_every_link_leads_somewhere(full: Workspace, page_of: PageOf) -> None:
+    write_mask(full.mask_path("x.y-z+1"))
+    write_mask(full.mask_path("x.y_z+1"))
+    parsed = Parsed(page_of(full))
+    ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+    links = {attributes["href"][1:] for tag, attributes in parsed.tags if tag == "a"}
+    assert len(ids) == len(set(ids))
+    assert links <= set(ids)
