@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmsurgery.artifacts.files import given_path
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.errors import MissingArtifact, UsageError, nearest
 from mmsurgery.masks.inspect import describe, mask_heatmaps
@@ -36,19 +37,21 @@ def inspect(
 
     Raises:
         MissingArtifact: if nothing has that name.
-        UsageError: if a heatmap or overlap is asked of something that has none.
+        UsageError: if a heatmap or overlap is asked of something that has none, or there is no folder
+            for the picture.
     """
+    picture = None if png is None else given_path(Path(png))
     path = find(workspace, artifact)
     description = describe(path, other=find(workspace, other) if other else None)
     heatmaps: list[Heatmap] = []
     if description["kind"] == "mask":
         heatmaps = mask_heatmaps(Mask.load(path))
-    if png is not None:
+    if picture is not None:
         if not heatmaps:
             raise UsageError(f"{description['kind']} '{artifact}' has no heatmap", "name a mask")
         from mmsurgery.figures.heatmap import draw
 
-        draw(heatmaps, Path(png))
+        draw(heatmaps, picture)
     return Inspection(path, description, heatmaps)
 
 

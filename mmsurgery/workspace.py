@@ -163,7 +163,8 @@ class Workspace:
         """Hold the one writer's lock; a lock of a killed process frees itself.
 
         Raises:
-            MachineFault: after `timeout` seconds (default 2), naming who holds it.
+            MachineFault: after `timeout` seconds (default 2), naming who holds it; or if journal or lock
+                cannot be written.
         """
         import filelock
 
@@ -177,6 +178,7 @@ class Workspace:
             raise MachineFault(f"cannot lock {self.root}: {error.strerror}", "check its permissions") from error
         try:
             since = datetime.datetime.now().strftime("%H:%M")
+            self.check_journal()
             with self._writing(holder):
                 holder.write_text(f"pid {os.getpid()} on host {socket.gethostname()} since {since}")
             yield
@@ -184,6 +186,15 @@ class Workspace:
             with contextlib.suppress(OSError):
                 holder.unlink()
             lock.release()
+
+    def check_journal(self) -> None:
+        """Check that the journal can be written, before there is something to write into it.
+
+        Raises:
+            MachineFault: if it cannot.
+        """
+        with self._writing(self.path("journal.jsonl")), self.path("journal.jsonl").open("ab"):
+            pass
 
     def journal(self, event: str, **details: Any) -> None:
         """Append one line: what was done, to what.

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact
+from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact, UsageError
 from mmsurgery.provenance import canonical_json, parse_json, sha256_file
 
 _TEMPORARY = ".partial-"
@@ -164,6 +164,32 @@ def _exchange(new: Path, path: Path) -> None:
             aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def given_path(path: Path) -> Path:
+    """A path that a person named to be written: its folder must be there, for a mistyped one is not made.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"no folder {path.parent} to write {path.name} into", "make it, or name another one")
+    return path
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Check that the disk has room below a folder, which is made, before hours of work.
+
+    Raises:
+        MachineFault: if it has not, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise machine_fault(error, folder) from error
+    if free < needed:
+        raise MachineFault(f"{folder} needs {needed:,} bytes for {what}, {free:,} are free", "free some disk space")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

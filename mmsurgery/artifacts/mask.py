@@ -7,7 +7,6 @@ File: one safetensors file, per parameter a uint8 tensor of ceil(numel / 8) byte
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from mmsurgery.artifacts.files import given_path
 from mmsurgery.artifacts.tensors import MAX_DIMENSIONS, read_header, read_tensor, write_safetensors
 from mmsurgery.errors import InputRefused, Mismatch, UsageError, unknown
 from mmsurgery.names import GROUPS, Address, Selector
 from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, parse_json, seal, sha256, sha256_json
-
-_NUMBER = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -41,7 +39,7 @@ _KEYS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskParameter:
     """One parameter of a mask."""
 
@@ -77,9 +75,12 @@ def count_ones(bits: Bytes) -> int:
     return words + int(np.bitwise_count(bits[whole:]).sum(dtype=np.int64))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Mask:
-    """A boolean per weight of one model. Immutable; operators make new masks on packed bits."""
+    """A boolean per weight of one model. Immutable; operators make new masks on packed bits.
+
+    Masks are equal that would do the same: same bits, shapes, modules and base, however they were made.
+    """
 
     rule: str
     """How it was made: `ratio`, `random`, `inverse`, `magnitude`, `forget-only`, `compose`, ..."""
@@ -131,6 +132,16 @@ class Mask:
     def content_sha256(self) -> str:
         """Identity of the bits: digest over names and packed bits."""
         return sha256_json({name: sha256(p.bits.tobytes()) for name, p in self.parameters.items()})
+
+    def _content(self) -> tuple[Any, ...]:
+        shapes = tuple(sorted((name, parameter.shape) for name, parameter in self.parameters.items()))
+        return shapes, self.content_sha256, self.modules, tuple(sorted(self.base.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return self._content() == other._content() if isinstance(other, Mask) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._content())
 
     def in_modules(self) -> set[str]:
         """Names of the parameters inside `modules`."""
@@ -216,6 +227,8 @@ class Mask:
             raise Mismatch("the masks were built for models with different weights")
 
     def _combine(self, other: Mask, sign: str, operation: Callable[[Any, Any], Any]) -> Mask:
+        if not isinstance(other, Mask):
+            return NotImplemented
         self.fits(other)
         changed = {
             name: replace(p, bits=operation(p.bits, other.parameters[name].bits)) for name, p in self.parameters.items()
@@ -253,9 +266,14 @@ class Mask:
         """Write the mask as one safetensors file, atomically; an existing file is replaced.
 
         Raises:
+            UsageError: if its folder does not exist.
             MachineFault: if it cannot be written.
         """
-        write_safetensors(Path(path), {n: p.bits for n, p in self.parameters.items()}, {"mmsurgery": self._metadata()})
+        self.write(given_path(Path(path)))
+
+    def write(self, path: Path) -> None:
+        """`save` to a path of ours: its folder is made where it is missing."""
+        write_safetensors(path, {n: p.bits for n, p in self.parameters.items()}, {"mmsurgery": self._metadata()})
 
     def _metadata(self) -> str:
         value = {
@@ -376,15 +394,3 @@ def _clear_pad(bits: Bytes, numel: int) -> Bytes:
     if numel % 8:
         bits[-1] &= (1 << (numel % 8)) - 1
     return bits
-
-
-def check_beta(text: str | float) -> float:
-    """A threshold: a finite number above zero, written with a decimal point whatever the locale.
-
-    Raises:
-        UsageError: for anything else.
-    """
-    beta = math.nan if isinstance(text, str) and not _NUMBER.fullmatch(text) else float(text)
-    if not (math.isfinite(beta) and beta > 0):
-        raise UsageError(f"beta is '{text}', should be a number above 0", "pass --beta 1")
-    return beta

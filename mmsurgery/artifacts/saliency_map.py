@@ -171,7 +171,7 @@ class SaliencyMap:
 
     # files
 
-    def save(self, folder: Path, *, replace: bool = False, store: str = "float32") -> None:
+    def save(self, folder: Path | str, *, replace: bool = False, store: str = "float32") -> None:
         """Write the map as a folder: HDF5 files, then the manifest; whole or not at all.
 
         Args:
@@ -183,7 +183,7 @@ class SaliencyMap:
             MachineFault: if it cannot be written.
         """
         group = "sum_of_gradients" if self.estimator == "dataset" else "sum_of_squares"
-        with atomic_folder(folder, replace=replace) as temporary:
+        with atomic_folder(Path(folder), replace=replace) as temporary:
             files = {}
             blocks = list(self._blocks())
             for index, names in enumerate(blocks):

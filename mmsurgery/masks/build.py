@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.mask import Mask, check_beta
+from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.saliency_map import SaliencyMap, content_sha256, read_manifest, recorded
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import SETS, benchmark, source_of
 from mmsurgery.data.samples import data_sha256
 from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
 from mmsurgery.masks import controls
-from mmsurgery.masks.rule import MIXTURES, SCOPES, Ratio, check_density, ratio_mask
+from mmsurgery.masks.rule import MIXTURES, SCOPES, Ratio, check_beta, check_density, ratio_mask
 from mmsurgery.names import Selector
 from mmsurgery.provenance import provenance
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress
@@ -103,7 +103,7 @@ def build_mask(
         digests = {part: {"sha256": digest} for part, digest in inputs["saliency"].items()}
         parents = tuple({**parent, **digests.get(str(parent.get("part")), {})} for parent in mask.parents)
         mask = replace(mask, parents=parents, provenance={**origin, "tied": dict(maps[0].tied)})
-        mask.save(path)
+        mask.write(path)
         workspace.journal("mask", name=name, selected=mask.selected, total=mask.total, settings=settings)
     return MaskResult(name, path, mask, False, measured)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.artifacts.mask import Bytes, Mask, MaskParameter, check_beta
+from mmsurgery.artifacts.mask import Bytes, Mask, MaskParameter
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.errors import Mismatch, UnusableData, UsageError, unknown
 from mmsurgery.masks import top
@@ -26,6 +27,7 @@ from mmsurgery.provenance import provenance, sha256_json
 
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
 
+_NUMBER = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 MIXTURES = ("pooled", "equal")
 SCOPES = ("overall", "tensor")
 _BITS: dict[str, tuple[Any, int]] = {"<f4": ("<u4", 0xFF << 23), "<f8": ("<u8", 0x7FF << 52)}
@@ -167,11 +169,15 @@ def ratio_mask(
         also `wanted` (how many were to be selected).
 
     Raises:
+        TypeError: for maps of another type.
         UsageError: for a wrong beta, density, mixture or selector.
         Mismatch: if the maps do not belong together.
         UnusableData: if nothing is selected, or saliency is not finite.
     """
     maps = [preserve] if isinstance(preserve, SaliencyMap) else list(preserve)
+    for each in (forget, *maps):
+        if not isinstance(each, SaliencyMap):
+            raise TypeError(f"a {type(each).__name__} is no SaliencyMap - next: SaliencyMap.load(path)")
     threshold = check_beta(beta)
     if density is not None:
         check_density(density)
@@ -189,6 +195,18 @@ def ratio_mask(
     chosen = _by_beta(ratio, names, threshold) if density is None else _by_density(ratio, names, density, per)
     rule: dict[str, Any] = {"beta": threshold} if density is None else {"density": density, "per": per}
     return _mask(ratio, addresses, chosen, {**rule, "mixture": mixture, "modules": str(selector)})
+
+
+def check_beta(text: str | float) -> float:
+    """A threshold: a finite number above zero, written with a decimal point whatever the locale.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    beta = math.nan if isinstance(text, str) and not _NUMBER.fullmatch(text) else float(text)
+    if not (math.isfinite(beta) and beta > 0):
+        raise UsageError(f"beta is '{text}', should be a number above 0", "pass --beta 1")
+    return beta
 
 
 def check_density(density: float) -> float:

@@ -20,6 +20,8 @@ from mmsurgery.artifacts.files import (
     DigestCache,
     atomic_file,
     atomic_folder,
+    check_space,
+    given_path,
     read_bytes,
     read_json,
     regular_file,
@@ -27,7 +29,7 @@ from mmsurgery.artifacts.files import (
     write_json,
     write_pretty_json,
 )
-from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact
+from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact, UsageError
 from mmsurgery.provenance import sha256
 
 
@@ -418,3 +420,21 @@ def test_the_cache_stays_small_and_private(cache: Callable[[], DigestCache], tmp
     assert entries["new"] == [[1], "value"]
     assert stat.S_IMODE(store.stat().st_mode) == 0o600
     assert stat.S_IMODE(store.parent.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_a_person_mistyped_is_not_made(tmp_path: Path) -> None:
+    assert given_path(tmp_path / "x.png") == tmp_path / "x.png"
+    assert given_path(Path("x.png")) == Path("x.png")
+    with pytest.raises(UsageError, match="no folder"):
+        given_path(tmp_path / "none" / "x.png")
+    assert not (tmp_path / "none").exists()
+
+
+def test_room_on_the_disk(tmp_path: Path) -> None:
+    check_space(tmp_path / "a" / "b", 1, "a test")
+    assert (tmp_path / "a" / "b").is_dir()
+    with pytest.raises(MachineFault, match=r"needs 1,000,000,000,000,000,000 bytes for a test, [\d,]+ are free"):
+        check_space(tmp_path, 10**18, "a test")
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(MachineFault):
+        check_space(tmp_path / "file" / "x", 1, "a test")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import flips, mutations
 
-from mmsurgery.artifacts.mask import Mask, MaskParameter, check_beta, count_ones, pack, unpack
+from mmsurgery.artifacts.mask import Mask, MaskParameter, count_ones, pack, unpack
 from mmsurgery.artifacts.tensors import read_header, write_safetensors
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UsageError
+from mmsurgery.masks.rule import check_beta
 from mmsurgery.names import Address, Selector
 from mmsurgery.provenance import canonical_json, provenance, seal
 
@@ -517,3 +519,27 @@ def test_counts_are_python_integers() -> None:
     mask = random_mask(3)
     assert type(mask.selected) is type(mask.total) is int
     assert math.isclose(mask.density(), mask.selected / mask.total)
+
+
+def test_equal_masks_do_the_same_however_they_were_made(tmp_path: Path) -> None:
+    mask = random_mask(0)
+    mask.save(str(tmp_path / "mask.safetensors"))
+    loaded = Mask.load(tmp_path / "mask.safetensors")
+    assert (loaded == mask, hash(loaded) == hash(mask), len({mask, loaded, mask & mask})) == (True, True, 1)
+    assert mask != ~mask
+    assert mask != replace(mask, modules="lm.0")
+    assert mask != replace(mask, base={**mask.base, "model_sha256": "other"})
+    assert mask != 1
+
+
+def test_operators_leave_foreign_types_to_python() -> None:
+    mask = random_mask(0)
+    for combine in (operator.and_, operator.or_, operator.xor, operator.sub):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            combine(mask, 1)
+
+
+def test_a_missing_folder_is_not_made_for_a_mask(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no folder"):
+        random_mask(0).save(tmp_path / "none" / "mask.safetensors")
+    assert not (tmp_path / "none").exists()

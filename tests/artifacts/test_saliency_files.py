@@ -513,3 +513,8 @@ def test_a_file_that_changes_after_loading_is_refused_or_right(part: Path) -> No
     for read in (lambda: loaded.arrays["e"], lambda: list(loaded.blocks("e"))):
         with pytest.raises(InputRefused, match="cannot be read"):
             read()
+
+
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    saliency().save(str(tmp_path / "part"))
+    assert SaliencyMap.load(str(tmp_path / "part")).units == saliency().units

@@ -276,3 +276,9 @@ def test_settings_cannot_be_changed() -> None:
         Settings().recipe = RecipeSettings()  # type: ignore[misc]
     values: dict[str, Any] = dataclasses.asdict(Settings())
     assert set(values) == {"benchmark", "models", "recipe"}
+
+
+def test_a_journal_that_cannot_be_written_is_noticed_before_the_work(workspace: Workspace) -> None:
+    workspace.path("journal.jsonl").mkdir()
+    with pytest.raises(MachineFault, match=r"cannot write .*journal"), workspace.lock():
+        pytest.fail("entered")

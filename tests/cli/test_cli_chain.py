@@ -97,6 +97,7 @@ def test_a_moved_weight_outside_the_mask_fails_the_claim(chain: Command, portrai
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
+        (["inspect", "default", "--png", "/nonexistent/x.png"], 2, "no folder /nonexistent"),
         (["inspect", "defualt"], 2, "did you mean 'default'"),
         (["mask", "--modules", "lm.99", "--name", "x"], 2, "nearest"),
         (["mask", "--modules", "brain", "--name", "x"], 2, "groups: vision, connector, lm"),

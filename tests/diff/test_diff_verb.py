@@ -85,7 +85,7 @@ def mask(workspace: Workspace, loaded_llava: Loaded) -> Callable[..., Mask]:
             rule="random", beta=None, estimator=None, mixture=None, modules="lm", parameters=parameters,
             base={"model_type": "llava", "model_sha256": ""}, provenance={},
         )  # fmt: skip
-        made.save(workspace.mask_path(name))
+        made.write(workspace.mask_path(name))
         return made
 
     return make

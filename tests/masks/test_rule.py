@@ -409,3 +409,9 @@ def test_blocks_of_any_size_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) 
         masks.append(ratio_mask(*maps, address=address).content_sha256)
         masks.append(ratio_mask(*maps, density=0.3, address=address).content_sha256)
     assert len(set(masks[::2])) == len(set(masks[1::2])) == 1
+
+
+def test_maps_of_another_type() -> None:
+    for arguments in (("forget_vqa", ["retain_vqa"]), (3, [])):
+        with pytest.raises(TypeError, match="is no SaliencyMap"):
+            ratio_mask(*arguments)  # type: ignore[arg-type]

@@ -101,5 +101,5 @@ def ws(
     """A workspace with vanilla model and a mask `default` of half of lm and connector."""
     workspace = Workspace(tmp_path, Settings(recipe=RECIPE))
     shutil.copytree(tiny_llava, workspace.model_dir("vanilla"))
-    random_mask(loaded_llava, "lm,connector").save(workspace.mask_path("default"))
+    random_mask(loaded_llava, "lm,connector").write(workspace.mask_path("default"))
     return workspace
