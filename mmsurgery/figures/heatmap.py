@@ -26,7 +26,10 @@ NO_LAYER = "none"
 """Label of the row of parameters that belong to no layer."""
 
 _CELL = (0.46, 0.26)
+"""Inches, as the lengths below."""
 _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP, _BAR = 0.65, 0.95, 0.35, 0.7, 0.7, 0.16
+_LETTER = 0.09
+"""Width of a title's letter, at most, on the average."""
 _ANNOTATED = 200
 """Figures of at most this many cells show their values."""
 
@@ -153,16 +156,17 @@ def _figure(heatmaps: Sequence[Heatmap]) -> Figure:
     widths = [max(len(h.columns), 1) * _CELL[0] for h in heatmaps]
     heights = [max(len(h.rows), 1) * _CELL[1] for h in heatmaps]
     tall = max(*heights, 6 * _CELL[1])
-    width = _LEFT + sum(widths) + _GAP * (len(heatmaps) - 1) + _RIGHT
+    slots = [max(w, _LETTER * len(h.title)) for w, h in zip(widths, heatmaps, strict=True)]
+    width = _LEFT + sum(slots) + _GAP * (len(heatmaps) - 1) + _RIGHT
     height = _TOP + tall + _BOTTOM
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     brightest, left = scale(heatmaps), _LEFT
     annotated = sum(h.values.size for h in heatmaps) <= _ANNOTATED
-    for heatmap, w, h in zip(heatmaps, widths, heights, strict=True):
+    for heatmap, w, h, slot in zip(heatmaps, widths, heights, slots, strict=True):
         axes = figure.add_axes((left / width, (_BOTTOM + tall - h) / height, w / width, h / height))
         cells = _draw_one(axes, heatmap, brightest, annotated)
-        left += w + _GAP
+        left += slot + _GAP
     figure.axes[0].set_ylabel("layer")
     bar = figure.add_axes(((left - _GAP + 0.2) / width, _BOTTOM / height, _BAR / width, tall / height))
     figure.colorbar(cells, cax=bar)

@@ -260,3 +260,19 @@ def test_terminal_colours_are_those_of_the_pictures() -> None:
         expected = [round(255 * c) for c in matplotlib.colormaps["viridis"](float(share))[:3]]
         found = bytes.fromhex(terminal._colour(float(share))[1:])
         assert max(abs(a - b) for a, b in zip(expected, found, strict=True)) <= 5
+
+
+@pytest.mark.parametrize("titles", [["vision 12%", "connector 33%", "lm 55%"], ["A TITLE WIDER THAN ITS CELL", "b"]])
+def test_titles_do_not_run_into_each_other(titles: list[str], tmp_path: Path) -> None:
+    namespace = "{http://www.w3.org/2000/svg}"
+    path = tmp_path / "titles.svg"
+    draw([Heatmap(title, ["none"], ["proj"], np.ones((1, 1)), "share") for title in titles], path)
+    places = {}
+    for text in ElementTree.fromstring(path.read_text()).iter(f"{namespace}text"):
+        if text.text in titles:
+            left = re.search(r"translate\(([0-9.]+)", text.get("transform", ""))
+            places[text.text] = float(left[1]) if left else float(text.get("x", "nan"))
+    lefts = [places[title] for title in titles]
+    for title, left, following in zip(titles, lefts, lefts[1:], strict=False):
+        # bold DejaVu Sans of 9.6 points, 0.69 em a letter, capitals 0.78; then the labels of the next one's rows
+        assert following - left > 9.6 * (0.78 if title.isupper() else 0.69) * len(title) + 20
