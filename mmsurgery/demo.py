@@ -30,7 +30,7 @@ class Step:
     seconds: float
 
 
-def run(root: Path, *, backbone: str = "llava", progress: Progress = SILENT) -> Iterator[Step]:
+def run(root: Path, *, backbone: str | None = None, progress: Progress = SILENT) -> Iterator[Step]:
     """Run the chain in `root`, yielding after each command; finished steps are up to date when run again.
 
     The gold model is trained by a second one-thread process while the chain goes on.

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of the demo's workspace.")] = Path("demo"),
-    backbone: Annotated[str, typer.Option(help="Model family of the micro model.")] = "llava",
+    backbone: Annotated[str | None, typer.Option(help="Model family of the micro model.")] = None,
 ) -> None:
     """The whole chain on the embedded example, and what to look at."""
     from mmsurgery.demo import run
