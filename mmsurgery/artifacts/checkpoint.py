@@ -28,6 +28,7 @@ _RECOMPUTED = ("position_ids", "inv_freq", "original_inv_freq")
 """Buffers that older releases stored and every release recomputes; they are no weights."""
 _CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _WEIGHT_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,200}\.safetensors")
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "depth")
 _CHUNK = 4 << 20
 _COPIED = (".json", ".jinja", ".model", ".txt")
 
@@ -98,7 +99,8 @@ class CheckpointFiles:
     Raises:
         MissingArtifact: if the folder does not exist.
         InputRefused: for missing, damaged or pickled weights, remote code, quantised weights, an
-            index that leaves the folder or disagrees with its shards, one parameter stored twice.
+            index that leaves the folder or disagrees with its shards, one parameter stored twice, a
+            config of more layers than tensors.
     """
 
     def __init__(self, path: Path, canonical: Callable[[str], str], tied: Mapping[str, str] = _TIED_HEAD) -> None:
@@ -120,6 +122,7 @@ class CheckpointFiles:
                     raise InputRefused(f"{path} stores {name} twice, as {stored_as[name]} and {stored}")
                 stored_as[name] = stored
                 self._tensors[name] = (header.path, info)
+        _check_layers(path, self.config, len(self._tensors))
         self.tied = self._drop_aliases(tied) if _ties(self.config) else {}
         """Alias -> name of parameters that are one; the alias is not among `names`."""
 
@@ -216,6 +219,15 @@ class CheckpointFiles:
         except OSError as error:
             raise InputRefused(f"{path} cannot be read: {error.strerror}") from error
         return digest.hexdigest()
+
+
+def _check_layers(path: Path, config: Any, tensors: int) -> None:
+    """Refuse a config of more layers than there are tensors: building them would take for ever."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_layers(path, value, tensors)
+        elif key in _LAYERS and type(value) is int and value > tensors:
+            raise InputRefused(f"{path / 'config.json'} says {key} = {value:,}, the files hold {tensors} tensors")
 
 
 def _ties(config: Mapping[str, Any]) -> bool:

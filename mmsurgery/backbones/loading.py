@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,14 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UnusableData
 from mmsurgery.names import Address
+from mmsurgery.provenance import sha256_json
 
 if TYPE_CHECKING:
     import torch
+
+
+_SMALL = 1 << 24
+"""Weights that take no memory to speak of."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,19 @@ class Loaded:
     tied: dict[str, str]
     """Alias -> canonical name of parameters that are one."""
 
-    @functools.cached_property
+    fingerprint: str | None = None
+    """Of the weights as they were loaded, see `fingerprint`."""
+
+    @property
     def model_sha256(self) -> str:
-        """Identity of the checkpoint on disk, see `CheckpointFiles.digest`."""
+        """Identity of the weights in memory: that of the checkpoint (see `CheckpointFiles.digest`) as long as
+        they are as they were loaded, else the one they would have if they were saved as they are."""
+        if self.fingerprint in (None, fingerprint(self.model)):
+            return self._stored_sha256
+        return weights_sha256(self.model)
+
+    @functools.cached_property
+    def _stored_sha256(self) -> str:
         return CheckpointFiles(self.path, self.backbone.canonical).digest()
 
     @functools.cached_property
@@ -60,11 +76,37 @@ def load(path: Path, dtype: torch.dtype | None = None) -> Loaded:
     family = backbone(model_config(path)["model_type"])
     model = family.load_model(path, dtype=dtype)
     processor = family.load_processor(path)
-    loaded = Loaded(model, processor, family, path, addresses(family, model), tied(model))
+    found = addresses(family, model)
     _check_finite(model)
+    loaded = Loaded(model, processor, family, path, found, tied(model), fingerprint(model))
     if (path / RUN_FILE).exists():
         loaded.model_sha256  # noqa: B018 - refuses what is not as its run wrote it
     return loaded
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A quick look at every weight's bits (their sum by parameter): an update that leaves it as it is
+    would be a coincidence."""
+    import torch
+
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = {
+        name: int(parameter.detach().view(integers[parameter.element_size()]).sum(dtype=torch.int64))
+        for name, parameter in model.named_parameters()
+    }
+    return sha256_json(sums)
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """The identity that the weights in memory would have as a checkpoint, see `CheckpointFiles.digest`."""
+    import torch
+
+    codes = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+    entries = []
+    for name, parameter in sorted(model.named_parameters()):
+        data = parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+        entries.append([name, codes[parameter.dtype], list(parameter.shape), hashlib.sha256(data).hexdigest()])
+    return sha256_json(entries)
 
 
 def addresses(family: Backbone, model: torch.nn.Module) -> dict[str, Address]:
@@ -141,6 +183,7 @@ def pretrained(cls: Any, path: Path, dtype: torch.dtype | None) -> torch.nn.Modu
         InputRefused: if a tensor is missing, unexpected or of another shape, or the config is bad.
     """
     with quiet():
+        _check_size(cls, path)
         try:
             model, info = cls.from_pretrained(
                 path,
@@ -163,3 +206,27 @@ def pretrained(cls: Any, path: Path, dtype: torch.dtype | None) -> torch.nn.Modu
             )
     loaded: torch.nn.Module = model.eval()
     return loaded
+
+
+def _check_size(cls: Any, path: Path) -> None:
+    """Check that the config describes about as many weights as the files hold, before memory is taken for
+    them; what exactly is missing, `from_pretrained` says.
+
+    Raises:
+        InputRefused: if it describes many more, or cannot be read.
+    """
+    import torch
+
+    files = CheckpointFiles(path, str)
+    held = sum(math.prod(files.shape(name)) for name in files.names)
+    try:
+        config = cls.config_class.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            described = sum(parameter.numel() for parameter in cls(config).parameters())
+    except Exception as error:  # as below
+        raise InputRefused(f"{path} cannot be loaded: {str(error)[:300]}") from error
+    if described > 2 * held + _SMALL:
+        raise InputRefused(
+            f"{path / 'config.json'} describes {described:,} weights, the files hold {held:,}",
+            "copy the whole checkpoint again",
+        )

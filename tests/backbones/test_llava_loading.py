@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from mmsurgery.artifacts.checkpoint import SINGLE
+from mmsurgery.artifacts.checkpoint import SINGLE, CheckpointFiles
 from mmsurgery.backbones import loading
-from mmsurgery.backbones.loading import Loaded, load
+from mmsurgery.backbones.loading import Loaded, load, weights_sha256
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import InputRefused, Mismatch, UnusableData, UsageError
 from mmsurgery.names import Address
@@ -75,6 +75,11 @@ def test_loading_is_silent(copy: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert capfd.readouterr() == ("", "")
 
 
+def edit_part(folder: Path, part: str, key: str, value: int) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    edit_config(folder, **{part: {**config[part], key: value}})
+
+
 WEIGHT = "language_model.model.norm.weight"
 
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -96,6 +101,16 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         "missing keys, 9 in all: model.language_model.layers.2",
     ),
+    "a thousand million layers": (
+        lambda p: edit_part(p, "text_config", "num_hidden_layers", 10**9),
+        "says num_hidden_layers = 1,000,000,000, the files hold 80 tensors",
+    ),
+    "a thousand million layers of sight": (
+        lambda p: edit_part(p, "vision_config", "num_hidden_layers", 10**9),
+        "says num_hidden_layers = 1,000,000,000",
+    ),
+    "terabytes": (lambda p: edit_part(p, "text_config", "intermediate_size", 10**10), "describes [0-9,]+ weights, the"),
+    "beyond numbers": (lambda p: edit_part(p, "text_config", "hidden_size", 10**30), "cannot be loaded"),
     "config": (lambda p: edit_config(p, vision_feature_select_strategy="odd"), "cannot be loaded"),
     "tokenizer": (lambda p: (p / "tokenizer.json").write_text('{"version": "1.0"}'), "the processor files"),
     "picture": (lambda p: (p / "processor_config.json").write_text("[]"), "processor_config.json is not a JSON object"),
@@ -224,3 +239,19 @@ def test_tiny_model_has_parameters_without_gradient(
     last, final = "model.vision_tower.encoder.layers.2.", "model.vision_tower.post_layernorm."
     assert without == {name for name in loaded_llava.addresses if name.startswith((last, final))}
     assert len(without) == 18
+
+
+def test_the_identity_of_weights_in_memory(copy: Path) -> None:
+    loaded = load(copy)
+    stored = loaded.model_sha256
+    assert stored == CheckpointFiles(copy, backbone.canonical).digest() == weights_sha256(loaded.model)
+    weight = loaded.model.lm_head.weight
+    with torch.no_grad():
+        weight[3, 4] += 1
+    changed = loaded.model_sha256
+    assert changed == weights_sha256(loaded.model) != stored
+    weight.data[3, 4] -= 1  # in place behind autograd's back
+    weight.data[3, 5] += 1
+    assert loaded.model_sha256 not in (stored, changed)
+    loaded.model.save_pretrained(copy)
+    assert loaded.model_sha256 == CheckpointFiles(copy, backbone.canonical).digest()
