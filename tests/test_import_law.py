@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = [
-    {"errors", "names"},
+    {"errors", "interruption", "names"},
     {"provenance", "settings", "workspace"},
     {"artifacts", "figures"},
     {"backbones"},

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mmsurgery.errors import MachineFault, MmsurgeryError, printable
+from mmsurgery.interruption import Interrupted, interrupt
 from mmsurgery_cli import chain, looking, making, running
 from mmsurgery_cli.context import state
 
@@ -54,17 +55,10 @@ for module in (making, chain, looking, running):
     module.register(app)
 
 
-class Interrupted(BaseException):
-    """A signal asked the command to stop."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(number)
-
-
-def _interrupt(number: int, frame: Any) -> NoReturn:
+def _interrupt(number: int, frame: Any) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one stops at once
-    raise Interrupted(number)
+    interrupt(number)
+    _say("stopping after this step; a second signal stops at once")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +74,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, error.line(), error.code)
     except Interrupted as stop:
         name = signal.Signals(stop.number).name
-        _say(f"interrupted ({name}) - next: run the same command again; it goes on where it stopped")
+        kept = "it goes on where it stopped" if stop.saved else "parts that were finished are kept"
+        _say(f"interrupted ({name}) - next: run the same command again; {kept}")
         return 128 + stop.number
     except MemoryError as error:
         fault = MachineFault("not enough memory", "use a smaller batch or a machine with more memory")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, Mismatch, unknown
@@ -30,7 +31,6 @@ from mmsurgery.portraits.world import Mixture, World, generator, vocabulary
 from mmsurgery.provenance import differences, provenance, sha256_json
 from mmsurgery.unlearn.finetune import Stage, finetune
 from mmsurgery.unlearn.record import read_record
-from mmsurgery.unlearn.resume import Snapshots
 from mmsurgery.unlearn.save import check_space, commit
 from mmsurgery.workspace import SILENT, Progress, Workspace
 

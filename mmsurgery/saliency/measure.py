@@ -6,21 +6,22 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mmsurgery.artifacts.saliency_map import SaliencyMap
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.data import samples as data
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import MachineFault, UnusableData, UsageError, unknown
 from mmsurgery.methods.step import IGNORED, Answers
-from mmsurgery.provenance import provenance, sha256_json, versions
+from mmsurgery.provenance import provenance, sha256_json
 from mmsurgery.saliency.exact import HookedSamples
 from mmsurgery.saliency.modules import NotUnderstood
-from mmsurgery.saliency.resume import Snapshots, State, settings
+from mmsurgery.saliency.resume import State, settings
 from mmsurgery.saliency.sums import Sums, sum_dtype
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress
 
@@ -65,11 +66,13 @@ def measure_saliency(
         data_sha256: digest of the whole part, if `samples` is a shard of it.
 
     Raises:
+        TypeError: for a model or samples of another type.
         UsageError: for an unknown estimator or an impossible batch size.
         UnusableData: if there is no sample, a sample has no answer, or a loss or gradient is not
             finite, naming sample and tensor; or if a parameter is not in memory.
         MachineFault: if memory runs out.
     """
+    _check_types(loaded, samples)
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
     if batch_size < 1:
@@ -87,6 +90,16 @@ def measure_saliency(
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise MachineFault("out of memory while measuring saliency", "lower the batch size") from error
     return run.result()
+
+
+def _check_types(loaded: object, samples: object) -> None:
+    if not hasattr(loaded, "model") or not hasattr(loaded, "backbone"):
+        raise TypeError(f"loaded is a {type(loaded).__name__}, should be what load_model returns")
+    if isinstance(samples, str) or not isinstance(samples, Sequence):
+        raise TypeError(f"samples is a {type(samples).__name__}, should be a list of Sample")
+    odd = [sample for sample in samples if not isinstance(sample, Sample)]
+    if odd:
+        raise TypeError(f"samples holds a {type(odd[0]).__name__}, should hold Sample alone")
 
 
 class _Measurement:
@@ -124,14 +137,14 @@ class _Measurement:
         """Samples whose sums were seen to be finite."""
         self.snapshots = None
         if resume_folder is not None:
-            everything = [self.settings, self.inputs, batch_size, data.data_sha256(samples), versions()]
+            everything = [self.settings, self.inputs, batch_size, data.data_sha256(samples)]
             kind = [str(first.dtype), first.device.type]
-            self.snapshots = Snapshots(resume_folder, sha256_json([*everything, *kind]), progress)
+            self.snapshots = Snapshots(resume_folder, sha256_json([*everything, *kind]), unit="sample")
 
     def run(self) -> None:
         """Measure every sample that is not yet in the sums."""
-        if self.snapshots is not None and (found := self.snapshots.load()) is not None:
-            self.state, arrays = found
+        if self.snapshots is not None and (found := self.snapshots.load(self.progress)) is not None:
+            self.state, arrays = State(**found[0]), found[1]
             self.clean = self.state.samples
             for parameter, name in self.names.items():
                 if name in arrays:
@@ -150,7 +163,8 @@ class _Measurement:
 
     def _pass_over(self, method: HookedSamples | _Backward, size: int) -> None:
         what = f"saliency of {self.part}" if self.part else "saliency"
-        with self.progress.stage(what, len(self.samples)) as advance, method:
+        stoppable = contextlib.nullcontext() if self.snapshots is None else self.snapshots.taking()
+        with self.progress.stage(what, len(self.samples)) as advance, method, stoppable:
             advance(self.state.samples)
             for start in range(self.state.samples, len(self.samples), size):
                 chunk = self.samples[start : start + size]
@@ -162,7 +176,7 @@ class _Measurement:
                 )
                 if self.snapshots is not None and self.snapshots.due():
                     self._check_sums()
-                    self.snapshots.save(self.state, self.sums.arrays())
+                    self.snapshots.save(self.state.samples, asdict(self.state), self.sums.arrays())
                 advance(len(chunk))
         self._check_sums()
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.files import digest_cache, file_identity, machine_fault
+from mmsurgery.artifacts.files import check_space, digest_cache, file_identity, machine_fault
 from mmsurgery.artifacts.saliency_map import SaliencyMap
+from mmsurgery.artifacts.snapshots import GENERATIONS
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import benchmark, parts_of, source_of
 from mmsurgery.data.leakage import check_text
@@ -127,6 +129,11 @@ class _Model:
         weights = CheckpointFiles(self.folder, self.family.canonical).digest()
         return {"model_sha256": weights, "companions_sha256": companions_sha256(self.folder)}
 
+    def sums_bytes(self) -> int:
+        """Size of one float32 number per weight."""
+        files = CheckpointFiles(self.folder, self.family.canonical)
+        return 4 * sum(math.prod(files.shape(name)) for name in files.names)
+
     @functools.cached_property
     def inputs(self) -> dict[str, str]:
         """Digests of the weights, of configuration and processor files, and of what turns samples into
@@ -185,6 +192,7 @@ class _Job:
         mine = samples[shard.block(len(samples), self.batch_size if self.estimator == "batch" else 1)]
         if not self.force and (found := existing(whole, self._origin(part, samples))) is not None:
             return _result(found, whole, up_to_date=True)
+        self.workspace.check_journal()
         with _alone(folder):
             found = None if self.force else existing(folder, origin)
             measured = found or self._measure(part, samples, mine, origin, folder)
@@ -201,6 +209,7 @@ class _Job:
     ) -> SaliencyMap:
         from mmsurgery.saliency.measure import measure_saliency
 
+        check_space(folder.parent, self.model.sums_bytes() * (GENERATIONS + 1), "saliency and its snapshots")
         source, reader = source_of(self.workspace), benchmark(self.workspace.settings.benchmark.name)
         if leaked := check_text(reader, source, part, samples):
             self.progress.note(f"{leaked} samples of {part} are scored items: allowed by the settings")

@@ -11,6 +11,7 @@ import numpy as np
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import pack
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InputRefused, InternalError, Mismatch
 from mmsurgery.methods.registry import method as find_method
@@ -20,7 +21,7 @@ from mmsurgery.unlearn.lora import LoRA, unreached
 from mmsurgery.unlearn.plan import StepPlan
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.unlearn.request import Request, Run, gather
-from mmsurgery.unlearn.resume import History, Snapshots
+from mmsurgery.unlearn.resume import History
 from mmsurgery.unlearn.save import check_space, commit
 from mmsurgery.unlearn.verify import Moved
 from mmsurgery.workspace import SILENT, Progress, Workspace

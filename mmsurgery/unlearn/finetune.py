@@ -13,9 +13,10 @@ from mmsurgery.workspace import SILENT, Progress
 if TYPE_CHECKING:
     import torch
 
+    from mmsurgery.artifacts.snapshots import Snapshots
     from mmsurgery.backbones.loading import Loaded
     from mmsurgery.unlearn.loop import Evaluation
-    from mmsurgery.unlearn.resume import History, Snapshots
+    from mmsurgery.unlearn.resume import History
 
 Batches = Callable[[int], Sequence[Sequence[Sample]]]
 """Step from 0 -> its batch, in sub-batches that are run one after the other."""

@@ -8,13 +8,15 @@ that is not finite ends the run; nothing of it is saved as a model.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.errors import UnusableData
-from mmsurgery.unlearn.resume import History, Snapshots
+from mmsurgery.unlearn.resume import History
 from mmsurgery.workspace import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -83,13 +85,14 @@ def train(
     Raises:
         UnusableData: naming step, tensor and samples, where a loss or gradient is not finite.
         MachineFault: if a snapshot cannot be written.
+        Interrupted: after a snapshot, where a signal asked for it.
     """
     optimizer = _optimizer(update.trainable, optimisation)
     saved = snapshots.load(progress) if snapshots is not None else None
-    history = History() if saved is None else saved[0]
+    history = History() if saved is None else History(**saved[0])
     if saved is not None:
         _restore(update.trainable, optimizer, saved[1])
-    with progress.stage(what, steps) as advance:
+    with progress.stage(what, steps) as advance, contextlib.nullcontext() if snapshots is None else snapshots.taking():
         advance(history.steps)
         if evaluation is not None and not history.evaluations:
             history.evaluations.append({"step": 0, **evaluation.score()})
@@ -105,7 +108,7 @@ def train(
             if evaluation is not None and (history.steps % evaluation.every == 0 or history.steps == steps):
                 history.evaluations.append({"step": history.steps, **evaluation.score()})
             if snapshots is not None and snapshots.due():
-                snapshots.save(history, _state(update.trainable, optimizer))
+                snapshots.save(history.steps, dataclasses.asdict(history), _state(update.trainable, optimizer).items())
             advance(1)
     return history
 

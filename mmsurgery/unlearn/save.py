@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmsurgery.artifacts import files
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companion_files, companions_sha256
 from mmsurgery.artifacts.files import atomic_folder, write_json
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.artifacts.tensors import Header, read_header, read_tensor, write_safetensors_stream
-from mmsurgery.errors import InternalError, MachineFault, UnusableData
+from mmsurgery.errors import InternalError, UnusableData
 from mmsurgery.unlearn.record import sealed
-from mmsurgery.unlearn.resume import Snapshots
 from mmsurgery.unlearn.verify import compare
 from mmsurgery.workspace import SILENT, Progress
 
@@ -37,11 +38,7 @@ def check_space(start: CheckpointFiles, folder: Path) -> None:
     Raises:
         MachineFault: if it has not.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(file.stat().st_size for file in start.files)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise MachineFault(f"{folder} needs {needed:,} bytes for the model, {free:,} are free", "free some disk space")
+    files.check_space(folder, sum(file.stat().st_size for file in start.files), "the model")
 
 
 def commit(

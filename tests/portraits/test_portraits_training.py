@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import Mismatch, MissingArtifact, UsageError
 from mmsurgery.portraits import training
@@ -19,7 +20,6 @@ from mmsurgery.settings import ModelSettings, Settings
 from mmsurgery.unlearn import loop
 from mmsurgery.unlearn.finetune import Stage
 from mmsurgery.unlearn.record import read_record
-from mmsurgery.unlearn.resume import Snapshots
 from mmsurgery.unlearn.verify import verify
 from mmsurgery.workspace import Workspace
 

@@ -13,7 +13,7 @@ import torch
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.backbones.loading import Loaded
 from mmsurgery.data.samples import Sample
-from mmsurgery.errors import UnusableData, UsageError
+from mmsurgery.errors import Mismatch, UnusableData, UsageError
 from mmsurgery.saliency.measure import measure_saliency
 
 import autograd_fisher  # isort: skip
@@ -281,3 +281,26 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_sample(
     with pytest.raises(UnusableData, match=rf"gradient of {vision} is not finite at sample {blamed}") as caught:
         measure_saliency(llava64, mixed_samples, estimator=estimator, batch_size=2)
     assert caught.value.code == 5
+
+
+@pytest.mark.parametrize("samples", ["forget_vqa", 3, ["forget_vqa"], None])
+def test_samples_of_another_type(loaded_llava: Loaded, samples: Any) -> None:
+    with pytest.raises(TypeError, match=r"samples (is|holds) a .*, should (be|hold)"):
+        measure_saliency(loaded_llava, samples)
+
+
+def test_a_model_of_another_type(loaded_llava: Loaded, mixed_samples: list[Sample]) -> None:
+    for other in (loaded_llava.model, str(loaded_llava.path)):
+        with pytest.raises(TypeError, match="what load_model returns"):
+            measure_saliency(other, mixed_samples)
+
+
+def test_a_model_changed_in_memory_is_another_model(llava64: Loaded, mixed_samples: list[Sample]) -> None:
+    before = measure_saliency(llava64, mixed_samples[:1])
+    assert before.model_sha256 == llava64.model_sha256
+    with torch.no_grad():
+        llava64.model.lm_head.weight.mul_(1.5)
+    after = measure_saliency(llava64, mixed_samples[:1])
+    assert after.model_sha256 != before.model_sha256
+    with pytest.raises(Mismatch, match="model_sha256"):
+        after.same_kind(before)

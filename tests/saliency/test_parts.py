@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ import pytest
 import torch
 
 from mmsurgery.artifacts.saliency_map import SaliencyMap
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.loading import Loaded, load
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact, UsageError
 from mmsurgery.saliency import parts as parts_module
-from mmsurgery.saliency import resume
 from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.saliency.parts import measure_parts
 from mmsurgery.saliency.shards import Shard
@@ -129,6 +130,7 @@ def test_up_to_date_imports_no_torch(workspace: Workspace, tiny_llava: Path, mon
     script = f"""
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from mmsurgery.data.samples import Sample
 from mmsurgery.saliency import parts
 from mmsurgery.settings import ModelSettings, Settings
@@ -288,8 +290,8 @@ def test_a_killed_measurement_goes_on(
 ) -> None:
     measure_parts(workspace, "forget_vqa", batch_size=2)
     undisturbed = files(workspace.saliency_dir("forget_vqa"))
-    monkeypatch.setattr(resume, "INTERVAL", 0.0)
-    monkeypatch.setattr(resume, "SHARE", 0.0)
+    monkeypatch.setattr(Snapshots, "interval", 0.0)
+    monkeypatch.setattr(Snapshots, "share", 0.0)
     with pytest.raises(interrupted):
         measure_parts(workspace, "forget_vqa", batch_size=2, force=True, progress=watcher(4))
     assert files(workspace.saliency_dir("forget_vqa")) == undisturbed
@@ -427,3 +429,17 @@ def test_manifest_is_the_contract(workspace: Workspace) -> None:
         "threads": 1,
         "store": "float32",
     }
+
+
+def test_a_disk_without_room_is_noticed_before_the_model_is_loaded(
+    workspace: Workspace, loads: list[Path], loaded_llava: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 3 * 4 * sum(parameter.numel() for parameter in loaded_llava.model.parameters())
+    for free, refused in ((needed - 1, True), (needed, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        if refused:
+            with pytest.raises(MachineFault, match=f"needs {needed:,} bytes"):
+                measure_parts(workspace, "retain_qa")
+            assert not loads
+        else:
+            assert not measure_parts(workspace, "retain_qa")[0].up_to_date

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmsurgery.artifacts.saliency_map import SaliencyMap
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.loading import Loaded
 from mmsurgery.data.samples import Sample
-from mmsurgery.saliency import resume
 from mmsurgery.saliency.measure import measure_saliency
 
 
 @pytest.fixture(autouse=True)
 def _snapshot_after_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "INTERVAL", 0.0)
-    monkeypatch.setattr(resume, "SHARE", 0.0)
+    monkeypatch.setattr(Snapshots, "interval", 0.0)
+    monkeypatch.setattr(Snapshots, "share", 0.0)
 
 
 def saved(measured: SaliencyMap, folder: Path) -> dict[str, bytes]:
@@ -109,12 +109,12 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(
     undisturbed = saved(measure_saliency(loaded_llava, seven_samples, batch_size=2), tmp_path / "undisturbed")
     folder = killed(6)
     snapshots = sorted(folder.iterdir())
-    assert [path.name for path in snapshots] == ["samples-000000004.safetensors", "samples-000000006.safetensors"]
+    assert [path.name for path in snapshots] == ["sample-00000004.safetensors", "sample-00000006.safetensors"]
     damage(snapshots[1])
     progress = watcher()
     resumed = measure_saliency(loaded_llava, seven_samples, batch_size=2, progress=progress, resume_folder=folder)
     assert progress.steps == [4, 2, 1]
-    assert "samples-000000006.safetensors is damaged" in progress.notes[0]
+    assert "sample-00000006.safetensors is damaged" in progress.notes[0]
     assert saved(resumed, tmp_path / "resumed") == undisturbed
 
 
@@ -156,11 +156,11 @@ def test_another_measurement_never_goes_on_from_it(
     elif change == "template":
         loaded = changed_backbone(loaded, template_digest=lambda processor: "t" * 64)
     else:
-        monkeypatch.setattr("mmsurgery.saliency.measure.versions", lambda: {"torch": "0"})
+        monkeypatch.setattr("mmsurgery.artifacts.snapshots.versions", lambda: {"torch": "0"})
     progress = watcher()
     measured = measure_saliency(loaded, samples, progress=progress, resume_folder=folder, **options)  # type: ignore[arg-type]
     assert progress.steps[0] == 0
-    assert progress.notes == ["an interrupted measurement had other settings or inputs: starting anew"]
+    assert progress.notes == ["an interrupted run had other settings, inputs or library versions: starting anew"]
     fresh = measure_saliency(loaded, samples, **options)  # type: ignore[arg-type]
     assert all((measured.arrays[name] == array).all() for name, array in fresh.arrays.items())
 
@@ -171,31 +171,6 @@ def test_snapshots_wait_for_their_interval(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(resume, "INTERVAL", 1000.0)
+    monkeypatch.setattr(Snapshots, "interval", 1000.0)
     measure_saliency(loaded_llava, seven_samples, batch_size=1, resume_folder=tmp_path / "resume")
     assert not (tmp_path / "resume").exists()
-
-
-def test_a_slow_disk_gets_fewer_snapshots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, watcher: Any) -> None:
-    """One that takes 3 s is followed by another after 20 times that, not after the interval."""
-    now = [100.0]
-
-    def clock() -> float:
-        return now[0]
-
-    def write(*_: Any) -> None:
-        now[0] += 3.0
-
-    monkeypatch.setattr(resume, "INTERVAL", 30.0)
-    monkeypatch.setattr(resume, "SHARE", 20.0)
-    monkeypatch.setattr(resume.time, "monotonic", clock)
-    monkeypatch.setattr(resume, "write_safetensors", write)
-    snapshots = resume.Snapshots(tmp_path, "key", watcher())
-    due: Sequence[tuple[float, bool]] = ((129.0, False), (130.0, True))
-    for moment, expected in due:
-        now[0] = moment
-        assert snapshots.due() is expected
-    snapshots.save(resume.State(samples=1), [])
-    for moment, expected in ((192.0, False), (193.0, True)):
-        now[0] = moment
-        assert snapshots.due() is expected

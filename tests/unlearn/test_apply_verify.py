@@ -14,6 +14,7 @@ import pytest
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.artifacts.tensors import read_header, read_tensor, write_safetensors
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import load
@@ -31,7 +32,6 @@ from mmsurgery.unlearn import loop, save
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.masked import MaskedUpdate, PackedBits
 from mmsurgery.unlearn.references import distribution_bytes, retain_distribution
-from mmsurgery.unlearn.resume import Snapshots
 from mmsurgery.unlearn.verify import compare, verify
 from mmsurgery.workspace import SILENT, Workspace
 
@@ -301,7 +301,7 @@ def test_masks_of_other_models_are_refused_before_weights_are_loaded(
         (replace(mask, parameters={**mask.parameters, name: other}), Mismatch, rf"{name}: mask \[3\]"),
         (replace(mask, parameters=empty), UnusableData, "selects 0 of"),
     ):
-        bad.save(ws.mask_path("bad"))
+        bad.write(ws.mask_path("bad"))
         with pytest.raises(error, match=message):
             apply(ws, "ga", mask="bad")
 
@@ -310,7 +310,7 @@ def test_a_mask_built_for_vanilla_fits_what_was_made_from_it_and_one_of_that_mod
     apply(ws, "ga", mask="default", name="first")
     mask = Mask.load(ws.mask_path("default"))
     base = {"model_type": "llava", "model_sha256": load(ws.model_dir("first")).model_sha256}
-    replace(mask, base=base).save(ws.mask_path("own"))
+    replace(mask, base=base).write(ws.mask_path("own"))
     assert apply(ws, "ga", mask="own", start="first", name="second").claim == "mask"
     with pytest.raises(Mismatch, match="built for weights"):
         apply(ws, "ga", mask="own")
@@ -391,10 +391,10 @@ def test_verify_refuses_a_record_or_an_origin_that_changed(ws: Workspace) -> Non
         verify(ws, result.model)
     record.write_bytes(original)
     mask = Mask.load(ws.mask_path("default"))
-    (~mask).restrict("lm,connector").save(ws.mask_path("default"))
+    (~mask).restrict("lm,connector").write(ws.mask_path("default"))
     with pytest.raises(Mismatch, match="mask 'default' has changed"):
         verify(ws, result.model)
-    mask.save(ws.mask_path("default"))
+    mask.write(ws.mask_path("default"))
     assert verify(ws, result.model).ok
     flip(ws.model_dir("vanilla") / "model.safetensors", "lm_head.weight", 5)
     with pytest.raises(Mismatch, match="'vanilla' has changed"):

@@ -14,6 +14,7 @@ import torch
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import Mask
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import Loaded, load
 from mmsurgery.errors import UnusableData, UsageError
@@ -21,7 +22,6 @@ from mmsurgery.unlearn import loop
 from mmsurgery.unlearn.adapters import LowRankUpdate, _MaskedForward
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.lora import LoRA, lora_of, unreached
-from mmsurgery.unlearn.resume import Snapshots
 from mmsurgery.unlearn.verify import verify
 from mmsurgery.workspace import Workspace
 
@@ -204,7 +204,7 @@ def test_what_is_refused(ws: Workspace, random_mask: Callable[..., Mask], loaded
         apply(ws, "ga_diff", lora=LoRA(rank=0))
     with pytest.raises(UsageError, match="no rank - next: pass --lora-rank"):
         lora_of(None, "lm")
-    random_mask(loaded_llava, "lm.norm").save(ws.mask_path("norms"))
+    random_mask(loaded_llava, "lm.norm").write(ws.mask_path("norms"))
     with pytest.raises(UnusableData, match=r"LoRA has nothing to train: no weight of a linear layer in lm\.norm"):
         apply(ws, "ga_diff", mask="norms", lora=RANK)
     assert ws.models() == ["vanilla"]

@@ -1,0 +1,130 @@
+"""Snapshots of a long computation, so that a killed or stopped one goes on and ends with the same bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmsurgery import interruption
+from mmsurgery.artifacts.tensors import read_header, read_tensor, write_safetensors
+from mmsurgery.errors import InputRefused, MissingArtifact
+from mmsurgery.provenance import canonical_json, parse_json, sha256_json, versions
+
+if TYPE_CHECKING:
+    from mmsurgery.workspace import Progress
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+GENERATIONS = 2
+
+
+class Snapshots:
+    """The two newest snapshots of one computation: how far it is, a state as plain JSON, and arrays.
+
+    Args:
+        folder: theirs alone.
+        key: of all that the result depends on, library versions left out; the snapshots of another key, or
+            of other versions, are removed.
+        unit: what is counted: `step`, `sample`.
+    """
+
+    interval = 30.0
+    """Least seconds between two snapshots."""
+    share = 20.0
+    """A snapshot is not taken before this many times its predecessor's duration has passed: at most 5 % of
+    the time."""
+
+    def __init__(self, folder: Path, key: str, *, unit: str = "step") -> None:
+        self.folder, self.unit = folder, unit
+        self._key = sha256_json([key, versions()])
+        self._next = time.monotonic() + self.interval
+
+    @classmethod
+    def of(cls, made: Path, key: str, *, unit: str = "step") -> Snapshots:
+        """The snapshots of the run that makes `made` and is identified by `key`; each run has its own."""
+        return cls(made.with_name(f".resume-{made.name}-{key[:12]}"), key, unit=unit)
+
+    @staticmethod
+    def discard_all(made: Path) -> None:
+        """Remove the snapshots of every run that was to make `made`: it is made."""
+        for folder in made.parent.glob(f".resume-{made.name}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def taking(self) -> Iterator[None]:
+        """Around a loop that asks `due` after each unit: a signal to stop waits for its next snapshot."""
+        with interruption.deferred():
+            yield
+
+    def due(self) -> bool:
+        """Whether it is time for a snapshot, or one is needed to stop."""
+        return interruption.asked() or time.monotonic() >= self._next
+
+    def save(self, done: int, state: Mapping[str, Any], arrays: Iterable[tuple[str, np.ndarray[Any, Any]]]) -> None:
+        """Write a snapshot atomically and remove all but the two newest; then stop, if a signal asked for it.
+
+        Args:
+            done: units done.
+
+        Raises:
+            MachineFault: if it cannot be written.
+            Interrupted: after it is written.
+        """
+        begun = time.monotonic()
+        tensors = dict(arrays)
+        text = canonical_json({"state": dict(state), "key": self._key}).decode()
+        path = self.folder / f"{self.unit}-{done:08d}.safetensors"
+        write_safetensors(path, tensors, {"state": text, "sha256": _digest(text, tensors)})
+        for old in self._newest()[GENERATIONS:]:
+            old.unlink(missing_ok=True)
+        self._next = time.monotonic() + max(self.interval, self.share * (time.monotonic() - begun))
+        interruption.stop_if_asked()
+
+    def load(self, progress: Progress) -> tuple[dict[str, Any], Arrays] | None:
+        """State and arrays of the newest whole snapshot, or None; says so where a newer one is left out."""
+        for path in self._newest():
+            try:
+                key, state, arrays = _read(path)
+            except (InputRefused, MissingArtifact) as error:
+                progress.note(f"snapshot {path.name} is damaged and left out ({error.what})")
+                path.unlink(missing_ok=True)
+                continue
+            if key != self._key:
+                progress.note("an interrupted run had other settings, inputs or library versions: starting anew")
+                break
+            progress.note(f"going on after {self.unit} {int(path.stem.rpartition('-')[2])}")
+            return state, arrays
+        self.discard()
+        return None
+
+    def discard(self) -> None:
+        """Remove them all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _newest(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{self.unit}-*.safetensors"), reverse=True)
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any], Arrays]:
+    header = read_header(path)
+    arrays = {name: read_tensor(path, info).copy() for name, info in header.tensors.items()}
+    text = header.metadata.get("state", "")
+    if header.metadata.get("sha256") != _digest(text, arrays):
+        raise InputRefused("its content digest differs")
+    value = parse_json(text.encode(), path.name)
+    return value["key"], value["state"], arrays
+
+
+def _digest(text: str, arrays: Arrays) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
