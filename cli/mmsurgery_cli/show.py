@@ -296,9 +296,9 @@ def experiment(result: ExperimentResult) -> Lines:
     from mmsurgery.experiments.tables import tables
 
     for text in tables(result.results):
-        made = table(*text.header, title=text.title)
+        made = table(*(name.replace(" ", "\n").replace("-", "-\n") for name in text.header), title=text.title)
         for row in text.rows:
-            made.add_row(*(label(cell) for cell in row))
+            made.add_row(label(row[0]), *(_stacked(cell) for cell in row[1:]))
         yield made
         for note in text.notes:
             made_note = label(note)
@@ -307,3 +307,8 @@ def experiment(result: ExperimentResult) -> Lines:
         yield ""
     state = "up to date" if result.up_to_date else "written"
     yield label(f"{result.path} {state} ({result.seconds:.0f} s)")
+
+
+def _stacked(cell: str) -> Text:
+    """A table's cell with its interval and its verdict below, so that columns fit beside each other."""
+    return Text("\n").join(label(line) for line in cell.replace(" (", "\n(").replace(", ", "\n").split("\n"))

@@ -6,7 +6,7 @@ a `Source`; it never writes, and never opens anything outside the source's folde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -135,6 +135,12 @@ def source_of(workspace: Workspace) -> Source:
     settings = workspace.settings.benchmark
     options = {"allow": settings.allow, "world": settings.world, "draw": settings.draw}
     return Source(workspace.data_dir, settings.forget, options)
+
+
+def in_order(columns: Iterable[str]) -> list[str]:
+    """Columns as tables show them: in the order of `COLUMN_LABELS`, others after them by name."""
+    known = list(COLUMN_LABELS)
+    return sorted(columns, key=lambda column: (known.index(column) if column in known else len(known), column))
 
 
 def parts_of(name: str) -> tuple[str, ...]:

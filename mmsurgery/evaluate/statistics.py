@@ -35,7 +35,7 @@ def clustered_interval(values: Sequence[float], people: Sequence[str], *, seed: 
     Raises:
         UnusableData: if there are no values.
     """
-    sums, counts = by_person(values, people)
+    sums, counts = _by_person(values, people)
     if len(sums) == 1:
         return 0.0, 1.0
     return percentiles(_resampled(sums, counts, seed))
@@ -70,7 +70,7 @@ def paired_difference(
     Raises:
         UnusableData: if there are no items.
     """
-    sums, counts = by_person(np.subtract(first, second), people)
+    sums, counts = _by_person(np.subtract(first, second), people)
     p_value = sign_flips(sums, seed)
     interval = percentiles(_resampled(sums, counts, seed)) if len(sums) > 1 else (-1.0, 1.0)
     return Paired(float(sums.sum() / counts.sum()), interval, p_value, len(sums))
@@ -140,7 +140,7 @@ def matched(
     return None
 
 
-def by_person(values: Sequence[float] | Floats, people: Sequence[str]) -> tuple[Floats, Floats]:
+def _by_person(values: Sequence[float] | Floats, people: Sequence[str]) -> tuple[Floats, Floats]:
     """Sum and number of values per person `[P]`, people in sorted order."""
     if not len(values):
         raise UnusableData("there are no scored items")

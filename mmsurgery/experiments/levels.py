@@ -18,7 +18,7 @@ from mmsurgery.artifacts.files import atomic_folder, write_bytes
 from mmsurgery.data.samples import Item
 from mmsurgery.evaluate import evaluate
 from mmsurgery.evaluate.records import read_eval, read_items
-from mmsurgery.experiments.rows import Row
+from mmsurgery.experiments.rows import POINTS, Row
 from mmsurgery.masks.build import build_mask
 from mmsurgery.portraits.prepare import prepare as prepare_portraits
 from mmsurgery.portraits.prepare import prepare_model
@@ -27,11 +27,6 @@ from mmsurgery.settings import SETTINGS_FILE, Settings
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.workspace import Progress
-
-POINTS = 8
-"""Evaluations along a run of the fixed budget, after the one at its start."""
-FURTHER = 2
-"""How many fixed budgets a run may take to reach matched forgetting."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class _Level:
         self.people = {column: entry["people"] for column, entry in made["items"].items()}
         self.sizes = {column: len(people) for column, people in self.people.items()}
         self.fixed: dict[str, Correct] = {
-            name: _arrays(found["correct"])
+            name: {column: np.asarray(found["correct"][column], dtype=np.float64) for column in self.sizes}
             for name, found in [*made["start"].items(), *made["cells"].items()]
             if "correct" in found
         }
@@ -163,10 +163,6 @@ class _Level:
         }
 
 
-def _arrays(correct: Mapping[str, Sequence[bool]]) -> Correct:
-    return {column: np.asarray(values, dtype=np.float64) for column, values in correct.items()}
-
-
 def _columns(correct: Correct) -> dict[str, Any]:
     columns = accuracies(correct)
     return {"columns": columns, "utility": utility(columns)}
@@ -202,7 +198,7 @@ def _means(levels: Sequence[_Level], comparison: str, row: str, quantities: Sequ
                 "mean": float(np.mean([value.mean for value in values])),
                 "ci95": list(statistics.interval(values)),
                 "levels": len(values),
-                "n": sum(len(value.values) for value in values),
+                "n": sum(value.n for value in values),
             }
     return found
 
@@ -249,5 +245,5 @@ def _pair(levels: Sequence[_Level], comparison: str, what: str, first: str, seco
         "same_sign": compared.same_sign,
         "levels": compared.levels,
         "people": compared.people,
-        "n": sum(len(one.values) for one, _ in pairs),
+        "n": sum(one.n for one, _ in pairs),
     }

@@ -14,6 +14,11 @@ MODULES = "lm,connector"
 RATIO: Mapping[str, Any] = {"beta": 1.0, "modules": MODULES}
 """The paper's mask (Eq. 7)."""
 
+POINTS = 8
+"""Evaluations along a run of the fixed budget, after the one at its start."""
+FURTHER = 3
+"""How many fixed budgets a run may take to reach matched forgetting."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

@@ -21,7 +21,7 @@ from mmsurgery.artifacts.files import read_json, write_bytes, write_json
 from mmsurgery.backbones import discovery
 from mmsurgery.errors import MissingArtifact, UnusableData, UsageError
 from mmsurgery.experiments import rows
-from mmsurgery.experiments.levels import FURTHER, Level, levels_of, prepare, run_row, scored, scored_items
+from mmsurgery.experiments.levels import Level, levels_of, prepare, run_row, scored, scored_items
 from mmsurgery.experiments.results import assemble, target_of
 from mmsurgery.experiments.scores import at_matched_forgetting, unpack
 from mmsurgery.experiments.tables import markdown
@@ -29,7 +29,7 @@ from mmsurgery.provenance import check_seal
 from mmsurgery.workspace import SILENT, Progress
 
 RESULTS, TABLE = "results.json", "table.md"
-_LONG = 200
+_LONG = 400
 """Stages of this many units are announced, the rest are not."""
 
 
@@ -218,7 +218,7 @@ def _cell(workspace: Workspace, row: rows.Row, items: dict[str, Any], target: fl
         evaluations = record["evaluations"]
         sizes = {column: len(asked) for column, asked in items.items()}
         if at_matched_forgetting(unpack(evaluations, sizes), target) is None:
-            evaluations = run_row(workspace, row, budgets=FURTHER, progress=told)[1]["evaluations"]
+            evaluations = run_row(workspace, row, budgets=rows.FURTHER, progress=told)[1]["evaluations"]
     except UnusableData as error:
         return {"failed": str(error)}
     return {

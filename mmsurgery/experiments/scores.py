@@ -1,7 +1,6 @@
 """Item scores of several levels, and what they say together.
 
-A quantity is a column, or `utility`: the mean of what must be kept. Per level it is a vector of values `[N]`
-whose mean is the quantity, with the person each value is about.
+A quantity is a column, or `utility`: the mean of the columns that must be kept, which all weigh the same.
 """
 
 from __future__ import annotations
@@ -24,16 +23,26 @@ Correct = Mapping[str, Floats]
 
 @dataclass(frozen=True)
 class Values:
-    """A quantity on one level."""
+    """A quantity on one level: the mean over its columns of their means."""
 
-    values: Floats
-    """`[N]`; their mean is the quantity."""
-    people: Sequence[str]
-    """Whom each value is about `[N]`."""
+    columns: tuple[Floats, ...]
+    """One vector `[N]` per column."""
+    people: tuple[Sequence[str], ...]
+    """Whom each value is about, as `columns`."""
 
     @property
     def mean(self) -> float:
-        return float(self.values.mean())
+        return float(np.mean([values.mean() for values in self.columns]))
+
+    @property
+    def n(self) -> int:
+        """Number of items."""
+        return sum(len(values) for values in self.columns)
+
+    def __sub__(self, other: Values) -> Values:
+        """Item by item; both are about the same items in the same order."""
+        pairs = zip(self.columns, other.columns, strict=True)
+        return Values(tuple(one - two for one, two in pairs), self.people)
 
 
 def quantity(name: str, correct: Correct, people: Mapping[str, Sequence[str]]) -> Values:
@@ -42,13 +51,8 @@ def quantity(name: str, correct: Correct, people: Mapping[str, Sequence[str]]) -
     Args:
         people: column -> whom its items are about.
     """
-    if name != "utility":
-        return Values(correct[name], people[name])
-    columns = [column for column in UTILITY if column in correct]
-    total = sum(len(correct[column]) for column in columns)
-    # every column weighs the same, however many items it has
-    parts = [correct[column] * (total / (len(columns) * len(correct[column]))) for column in columns]
-    return Values(np.concatenate(parts), [person for column in columns for person in people[column]])
+    columns = [column for column in UTILITY if column in correct] if name == "utility" else [name]
+    return Values(tuple(correct[column] for column in columns), tuple(people[column] for column in columns))
 
 
 def accuracies(correct: Correct) -> dict[str, float]:
@@ -74,14 +78,14 @@ def unpack(evaluations: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -
     """The points of a run from its record's evaluations, whose item scores are packed bits in hexadecimal.
 
     Args:
-        sizes: column -> number of items.
+        sizes: column -> number of items, of the columns that are asked for.
     """
     points = []
     for entry in evaluations:
         correct = {}
-        for column, text in entry["correct"].items():
-            packed = np.frombuffer(bytes.fromhex(text), np.uint8)
-            correct[column] = np.unpackbits(packed, bitorder="little", count=sizes[column]).astype(np.float64)
+        for column, size in sizes.items():
+            packed = np.frombuffer(bytes.fromhex(entry["correct"][column]), np.uint8)
+            correct[column] = np.unpackbits(packed, bitorder="little", count=size).astype(np.float64)
         points.append(Point(float(entry["step"]), correct))
     return points
 

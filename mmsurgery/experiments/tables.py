@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmsurgery.data.benchmark import in_order
 from mmsurgery.experiments.results import FORGET
+from mmsurgery.experiments.rows import FURTHER
 
 Results = Mapping[str, Any]
 
@@ -72,7 +74,7 @@ def _of(results: Results, backbone: str, kind: str, key: str | None = None) -> l
 
 
 def _fixed(results: Results, backbone: str) -> TextTable:
-    summary, columns = results["summary"][backbone], list(results["columns"])
+    summary, columns = results["summary"][backbone], in_order(results["columns"])
     levels = _of(results, backbone, "levels")
     rows = []
     for key, label in _labels(results).items():
@@ -117,7 +119,7 @@ def _remarks(results: Results, backbone: str) -> list[str]:
 
 def _matched(results: Results, backbone: str) -> TextTable:
     summary = results["summary"][backbone]
-    columns = [column for column in results["columns"] if column != FORGET]
+    columns = [column for column in in_order(results["columns"]) if column != FORGET]
     rows = []
     for row in results["rows"]:
         matched = summary[row["key"]]["matched"]
@@ -129,33 +131,34 @@ def _matched(results: Results, backbone: str) -> TextTable:
     source = "the gold model's" if all(level["gold"] for level in levels) else "chance's"
     note = (
         f"Each run where its Forget VQA first falls to {source} + 5 points ({targets}), interpolated between "
-        "evaluations; a run that does not get there within twice the budget is left out of its row's means."
+        f"evaluations; a run that does not get there within {FURTHER} budgets is left out of its row's means."
     )
     header = ("", "reached", "step", *_header(results, columns), "Utility")
     return TextTable(f"{backbone}: matched forgetting", header, tuple(rows), (note,))
 
 
 def _differences(results: Results, backbone: str) -> TextTable:
-    labels = _labels(results)
+    labels, pairs = _labels(results), _of(results, backbone, "paired")
     names = {"utility": "Utility", **{column: entry["label"] for column, entry in results["columns"].items()}}
-    rows = []
-    for pair in _of(results, backbone, "paired"):
-        low, high = pair["ci95"]
-        verdict = "resolved" if pair["resolved"] else f"not resolved at n = {pair['n']}"
-        rows.append(
-            (
-                f"{labels[pair['first']]} - {labels[pair['second']]}",
-                {"fixed": "fixed budget", "matched": "matched forgetting"}[pair["comparison"]],
-                names[pair["quantity"]],
-                f"{100 * pair['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
-                f"{pair['p_adjusted']:.3f}",
-                f"{pair['same_sign']} of {pair['levels']}",
-                verdict,
-            )
-        )
+    quantities = list(dict.fromkeys(pair["quantity"] for pair in pairs))
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for pair in pairs:
+        cells.setdefault((pair["comparison"], pair["first"], pair["second"]), {})[pair["quantity"]] = _difference(pair)
+    at = {"fixed": "fixed budget", "matched": "matched forgetting"}
+    rows = [
+        (f"{labels[first]} - {labels[second]}, {at[comparison]}", *(found.get(what, "-") for what in quantities))
+        for (comparison, first, second), found in cells.items()
+    ]
     note = (
         "Points of accuracy, paired by item; intervals resample models and people, p by sign flips of people, "
-        "adjusted (Holm) for the rows compared in one quantity. Resolved: p below 0.05 and an interval without 0."
+        "adjusted (Holm) for the rows compared in one column. Resolved: p below 0.05 and an interval without 0."
     )
-    header = ("difference", "at", "in", "points (95 %)", "p", "same sign", "verdict")
+    header = ("", *(names[what] for what in quantities))
     return TextTable(f"{backbone}: which differences are real", header, tuple(rows), (note,))
+
+
+def _difference(pair: Mapping[str, Any]) -> str:
+    """`+2.4 (+0.0 to +7.1), not resolved at n = 84`."""
+    low, high = pair["ci95"]
+    verdict = f"p {pair['p_adjusted']:.3f}" if pair["resolved"] else f"not resolved at n = {pair['n']}"
+    return f"{100 * pair['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), {verdict}"
