@@ -30,6 +30,11 @@ test-slow: $(STAMP)
 test-browser: $(STAMP)
 	@$(BIN)/python -m pytest -m browser
 
+table: $(STAMP)
+	@$(BIN)/mmsurgery init table --setting fragile
+	@$(BIN)/mmsurgery --workspace table experiment table1 --seeds 3 --backbones llava,qwen2_vl
+	@$(BIN)/mmsurgery --workspace table experiment controls --seeds 3 --backbones llava,qwen2_vl
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -44,4 +49,4 @@ lock: $(STAMP)
 	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 
 clean:
-	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist demo table .pytest_cache .mypy_cache .ruff_cache

@@ -40,7 +40,7 @@ def target_of(start: Mapping[str, Any], items: Mapping[str, Sequence[Any]]) -> f
     return forgetting_target(gold=gold, chance=chance)
 
 
-def assemble(experiment: Experiment, made: Sequence[Made], root: Any) -> dict[str, Any]:
+def assemble(experiment: Experiment, made: Sequence[Made]) -> dict[str, Any]:
     """The results file of an experiment, sealed.
 
     Args:
@@ -132,7 +132,11 @@ class _Level:
     def describe(self) -> dict[str, Any]:
         start = self._made["start"]
         found = {
-            name: {"model_sha256": entry["model_sha256"], "remarks": entry["remarks"], **_columns(self.fixed[name])}
+            name: {
+                "model_sha256": entry["model_sha256"],
+                "remarks": self._remarks(entry),
+                **_columns(self.fixed[name]),
+            }
             for name, entry in start.items()
         }
         return {
@@ -142,6 +146,9 @@ class _Level:
             "n": self.sizes,
             "people": {column: len(set(people)) for column, people in self.people.items()},
         }
+
+    def _remarks(self, found: Mapping[str, Any]) -> dict[str, list[str]]:
+        return {column: said for column, said in found["remarks"].items() if column in self.sizes}
 
     def cells(self, experiment: Experiment) -> list[dict[str, Any]]:
         where = {key: self._made["level"][key] for key in ("backbone", "seed", "draw")}
@@ -153,9 +160,8 @@ class _Level:
             return {"failed": cell["failed"]}
         point, curve = self.matched.get(row), self.curves[row]
         return {
-            **{
-                key: cell[key] for key in ("model", "model_sha256", "run_key", "density", "steps", "samples", "remarks")
-            },
+            **{key: cell[key] for key in ("model", "model_sha256", "run_key", "density", "steps", "samples")},
+            "remarks": self._remarks(cell),
             "fixed": _columns(self.fixed[row]),
             "matched": None if point is None else {"step": point.step, **_columns(point.correct)},
             "searched": int(curve[-1].step),
@@ -209,7 +215,7 @@ def _paired(levels: Sequence[_Level], backbone: str, experiment: Experiment) -> 
     others = [row.key for row in experiment.rows if row.key != experiment.compared]
     for comparison in ("fixed", "matched"):
         for what in PAIRED:
-            if comparison == "matched" and what == FORGET:
+            if (what != "utility" and what not in levels[0].sizes) or (comparison, what) == ("matched", FORGET):
                 continue
             family = [
                 entry

@@ -85,7 +85,7 @@ def experiment(
             [(place, level, name) for place, level in enumerate(levels)], workers, progress, advance
         ):
             found[place] = made
-    results = assemble(table, [found[place] for place in sorted(found)], workspace.root)
+    results = assemble(table, [found[place] for place in sorted(found)])
     path = workspace.path("experiments", name, RESULTS)
     up_to_date = path.exists() and read_json(path) == results
     if not up_to_date:

@@ -1,0 +1,97 @@
+"""Quantities, matched forgetting and the statistics over levels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmsurgery.artifacts.mask import pack
+from mmsurgery.experiments import statistics
+from mmsurgery.experiments.scores import Point, Values, at_matched_forgetting, quantity, unpack, utility
+
+
+def values(items: list[float], people: list[str]) -> Values:
+    return Values((np.array(items),), (people,))
+
+
+def test_utility_weighs_columns_not_items() -> None:
+    correct = {"forget_vqa": np.zeros(3), "forget_qa": np.array([1.0]), "retain_qa": np.array([0.0, 0.0, 1.0, 0.0])}
+    people = {"forget_vqa": ["a"] * 3, "forget_qa": ["a"], "retain_qa": ["b", "b", "c", "c"]}
+    found = quantity("utility", correct, people)
+    assert found.mean == pytest.approx((1 + 1 / 4) / 2)
+    assert found.n == 5
+    assert found.mean == pytest.approx(utility({"forget_vqa": 0.0, "forget_qa": 1.0, "retain_qa": 0.25}))
+    assert quantity("forget_vqa", correct, people).mean == 0
+
+
+def test_curve_of_packed_bits() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.random(13) < 0.5
+    evaluations = [{"step": 4, "correct": {"forget_vqa": pack(right).tobytes().hex(), "test_vqa": "ff"}}]
+    (point,) = unpack(evaluations, {"forget_vqa": 13})
+    assert point.step == 4
+    assert set(point.correct) == {"forget_vqa"}
+    assert np.array_equal(point.correct["forget_vqa"], right)
+
+
+def test_matched_forgetting_interpolates_items() -> None:
+    before = {"forget_vqa": np.array([1.0, 1, 1, 0]), "retain_qa": np.array([1.0, 1])}
+    after = {"forget_vqa": np.array([0.0, 0, 1, 0]), "retain_qa": np.array([1.0, 0])}
+    curve = [Point(0, before), Point(8, after)]
+    found = at_matched_forgetting(curve, 0.5)
+    assert found is not None
+    assert found.step == 4
+    assert found.correct["forget_vqa"].tolist() == [0.5, 0.5, 1, 0]
+    assert found.correct["retain_qa"].tolist() == [1, 0.5]
+    assert at_matched_forgetting(curve, 0.2) is None
+    at_once = at_matched_forgetting(curve, 0.75)
+    assert at_once is not None
+    assert at_once.step == 0
+
+
+def test_interval_covers_and_narrows() -> None:
+    rng = np.random.default_rng(1)
+
+    def level(people: int) -> Values:
+        rate = rng.beta(8, 4, people)
+        items = [float(rng.random() < rate[p]) for p in range(people) for _ in range(7)]
+        return values(items, [f"p{p}" for p in range(people) for _ in range(7)])
+
+    few, many = [level(6) for _ in range(3)], [level(60) for _ in range(3)]
+    widths = []
+    for levels in (few, many):
+        low, high = statistics.interval(levels)
+        assert low < np.mean([v.mean for v in levels]) < high
+        widths.append(high - low)
+    assert widths[1] < widths[0]
+    # levels that differ widen the interval: one at 0, one at 1
+    apart = [values([0.0] * 8, list("aabbccdd")), values([1.0] * 8, list("aabbccdd"))]
+    assert statistics.interval(apart) == (0.0, 1.0)
+    assert statistics.interval([values([1.0, 0.0], ["a", "a"])]) == (0.0, 1.0)
+
+
+def test_interval_of_a_mean_of_columns_stays_in_range() -> None:
+    """People of different columns are drawn apart: else a column without its people has no mean."""
+    perfect = Values((np.ones(2), np.ones(200)), (["a", "b"], [f"p{i // 4}" for i in range(200)]))
+    assert statistics.interval([perfect]) == (1.0, 1.0)
+
+
+def test_comparison_pairs_levels() -> None:
+    people = [f"p{i}" for i in range(10)]
+    first = [values([1.0] * 10, people), values([1.0] * 9 + [0.0], people)]
+    second = [values([0.0] * 10, people), values([1.0] * 10, people)]
+    found = statistics.compare(first, second)
+    assert found.difference == pytest.approx((1 - 0.1) / 2)
+    assert (found.same_sign, found.levels, found.people) == (1, 2, 20)
+    sure = statistics.compare([first[0]] * 2, [second[0]] * 2)
+    assert sure.ci95 == (1.0, 1.0)
+    assert sure.p_value < 0.001
+    same = statistics.compare(first, first)
+    assert (same.difference, same.p_value) == (0.0, 1.0)
+
+
+def test_holm() -> None:
+    # Holm: the smallest p times 4, the next times 3, ...; never below one before
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
