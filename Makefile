@@ -28,7 +28,7 @@ test-slow: $(STAMP)
 
 # needs Debian's chromium, or another one on the PATH
 test-browser: $(STAMP)
-	@$(BIN)/python -m pytest -m browser
+	@$(BIN)/python -m pytest -m browser tests/report
 
 table: $(STAMP)
 	@$(BIN)/mmsurgery init table --setting fragile

@@ -104,9 +104,9 @@ def profile(layers: Mapping[str, tuple[int, int]]) -> Markup:
             bar = max(height * share / highest, 0.8)
             said = f"{name}: {numbers.percent(share)} of {numbers.count(total)} weights"
             parts.append(rect(x + 1, top + height - bar, step - 2, bar, f"g-{group}", said))
-            if step >= 11:
-                label = key.partition(".")[2] or "–"
-                parts.append(text(x + step / 2, top + height + 13, label, "middle", "c-label"))
+            label = key.partition(".")[2]
+            if step >= 11 or (label and int(label) % 8 == 0):
+                parts.append(text(x + step / 2, top + height + 13, label or "–", "middle", "c-label"))
             x += step
         parts.append(text((start + x) / 2, top + height + 29, group, "middle", "c-group"))
         x += gap

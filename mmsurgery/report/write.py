@@ -15,7 +15,6 @@ from markupsafe import Markup
 
 from mmsurgery import errors
 from mmsurgery.artifacts.files import machine_fault, write_bytes
-from mmsurgery.names import GROUPS
 from mmsurgery.report import numbers, words
 from mmsurgery.report.charts import ranges
 from mmsurgery.report.experiments import COMPARISONS, read_experiment
@@ -99,7 +98,6 @@ def _page(workspace: Workspace, progress: Progress) -> tuple[dict[str, int], lis
         chart=own_chart(found["models"], found["scores"]),
         origins=origins,
         saliency_chart=_ranges(found["saliency"]),
-        saliency_groups=[group for group in GROUPS if any(group in each.groups for each in found["saliency"])],
         versions=sorted({pair for each in origins for pair in each.versions.items()}),
         next_command=_next(found),
     )
@@ -112,7 +110,7 @@ def _sources(workspace: Workspace) -> Iterator[tuple[str, list[Path], Callable[[
     def there(folder: str, pattern: str) -> list[Path]:
         return sorted(workspace.path(folder).glob(pattern))
 
-    models = [workspace.model_dir(name) for name in workspace.models()]
+    models = [workspace.model_dir(name) for name in sorted(workspace.models(), key=_order)]
     yield "experiments", there("experiments", "[!.]*/results.json"), read_experiment
     yield "scores", sorted(there("evals", "[!.]*.json"), key=lambda path: _order(path.stem)), read_score
     generated = there(f"evals/{GENERATED}", "[!.]*.json")

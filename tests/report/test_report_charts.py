@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from mmsurgery.errors import InputRefused
 from mmsurgery.figures.heatmap import Heatmap
 from mmsurgery.report import charts, numbers
 from mmsurgery.report.curves import Chart, Point, Series, draw
+from mmsurgery.report.fields import Fields
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,28 @@ from mmsurgery.report.curves import Chart, Point, Series, draw
 )
 def test_number_formats(said: str, expected: str) -> None:
     assert said == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "get"),
+    [
+        (1.5, Fields.share),
+        (-0.1, Fields.share),
+        (True, Fields.number),
+        ("0.5", Fields.share),
+        (-1, Fields.whole),
+        (2.0, Fields.whole),
+        ([0.5, 0.25], Fields.interval),
+        ([0.5], Fields.interval),
+        (1, Fields.flag),
+        (None, Fields.text),
+        ({}, Fields.entries),
+        ([], Fields.mapping),
+    ],
+)
+def test_fields_of_another_kind_are_refused(value: object, get: Callable[[Fields], object]) -> None:
+    with pytest.raises(InputRefused, match=r"results\.json, mean"):
+        get(Fields({"mean": value}, "results.json").get("mean"))
 
 
 def positions(svg: str, class_: str) -> list[tuple[float, float]]:
