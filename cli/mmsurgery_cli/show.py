@@ -137,30 +137,47 @@ def verified(result: VerifyResult) -> Lines:
 
 
 def scored(results: Sequence[EvalResult]) -> Lines:
-    columns = list(dict.fromkeys(column for result in results for column in result.columns))
-    protocols = sorted({entry["protocol"] for result in results for entry in result.columns.values()})
-    title = f"accuracy in % and its 95 % interval, protocol {', '.join(protocols)}"
-    rows = table(
-        "model", *[COLUMN_LABELS.get(c, c).replace(" ", "\n").replace("-", "-\n") for c in columns], title=title
-    )
-    for result in results:
-        rows.add_row(label(result.model), *[_accuracy(result.columns.get(column)) for column in columns])
-    for shown in [result.columns for result in results if result.columns][:1]:
-        rows.add_section()
-        rows.add_row("n", *[f"{shown[c]['n']}" if c in shown else "" for c in columns], style="dim")
-        rows.add_row("chance", *[percent(shown[c]["chance"]) if c in shown else "" for c in columns], style="dim")
-    yield rows
+    by_task: dict[str, list[str]] = {}
+    for column in dict.fromkeys(column for result in results for column in result.columns):
+        by_task.setdefault(column.partition(".")[2], []).append(column)
+    for task, columns in by_task.items():
+        yield _scores(results, task, columns)
     for result in results:
         for column, remarks in result.remarks.items():
             for remark in remarks:
-                yield label(f"{result.model}, {COLUMN_LABELS.get(column, column)}: {remark}")
+                yield label(f"{result.model}, {_column(column)}: {remark}")
 
 
-def _accuracy(column: dict[str, Any] | None) -> Text:
+def _column(name: str) -> str:
+    """`forget_vqa.cloze` -> `Forget VQA cloze`."""
+    column, _, task = name.partition(".")
+    return f"{COLUMN_LABELS.get(column, column)} {task}".strip()
+
+
+def _scores(results: Sequence[EvalResult], task: str, columns: Sequence[str]) -> Table:
+    protocols = sorted({result.columns[c]["protocol"] for result in results for c in columns if c in result.columns})
+    what = "F1 of ROUGE-L (r recall)" if task == "generation" else "accuracy"
+    title = f"{what} in % and its 95 % interval, protocol {', '.join(protocols)}{task and ', ' + task}"
+    names = [_column(column.partition(".")[0]) for column in columns]
+    rows = table("model", *[name.replace(" ", "\n").replace("-", "-\n") for name in names], title=title)
+    for result in results:
+        rows.add_row(label(result.model), *[_score(result.columns.get(column)) for column in columns])
+    shown = results[0].columns
+    rows.add_section()
+    rows.add_row("n", *[f"{shown[c]['n']}" if c in shown else "" for c in columns], style="dim")
+    if not task:
+        rows.add_row("chance", *[percent(shown[c]["chance"]) if c in shown else "" for c in columns], style="dim")
+    return rows
+
+
+def _score(column: dict[str, Any] | None) -> Text:
     if column is None:
         return Text("-")
     low, high = column["ci95"]
-    return Text.assemble(percent(column["accuracy"]), (f"\n{percent(low, 0)}-{percent(high, 0)}", "dim"))
+    rouge = column.get("rouge_l")
+    number = percent(column["accuracy"] if rouge is None else rouge["f1"])
+    recall = "" if rouge is None else f"\nr {percent(rouge['recall'])}"
+    return Text.assemble(number, (f"{recall}\n{percent(low, 0)}-{percent(high, 0)}", "dim"))
 
 
 def compared(result: DiffResult) -> Lines:

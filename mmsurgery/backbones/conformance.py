@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ def check(backbone: Backbone, folder: Path) -> list[str]:
         kit.cache,
         kit.padding,
         kit.prompts,
+        kit.mllmu_prompts,
         kit.owners,
         kit.zero_gradients,
         kit.gradient_rules,
@@ -256,6 +258,14 @@ class _Kit:
                     yield f"sample {turn.id}: the prompt is not the beginning of the whole text"
                 if not torch.allclose(logits, self.model(**alone).logits[0, -1], atol=TOLERANCE, rtol=TOLERANCE):
                     yield f"sample {turn.id}: the prompt is continued otherwise in a batch than alone"
+
+    def mllmu_prompts(self) -> Iterator[str]:
+        """The benchmark's prompts hold the question, and a placeholder where there is a picture."""
+        for task, turn in itertools.product(("classification", "cloze", "generation"), TURNS[:2]):
+            image = turn.seed is not None
+            text = self.backbone.mllmu_prompt(self.processor, task, turn.question, image=image)
+            if turn.question not in text or text.count(self.processor.image_token) != image:
+                yield f"{task} of sample {turn.id} is asked as {text!r}"
 
     def owners(self) -> Iterator[str]:
         """Rows of vision and connector activations belong to the sample whose picture moves them."""

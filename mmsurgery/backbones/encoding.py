@@ -55,7 +55,7 @@ class _Cache:
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
-        self.texts: dict[tuple[str, str | None, int], _Encoded] = {}
+        self.texts: dict[tuple[str, str | None, int, str | None], _Encoded] = {}
         self.pictures: OrderedDict[str, Picture] = OrderedDict()
         self.picture_bytes = 0
 
@@ -86,11 +86,12 @@ class _Cache:
             self.picture_bytes -= _size(self.pictures.popitem(last=False)[1])
         return picture
 
-    def text(self, sample: Question, answer: str | None, tokens: int) -> _Encoded:
-        """The encoded prompt (`answer` None) or whole text of a sample; `tokens` of its picture, 0 for none."""
-        key = (sample.question, answer, tokens)
+    def text(self, sample: Question, answer: str | None, tokens: int, prompt: str | None = None) -> _Encoded:
+        """The encoded prompt (`answer` None; `prompt` unless it is rendered here) or whole text of a sample;
+        `tokens` of its picture, 0 for none."""
+        key = (sample.question, answer, tokens, prompt)
         if key not in self.texts:
-            self.texts[key] = _encode(self.processor, sample, answer, tokens)
+            self.texts[key] = _encode(self.processor, sample, answer, tokens, prompt)
         return self.texts[key]
 
 
@@ -104,16 +105,24 @@ def collate(
 ) -> Batch:
     """See `Backbone.collate`."""
     answers = [sample.answer for sample in samples]
-    batch, encoded = _assembled(_Cache.of(processor, cache), samples, answers, picture, padding_side)
+    rows = list(zip(samples, answers, [None] * len(samples), strict=True))
+    batch, encoded = _assembled(_Cache.of(processor, cache), rows, picture, padding_side)
     batch["labels"] = _pad([each.labels for each in encoded], IGNORED, padding_side)
     return batch
 
 
 def prompts(
-    processor: Any, questions: Sequence[Question], picture: PictureEncoder, *, cache: dict[Any, Any] | None = None
+    processor: Any,
+    questions: Sequence[Question],
+    picture: PictureEncoder,
+    *,
+    texts: Sequence[str] | None = None,
+    cache: dict[Any, Any] | None = None,
 ) -> Batch:
     """See `Backbone.prompts`."""
-    return _assembled(_Cache.of(processor, cache), questions, [None] * len(questions), picture, "left")[0]
+    given: Sequence[str | None] = [None] * len(questions) if texts is None else texts
+    rows = [(question, None, text) for question, text in zip(questions, given, strict=True)]
+    return _assembled(_Cache.of(processor, cache), rows, picture, "left")[0]
 
 
 def render(processor: Any, question: str, answer: str | None, *, image: bool) -> str:
@@ -155,19 +164,19 @@ def template_digest(processor: Any, **geometry: Any) -> str:
 
 def _assembled(
     remembered: _Cache,
-    samples: Sequence[Question],
-    answers: Sequence[str | None],
+    rows: Sequence[tuple[Question, str | None, str | None]],
     picture: PictureEncoder,
     padding_side: str,
 ) -> tuple[Batch, list[_Encoded]]:
+    """Batch and encoded texts of rows (sample, answer, prompt unless it is rendered here)."""
     import torch
 
-    if not samples:
+    if not rows:
         raise UnusableData("a batch without samples")
-    pictures = [remembered.picture(sample, picture) for sample in samples]
+    pictures = [remembered.picture(sample, picture) for sample, _, _ in rows]
     encoded = [
-        remembered.text(sample, answer, 0 if found is None else found.tokens)
-        for sample, answer, found in zip(samples, answers, pictures, strict=True)
+        remembered.text(sample, answer, 0 if found is None else found.tokens, prompt)
+        for (sample, answer, prompt), found in zip(rows, pictures, strict=True)
     ]
     padding = remembered.processor.tokenizer.pad_token_id
     if padding is None:
@@ -182,12 +191,13 @@ def _assembled(
     return batch, encoded
 
 
-def _encode(processor: Any, sample: Question, answer: str | None, tokens: int) -> _Encoded:
+def _encode(processor: Any, sample: Question, answer: str | None, tokens: int, prompt: str | None) -> _Encoded:
     import torch
 
     tokenizer, placeholder = processor.tokenizer, processor.image_token
     _check_text(processor, sample, answer)
-    prompt = render(processor, sample.question, None, image=tokens > 0)
+    if prompt is None:
+        prompt = render(processor, sample.question, None, image=tokens > 0)
     text = prompt if answer is None else render(processor, sample.question, answer, image=tokens > 0)
     if not text.startswith(prompt) or text.count(placeholder) != (tokens > 0):
         raise InputRefused("the model's chat template does not put an answer after its prompt, with one picture")

@@ -131,9 +131,25 @@ class Backbone(Protocol):
         processor: Any,
         questions: Sequence[Question],
         *,
+        texts: Sequence[str] | None = None,
         cache: dict[Any, Any] | None = None,
     ) -> Batch:
-        """Model inputs for generation: prompts only, left-padded, no labels; answers are ignored."""
+        """Model inputs for generation: prompts only, left-padded, no labels; answers are ignored.
+
+        Args:
+            texts: the rendered prompts, one placeholder where a question's picture is; by default the
+                chat template's.
+        """
+        ...
+
+    def mllmu_prompt(self, processor: Any, task: str, text: str, *, image: bool) -> str:
+        """The prompt that MLLMU-Bench's own evaluation gives this family: a string written by hand or
+        the chat template, as it has it.
+
+        Args:
+            task: `classification`, `cloze` or `generation`.
+            text: the question in the benchmark's wording, options and instruction included.
+        """
         ...
 
     def render(self, processor: Any, question: str, answer: str | None, *, image: bool) -> str:

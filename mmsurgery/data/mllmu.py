@@ -62,7 +62,10 @@ class MLLMUBench:
         """The items of a column (see `Benchmark.items`)."""
         report = Report()
         found = self._items(source, column, task, report)
-        return _complete(found, column, report, source)
+        if found or task == "classification":
+            return _complete(found, column, report, source)
+        report.check(source.allow)
+        return []
 
     def report(self, source: Source) -> Report:
         """Read everything once and say what is in it; raises as `samples` and `items` do."""

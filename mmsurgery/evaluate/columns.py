@@ -2,45 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmsurgery.errors import Mismatch
-from mmsurgery.evaluate.scoring import PROTOCOL, ItemScore
+from mmsurgery.evaluate import official, scoring
+from mmsurgery.evaluate.official import Answer
+from mmsurgery.evaluate.scoring import ItemScore
 from mmsurgery.evaluate.statistics import Paired, clustered_interval, constant_answer, paired_difference
 
 SEED = 0
 """Of the bootstrap and of the sign flips."""
 
 
-def summary(scores: Sequence[ItemScore]) -> dict[str, Any]:
-    """`{protocol, n, correct, accuracy, chance, ci95: [low, high]}` of one column.
+Scores = Sequence[ItemScore] | Sequence[Answer]
 
-    Accuracies are in 0-1. `chance` is the mean over items of 1 / number of options; `ci95` a bootstrap
-    interval clustered by person (see `statistics.clustered_interval`).
+
+def summary(scores: Scores) -> dict[str, Any]:
+    """The numbers of one column, all items of one task and protocol; shares are in 0-1.
+
+    likelihood                 `{protocol, n, correct, accuracy, chance, ci95: [low, high]}`
+    official, classification   `unparsed` beside: how many answers name no option (they count as wrong)
+    official, cloze            `chance` is null; `whole_words` beside: the accuracy where the gold text must
+                               stand in the answer as whole words
+    official, generation       `{protocol, n, rouge_l: {f1, recall}, ci95}`, means; the interval is F1's
+
+    `chance` is the mean over items of 1 / number of options; `ci95` a bootstrap interval clustered by
+    person (see `statistics.clustered_interval`).
 
     Raises:
         UnusableData: if there are no items.
     """
-    interval = clustered_interval([item.correct for item in scores], [item.person for item in scores], seed=SEED)
-    correct = sum(item.correct for item in scores)
-    return {
-        "protocol": PROTOCOL,
-        "n": len(scores),
-        "correct": correct,
-        "accuracy": correct / len(scores),
-        "chance": sum(1 / len(item.options) for item in scores) / len(scores),
+    n = len(scores)
+    interval = clustered_interval([item.value for item in scores], [item.person for item in scores], seed=SEED)
+    rouges = [item.rouge for item in scores if isinstance(item, Answer) and item.rouge is not None]
+    if rouges:
+        means = {"f1": sum(rouge.f1 for rouge in rouges) / n, "recall": sum(rouge.recall for rouge in rouges) / n}
+        return {"protocol": official.PROTOCOL, "n": n, "rouge_l": means, "ci95": list(interval)}
+    answers = [item for item in scores if isinstance(item, Answer)]
+    numbers = {
+        "protocol": official.PROTOCOL if answers else scoring.PROTOCOL,
+        "n": n,
+        "correct": sum(bool(item.correct) for item in scores),
+        "accuracy": sum(bool(item.correct) for item in scores) / n,
+        "chance": _chance(scores),
         "ci95": list(interval),
     }
+    if answers and numbers["chance"] is None:
+        return {**numbers, "whole_words": sum(item.whole_words for item in answers) / n}
+    return {**numbers, "unparsed": sum(item.parsed is None for item in answers)} if answers else numbers
 
 
-def remarks(scores: Sequence[ItemScore]) -> list[str]:
-    """What makes a column's accuracy mean less than it seems to: one letter for everything, ties, one person."""
-    found = []
-    letter = constant_answer([item.predicted for item in scores], [item.gold for item in scores])
+def _chance(scores: Scores) -> float | None:
+    counts = [len((item.letters or ()) if isinstance(item, Answer) else item.options) for item in scores]
+    return sum(1 / count for count in counts) / len(counts) if all(counts) else None
+
+
+def score_of(column: Mapping[str, Any]) -> float:
+    """The one number of a column's summary: its accuracy, or the F1 of ROUGE-L."""
+    return float(column["rouge_l"]["f1"] if "rouge_l" in column else column["accuracy"])
+
+
+def remarks(scores: Scores) -> list[str]:
+    """What makes a column's number mean less than it seems to: one answer for everything, ties, one person."""
+    answers = [item for item in scores if isinstance(item, Answer)]
+    chosen = [item for item in scores if isinstance(item, ItemScore)]
+    found = _answer_remarks(answers) if answers else []
+    letter = constant_answer([item.predicted for item in chosen], [item.gold for item in chosen])
     if letter is not None:
         found.append(f"answers {letter} to all {len(scores)} items: the model has collapsed")
-    ties = sum(item.tied for item in scores)
+    ties = sum(item.tied for item in chosen)
     if ties:
         found.append(f"{ties} ties between options; the first was taken")
     if len({item.person for item in scores}) == 1:
@@ -48,8 +79,33 @@ def remarks(scores: Sequence[ItemScore]) -> list[str]:
     return found
 
 
-def compare(first: Sequence[ItemScore], second: Sequence[ItemScore]) -> Paired:
-    """Accuracy of the first model minus that of the second, paired by item and clustered by person.
+def _answer_remarks(answers: Sequence[Answer]) -> list[str]:
+    n, found = len(answers), []
+    silent = sum(not item.raw_output.strip() for item in answers)
+    if silent:
+        found.append(f"{silent} of {n} answers are empty")
+    if answers[0].task == "classification":
+        read = [item for item in answers if item.parsed is not None]
+        letter = constant_answer([str(item.parsed) for item in read], [item.gold for item in read])
+        if not read:
+            found.append(f"none of {n} answers names an option: the model does not follow the letter prompt")
+        elif len(read) < n:
+            found.append(f"{n - len(read)} of {n} answers name no option and count as wrong")
+        if letter is not None:
+            which = f"all {n} items" if len(read) == n else f"all {len(read)} items where one could be read"
+            found.append(f"answers {letter} to {which}: the letters say nothing about what it knows")
+        if initials := sum(item.by_initial for item in read):
+            found.append(f"{initials} of {n} letters are the first of a word")
+        return found
+    if not silent and constant_answer([item.raw_output for item in answers], [item.gold for item in answers]):
+        found.append(f"gives one answer to all {n} items: the model has collapsed")
+    if inside := sum(bool(item.correct) and not item.whole_words for item in answers):
+        found.append(f"{inside} of {n} answers hold the gold text only inside other words")
+    return found
+
+
+def compare(first: Scores, second: Scores) -> Paired:
+    """Score of the first model minus that of the second, paired by item and clustered by person.
 
     Raises:
         Mismatch: if they were not asked the same items.
@@ -61,5 +117,5 @@ def compare(first: Sequence[ItemScore], second: Sequence[ItemScore]) -> Paired:
     changed = [item.id for item in first if others[item.id].prompt_sha256 != item.prompt_sha256]
     if changed:
         raise Mismatch(f"{len(changed)} items had other prompts, such as {changed[0]}", "score both models again")
-    right = [float(others[item.id].correct) for item in first]
-    return paired_difference([float(i.correct) for i in first], right, [i.person for i in first], seed=SEED)
+    right = [others[item.id].value for item in first]
+    return paired_difference([item.value for item in first], right, [item.person for item in first], seed=SEED)

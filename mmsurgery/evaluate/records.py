@@ -1,7 +1,10 @@
 """What scoring leaves: `evals/MODEL.json` with the columns, and one JSON line per item beside it.
 
-A line holds `id`, `person`, `column`, `prompt_sha256`, `raw_output` (null: nothing is generated),
-`parsed` (the predicted letter), `gold`, `correct` and `option_scores` (letter -> mean log-probability).
+A line holds `id`, `person`, `column`, `prompt_sha256`, `raw_output`, `parsed` (the letter, null for open
+questions and unreadable answers), `gold`, `correct` (null for generation) and `option_scores`. Protocol
+`likelihood` generates nothing (`raw_output` is null) and scores options (letter -> mean log-probability).
+Protocol `official` has null option scores, and besides `task`, `letters` of the options (null for open
+questions) and `rouge_l` (`{f1, recall}` for generation, else null).
 """
 
 from __future__ import annotations
@@ -12,11 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.files import cached_sha256, read_bytes, read_json, write_bytes, write_json
+from mmsurgery.data.benchmark import TASKS
 from mmsurgery.errors import InputRefused, MissingArtifact
+from mmsurgery.evaluate.official import Answer
+from mmsurgery.evaluate.rouge import RougeL
 from mmsurgery.evaluate.scoring import ItemScore
 from mmsurgery.provenance import SCHEMA, check_seal, parse_json, seal, sha256
 
 _COLUMN = {"protocol", "n", "correct", "accuracy", "chance", "ci95"}
+_COLUMNS = {
+    "likelihood": [_COLUMN],
+    "official": [_COLUMN | {"unparsed"}, _COLUMN | {"whole_words"}, {"protocol", "n", "rouge_l", "ci95"}],
+}
+"""Protocol -> keys that its columns may have."""
 
 
 def items_path(path: Path) -> Path:
@@ -24,32 +35,46 @@ def items_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.items.jsonl")
 
 
-def line(item: ItemScore) -> dict[str, Any]:
+def line(item: ItemScore | Answer) -> dict[str, Any]:
     """The JSON record of a scored item."""
+    head = {"id": item.id, "person": item.person, "column": item.column, "prompt_sha256": item.prompt_sha256}
+    if isinstance(item, ItemScore):
+        chosen = {"raw_output": None, "parsed": item.predicted, "gold": item.gold, "correct": item.correct}
+        return {**head, **chosen, "option_scores": item.options}
     return {
-        "id": item.id,
-        "person": item.person,
-        "column": item.column,
-        "prompt_sha256": item.prompt_sha256,
-        "raw_output": None,
-        "parsed": item.predicted,
+        **head,
+        "raw_output": item.raw_output,
+        "parsed": item.parsed,
         "gold": item.gold,
         "correct": item.correct,
-        "option_scores": item.options,
+        "option_scores": None,
+        "task": item.task,
+        "letters": None if item.letters is None else list(item.letters),
+        "rouge_l": None if item.rouge is None else item.rouge._asdict(),
     }
 
 
-def from_line(value: Any, where: str) -> ItemScore:
-    """The scored item of a record.
+def from_line(value: Any, where: str) -> Any:
+    """The scored item of a record: an `ItemScore` where options were scored, else an `Answer`.
 
     Raises:
-        InputRefused: naming `where`, if it is none, or says another prediction than its scores do.
+        InputRefused: naming `where`, if it is none, or says another prediction than its scores or its
+            answer do.
     """
     try:
-        options = {str(letter): float(number) for letter, number in value["option_scores"].items()}
         texts = {key: value[key] for key in ("id", "person", "column", "prompt_sha256", "gold")}
-        item = ItemScore(**texts, options=options)
-        sound = all(isinstance(text, str) for text in texts.values()) and line(item) == value
+        item: ItemScore | Answer
+        if value["option_scores"] is None:
+            texts |= {key: value[key] for key in ("task", "raw_output")}
+            letters = None if value["letters"] is None else tuple(value["letters"])
+            rouge = None if value["rouge_l"] is None else RougeL(**value["rouge_l"])
+            item = Answer(**texts, letters=letters, rouge=rouge)
+            known = (item.task == "classification") == (letters is not None) and item.task in TASKS
+            known = known and (item.task == "generation") == (rouge is not None)
+        else:
+            options = {str(letter): float(number) for letter, number in value["option_scores"].items()}
+            item, known = ItemScore(**texts, options=options), True
+        sound = known and all(isinstance(text, str) for text in texts.values()) and line(item) == value
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputRefused(f"{where} is no scored item") from error
     if not sound:
@@ -57,7 +82,7 @@ def from_line(value: Any, where: str) -> ItemScore:
     return item
 
 
-def write_eval(path: Path, body: dict[str, Any], items: Sequence[ItemScore]) -> dict[str, Any]:
+def write_eval(path: Path, body: dict[str, Any], items: Sequence[ItemScore | Answer]) -> dict[str, Any]:
     """Write the items, then the sealed record that names their digest; both atomically.
 
     Args:
@@ -90,7 +115,7 @@ def read_eval(path: Path) -> dict[str, Any]:
     if not isinstance(columns, dict) or not isinstance(items, dict) or not isinstance(record.get("model"), str):
         raise InputRefused(f"{path} cannot be read", "mmsurgery eval --force")
     for column, value in columns.items():
-        if not isinstance(value, dict) or set(value) != _COLUMN:
+        if not isinstance(value, dict) or set(value) not in _COLUMNS.get(str(value.get("protocol")), []):
             raise InputRefused(f"{path}: column {column} cannot be read", "mmsurgery eval --force")
     lines = items_path(path)
     try:
@@ -102,14 +127,15 @@ def read_eval(path: Path) -> dict[str, Any]:
     return record
 
 
-def read_items(path: Path) -> dict[str, list[ItemScore]]:
-    """The scored items beside `evals/MODEL.json`, by column in their order.
+def read_items(path: Path) -> dict[str, list[Any]]:
+    """The scored items beside `evals/MODEL.json`, by column in their order: `ItemScore`s, or `Answer`s of
+    protocol `official`.
 
     Raises:
         as `read_eval`.
     """
     read_eval(path)
-    found: dict[str, list[ItemScore]] = {}
+    found: dict[str, list[Any]] = {}
     for number, text in enumerate(read_bytes(items_path(path)).splitlines(), 1):
         where = f"{items_path(path)} line {number}"
         item = from_line(parse_json(text, where), where)

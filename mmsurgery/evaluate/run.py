@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.files import read_json, write_json
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.data.benchmark import benchmark, source_of
+from mmsurgery.data.benchmark import TASKS, benchmark, source_of
 from mmsurgery.data.samples import Item, data_sha256
 from mmsurgery.errors import GateMissed, InputRefused, Mismatch, UnusableData, UsageError, unknown
 from mmsurgery.evaluate import columns as tables
-from mmsurgery.evaluate import records
-from mmsurgery.evaluate.scoring import BUDGET, PROTOCOL, ItemScore, score
+from mmsurgery.evaluate import official, records, scoring
+from mmsurgery.evaluate.scoring import score
 from mmsurgery.evaluate.statistics import RESAMPLES
-from mmsurgery.provenance import provenance, sha256_json
+from mmsurgery.provenance import differences, provenance, sha256_json
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 if TYPE_CHECKING:
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 UNFINISHED = ".scoring"
 """Folder below `evals/` of the columns that an interrupted run has finished."""
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    scoring.PROTOCOL: {"budget": scoring.BUDGET},
+    official.PROTOCOL: {"budget": official.BUDGET, "shots": official.SHOTS, "new_tokens": official.NEW_TOKENS},
+}
+"""Name -> settings that its numbers depend on."""
 
 Columns = Mapping[str, Sequence[Item]]
 
@@ -47,6 +53,7 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class _Plan:
+    protocol: str
     name: str
     folder: Path
     path: Path
@@ -55,42 +62,73 @@ class _Plan:
 
 
 def evaluate(
-    workspace: Workspace, models: Sequence[str] | None = None, *, force: bool = False, progress: Progress = SILENT
+    workspace: Workspace,
+    models: Sequence[str] | None = None,
+    *,
+    protocol: str = scoring.PROTOCOL,
+    gates: Sequence[str] = (),
+    force: bool = False,
+    progress: Progress = SILENT,
 ) -> list[EvalResult]:
     """Score models and write `evals/MODEL.json` and `evals/MODEL.items.jsonl`.
 
-    A model that was scored already is returned as it is. An interrupted run goes on with the column it
-    was at.
+    A model that was scored already is returned as it is, without a lock. An interrupted run goes on with
+    the column it was at.
 
     Args:
         models: names, or paths of checkpoint folders; by default every model of the workspace but `base`.
+        protocol: `likelihood` scores options (see `scoring`); `official` has answers generated (see
+            `official`), of cloze and open questions too, as columns `COLUMN.cloze` and
+            `COLUMN.generation`, and writes into `evals/official/`.
+        gates: what `gate` is to check of the results; one that makes no sense is refused before scoring.
         force: score again, and replace scores of another model or of other items.
 
     Raises:
+        UsageError: for an unknown protocol, or a gate that cannot be read or names no column.
         MissingArtifact: if a model does not exist.
         InputRefused: if a model, the benchmark's files or earlier scores are damaged.
         Mismatch: if the name holds scores of another model or of other items.
         UnusableData: if the benchmark has nothing to score, or a model's scores are not finite.
     """
+    if protocol not in PROTOCOLS:
+        raise unknown("protocol", protocol, PROTOCOLS)
+    wanted = [_read_gate(expression)[0] for expression in gates]
     names = list(models or ["vanilla", *(name for name in workspace.models() if name not in ("vanilla", "base"))])
     found = dict(workspace.find_model(name) for name in names)
-    items = _items(workspace, progress)
-    results = []
+    items = _items(workspace, protocol, progress)
+    for column in wanted:
+        _check_column(column, items)
+
+    def plans() -> list[_Plan]:
+        return [_plan(workspace, protocol, name, folder, items, force) for name, folder in found.items()]
+
+    looked_up = plans()
+    if all(plan.finished for plan in looked_up):
+        return [plan.finished for plan in looked_up if plan.finished]
     with workspace.lock():
-        plans = [_plan(workspace, name, folder, items, force) for name, folder in found.items()]
         loader = _Loader()
-        for plan in plans:
-            results.append(plan.finished or _score_model(workspace, plan, items, loader, progress))
-    return results
+        # again: another process may have scored them meanwhile
+        return [plan.finished or _score_model(workspace, plan, items, loader, progress) for plan in plans()]
 
 
 def gate(results: Sequence[EvalResult], expression: str) -> None:
-    """Check `COLUMN=VALUE`: every model's accuracy in the column is at least VALUE, in 0-1.
+    """Check `COLUMN=VALUE`: every model's accuracy in the column (for open questions the F1 of ROUGE-L) is
+    at least VALUE, in 0-1.
 
     Raises:
         UsageError: if the expression cannot be read or a model has no such column.
         GateMissed: naming the models below.
     """
+    column, least = _read_gate(expression)
+    for result in results:
+        _check_column(column, result.columns)
+    reached = {result.model: tables.score_of(result.columns[column]) for result in results}
+    low = [f"{model} {value:.3f}" for model, value in reached.items() if value < least]
+    if low:
+        raise GateMissed(f"{column} is below {least:g}: {', '.join(low)}")
+
+
+def _read_gate(expression: str) -> tuple[str, float]:
     column, _, text = expression.partition("=")
     try:
         least = float(text)
@@ -98,32 +136,40 @@ def gate(results: Sequence[EvalResult], expression: str) -> None:
         least = -1.0
     if not 0 <= least <= 1:
         raise UsageError(f"'{expression}' is no gate", "write COLUMN=VALUE with a value in 0-1, such as retain_vqa=0.9")
-    for result in results:
-        if column not in result.columns:
-            raise unknown("column", column, result.columns)
-    low = [f"{r.model} {r.columns[column]['accuracy']:.3f}" for r in results if r.columns[column]["accuracy"] < least]
-    if low:
-        raise GateMissed(f"{column} is below {least:g}: {', '.join(low)}")
+    return column, least
 
 
-def _items(workspace: Workspace, progress: Progress) -> Columns:
+def _check_column(column: str, known: Mapping[str, Any]) -> None:
+    if column not in known:
+        raise unknown("column", column, known)
+
+
+def _items(workspace: Workspace, protocol: str, progress: Progress) -> Columns:
+    """What is asked, by column; open questions, which most columns have, only where answers are generated."""
     source, reader = source_of(workspace), benchmark(workspace.settings.benchmark.name)
-    found = {column: reader.items(source, column) for column in reader.columns(source)}
-    for column in [column for column, items in found.items() if not items]:
-        progress.note(f"column {column} has no items and is left out")
-        del found[column]
+    found: dict[str, Sequence[Item]] = {}
+    for column in reader.columns(source):
+        if items := reader.items(source, column):
+            found[column] = items
+        else:
+            progress.note(f"column {column} has no items and is left out")
+    for task in TASKS[1:] if protocol == official.PROTOCOL else ():
+        for column in reader.columns(source):
+            name = f"{column}.{task}"
+            if items := reader.items(source, column, task):
+                found[name] = [dataclasses.replace(item, column=name) for item in items]
     if not found:
         raise UnusableData("the benchmark has no items to score", "check its files")
     return found
 
 
-def _plan(workspace: Workspace, name: str, folder: Path, items: Columns, force: bool) -> _Plan:
+def _plan(workspace: Workspace, protocol: str, name: str, folder: Path, items: Columns, force: bool) -> _Plan:
     """What is to be scored, and what is already there.
 
     Raises:
         Mismatch: if what is there has other inputs, and `force` is not set.
     """
-    path = workspace.eval_path(name)
+    path = workspace.eval_path(name, protocol)
     config = model_config(folder)
     inputs = {
         "model_sha256": CheckpointFiles(folder, backbone(config["model_type"]).canonical).digest(),
@@ -131,21 +177,25 @@ def _plan(workspace: Workspace, name: str, folder: Path, items: Columns, force: 
         "items": {column: data_sha256(asked) for column, asked in items.items()},
     }
     settings = {
-        "protocol": PROTOCOL,
-        "budget": BUDGET,
+        "protocol": protocol,
+        **PROTOCOLS[protocol],
         "resamples": RESAMPLES,
         "seed": tables.SEED,
         "threads": workspace.threads,
     }
-    plan = _Plan(name, folder, path, provenance("eval", settings, inputs), None)
+    plan = _Plan(protocol, name, folder, path, provenance("eval", settings, inputs), None)
     if force or not path.exists():
         return plan
     record = records.read_eval(path)
     if record["provenance"].get("key") != plan.provenance["key"]:
-        before, now = (origin["settings"] | origin["inputs"] for origin in (record["provenance"], plan.provenance))
-        other = ", ".join(sorted(key for key in now if before.get(key) != now[key]))
-        raise Mismatch(f"{path} holds scores with other inputs ({other})", f"mmsurgery eval {name} --force")
+        other = differences(record["provenance"], plan.provenance)
+        raise Mismatch(f"{path} holds scores with other inputs ({other})", f"{_command(plan)} --force")
     return dataclasses.replace(plan, finished=_result(plan, record, up_to_date=True))
+
+
+def _command(plan: _Plan) -> str:
+    protocol = "" if plan.protocol == scoring.PROTOCOL else f" --protocol {plan.protocol}"
+    return f"mmsurgery eval {plan.name}{protocol}"
 
 
 def _result(plan: _Plan, record: Mapping[str, Any], *, up_to_date: bool) -> EvalResult:
@@ -159,7 +209,7 @@ def _score_model(workspace: Workspace, plan: _Plan, items: Columns, loader: _Loa
     for stale in finished.parent.glob("*"):
         if stale != finished:
             shutil.rmtree(stale, ignore_errors=True)
-    scores: dict[str, list[ItemScore]] = {}
+    scores: dict[str, list[Any]] = {}
     for column, asked in items.items():
         file = finished / f"{column}.json"
         scores[column] = _read_finished(file) or loader.score(workspace, plan, column, asked, progress)
@@ -176,11 +226,11 @@ def _score_model(workspace: Workspace, plan: _Plan, items: Columns, loader: _Loa
     shutil.rmtree(finished.parent, ignore_errors=True)
     with contextlib.suppress(OSError):  # another model's columns may be in it
         finished.parent.parent.rmdir()
-    workspace.journal("eval", model=plan.name)
+    workspace.journal("eval", model=plan.name, protocol=plan.protocol)
     return _result(plan, record, up_to_date=False)
 
 
-def _read_finished(file: Path) -> list[ItemScore] | None:
+def _read_finished(file: Path) -> list[Any] | None:
     """The scores of a column that an interrupted run finished, if they are whole."""
     if not file.exists():
         return None
@@ -204,12 +254,13 @@ class _Loader:
 
     def score(
         self, workspace: Workspace, plan: _Plan, column: str, items: Sequence[Item], progress: Progress
-    ) -> list[ItemScore]:
+    ) -> list[Any]:
         from mmsurgery.unlearn.loop import deterministic
 
         with deterministic(workspace.threads):
             loaded = self._load(plan)
-            return score(loaded, items, cache=self._cache, what=f"{plan.name}: {column}", progress=progress)
+            scored: Any = score if plan.protocol == scoring.PROTOCOL else official.answers
+            return list(scored(loaded, items, cache=self._cache, what=f"{plan.name}: {column}", progress=progress))
 
     def _load(self, plan: _Plan) -> Loaded:
         from mmsurgery.backbones.loading import load
@@ -225,6 +276,6 @@ class _Loader:
         else:
             self._cache = {}
         if loaded.model_sha256 != plan.provenance["inputs"]["model_sha256"]:
-            raise InputRefused(f"{plan.folder} changed while it was being scored", f"mmsurgery eval {plan.name}")
+            raise InputRefused(f"{plan.folder} changed while it was being scored", _command(plan))
         self._loaded, self._template = loaded, template
         return loaded

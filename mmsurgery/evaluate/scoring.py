@@ -62,6 +62,11 @@ class ItemScore:
     def correct(self) -> bool:
         return self.predicted == self.gold
 
+    @property
+    def value(self) -> float:
+        """1 or 0 for right or wrong."""
+        return float(self.correct)
+
 
 def score(
     loaded: Loaded,
@@ -89,7 +94,7 @@ def score(
     import torch
 
     cache = {} if cache is None else cache
-    with _eval_mode(loaded.model), torch.no_grad(), progress.stage(what, len(items)) as advance:
+    with eval_mode(loaded.model), torch.no_grad(), progress.stage(what, len(items)) as advance:
         choices = [prefix.encode(loaded, option_samples(item), cache) for item in items]
         scores: dict[int, list[float]] = {}
         if prefixes_hold(loaded, choices, cache):
@@ -166,7 +171,8 @@ def prefixes_hold(loaded: Loaded, choices: Sequence[prefix.Choice], cache: dict[
 
 
 @contextlib.contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout inside; the mode is put back after."""
     training = model.training
     model.eval()
     try:

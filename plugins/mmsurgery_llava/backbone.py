@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
-from mmsurgery.backbones import encoding, micro
+from mmsurgery.backbones import encoding, micro, mllmu
 from mmsurgery.errors import InputRefused, UnusableData
 from mmsurgery.names import Address
 from mmsurgery_llava import batches, names
@@ -120,8 +120,18 @@ class LlavaBackbone:
     ) -> Batch:
         return encoding.collate(processor, samples, batches.picture, padding_side=padding_side, cache=cache)
 
-    def prompts(self, processor: Any, questions: Sequence[Question], *, cache: dict[Any, Any] | None = None) -> Batch:
-        return encoding.prompts(processor, questions, batches.picture, cache=cache)
+    def prompts(
+        self,
+        processor: Any,
+        questions: Sequence[Question],
+        *,
+        texts: Sequence[str] | None = None,
+        cache: dict[Any, Any] | None = None,
+    ) -> Batch:
+        return encoding.prompts(processor, questions, batches.picture, texts=texts, cache=cache)
+
+    def mllmu_prompt(self, processor: Any, task: str, text: str, *, image: bool) -> str:
+        return mllmu.raw_prompt(task, text, processor.image_token if image else None)
 
     def render(self, processor: Any, question: str, answer: str | None, *, image: bool) -> str:
         return encoding.render(processor, question, answer, image=image)

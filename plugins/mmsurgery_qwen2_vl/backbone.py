@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
-from mmsurgery.backbones import encoding, micro
+from mmsurgery.backbones import encoding, micro, mllmu
 from mmsurgery.errors import InputRefused
 from mmsurgery.names import Address
 from mmsurgery_qwen2_vl import batches, names
@@ -128,8 +128,24 @@ class Qwen2VLBackbone:
     ) -> Batch:
         return batches.collate(processor, samples, padding_side=padding_side, cache=cache)
 
-    def prompts(self, processor: Any, questions: Sequence[Question], *, cache: dict[Any, Any] | None = None) -> Batch:
-        return batches.prompts(processor, questions, cache=cache)
+    def prompts(
+        self,
+        processor: Any,
+        questions: Sequence[Question],
+        *,
+        texts: Sequence[str] | None = None,
+        cache: dict[Any, Any] | None = None,
+    ) -> Batch:
+        return batches.prompts(processor, questions, texts=texts, cache=cache)
+
+    def mllmu_prompt(self, processor: Any, task: str, text: str, *, image: bool) -> str:
+        """Pictures and cloze go through the chat template; choices and open questions without a picture are
+        asked in the string written for LLaVA. (The template's picture slot that the original leaves
+        empty in cloze questions without a picture is left out.)"""
+        if not image and task != "cloze":
+            return mllmu.raw_prompt(task, text, None)
+        lead = "\n" if image and task != "generation" else ""
+        return encoding.render(processor, lead + text, None, image=image)
 
     def render(self, processor: Any, question: str, answer: str | None, *, image: bool) -> str:
         return encoding.render(processor, question, answer, image=image)

@@ -27,9 +27,15 @@ def collate(
     return _typed(processor, batch)
 
 
-def prompts(processor: Any, questions: Sequence[Question], *, cache: dict[Any, Any] | None = None) -> Batch:
+def prompts(
+    processor: Any,
+    questions: Sequence[Question],
+    *,
+    texts: Sequence[str] | None = None,
+    cache: dict[Any, Any] | None = None,
+) -> Batch:
     """See `Backbone.prompts`."""
-    return _typed(processor, encoding.prompts(processor, questions, picture, cache=cache))
+    return _typed(processor, encoding.prompts(processor, questions, picture, texts=texts, cache=cache))
 
 
 def picture(processor: Any, image: Any) -> Picture:

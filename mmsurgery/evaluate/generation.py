@@ -1,0 +1,106 @@
+"""Greedy answers of a model to rendered prompts, in batches padded on the left. R rows, T tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.errors import UnusableData
+from mmsurgery.workspace import SILENT, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmsurgery.backbones.loading import Loaded
+    from mmsurgery.data.samples import Item
+
+
+def greedy(
+    loaded: Loaded,
+    items: Sequence[Item],
+    prompts: Sequence[str],
+    *,
+    new_tokens: int,
+    budget: int,
+    cache: dict[Any, Any],
+    what: str = "generating",
+    progress: Progress = SILENT,
+) -> list[str]:
+    """What the model writes after each prompt until its end token, special tokens left out, in order.
+
+    The token of the greatest logit is taken; sampling and penalties of the model's own generation
+    settings are not. Answers do not depend on `budget`, up to round-off between equally likely tokens.
+
+    Args:
+        prompts: rendered, one per item, see `Backbone.prompts`.
+        new_tokens: most tokens of an answer.
+        budget: largest number of tokens of one batch, padding and answers included; at least one row.
+
+    Raises:
+        UnusableData: naming the item, for a prompt that with its answer exceeds the model's positions, or
+            if logits are not finite.
+    """
+    import torch
+
+    lengths = [_length(loaded, item, prompt, cache) for item, prompt in zip(items, prompts, strict=True)]
+    most = loaded.model.config.get_text_config().max_position_embeddings
+    for item, length in zip(items, lengths, strict=True):
+        if length + new_tokens > most:
+            raise UnusableData(
+                f"item {item.id} of column {item.column}: prompt of {length} and answer of up to {new_tokens} tokens, "
+                f"the model has {most} positions"
+            )
+    order = sorted(range(len(items)), key=lambda place: lengths[place])
+    answers: dict[int, str] = {}
+    with torch.no_grad(), progress.stage(what, len(items)) as advance:
+        while order:
+            rows = 1
+            while rows < len(order) and (rows + 1) * (lengths[order[rows]] + new_tokens) <= budget:
+                rows += 1
+            places, order = order[:rows], order[rows:]
+            asked = [items[place] for place in places]
+            batch = loaded.backbone.prompts(
+                loaded.processor, asked, texts=[prompts[place] for place in places], cache=cache
+            )
+            answers.update(zip(places, _continued(loaded, asked, batch, new_tokens), strict=True))
+            advance(rows)
+    return [answers[place] for place in range(len(items))]
+
+
+def _length(loaded: Loaded, item: Item, prompt: str, cache: dict[Any, Any]) -> int:
+    batch = loaded.backbone.prompts(loaded.processor, [item], texts=[prompt], cache=cache)
+    return int(batch["input_ids"].shape[1])
+
+
+def _continued(loaded: Loaded, items: Sequence[Item], batch: dict[str, torch.Tensor], new_tokens: int) -> list[str]:
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    model, tokenizer = loaded.model, loaded.processor.tokenizer
+    device = next(model.parameters()).device
+    end = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *([end] if isinstance(end, int) else end or [])}
+    settings = GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id
+    )
+
+    def finite(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        broken = (~logits.isfinite()).any(dim=1).nonzero().flatten().tolist()
+        if broken:
+            item = items[broken[0]]
+            raise UnusableData(
+                f"item {item.id} of column {item.column}: the model's scores are not finite", "use another checkpoint"
+            )
+        return logits
+
+    # what `settings` leave open would come from the model's own
+    own, model.generation_config = model.generation_config, settings
+    try:
+        ids = model.generate(
+            **{name: value.to(device) for name, value in batch.items()},
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([finite]),
+        )
+    finally:
+        model.generation_config = own
+    written = ids[:, batch["input_ids"].shape[1] :].tolist()
+    return [str(text) for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
