@@ -194,7 +194,7 @@ class CheckpointFiles:
         if not path.exists():
             return
         record = check_seal(read_json(path), str(path), kind="run")
-        name, again = self.path.name, "make the model again with --force"
+        name, again = self.path.name, _made_again_by(record)
         if record.get("model_sha256") != digest:
             raise InputRefused(f"the weights of model '{name}' are not those its run wrote", again)
         if record.get("companions_sha256", companions := companions_sha256(self.path)) != companions:
@@ -292,3 +292,13 @@ def _header(folder: Path, name: str) -> Header:
     if not target.exists():
         raise InputRefused(f"{folder / name} is missing", "copy the whole checkpoint again")
     return read_header(folder / name)
+
+
+def _made_again_by(record: Mapping[str, Any]) -> str:
+    """The next step for a model that is not as its run wrote it."""
+    model, method = record.get("model"), record.get("method")
+    if method != "finetune":
+        return f"run mmsurgery apply --method {method} with its options again, and --force"
+    if model == "base":
+        return "remove the folder, then mmsurgery train vanilla --force"
+    return f"mmsurgery train {model} --force"

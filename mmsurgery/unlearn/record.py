@@ -28,6 +28,9 @@ CLAIMS = {
 }
 """What a run promises: scope `all` and methods without a retain term the first, scope `forget` the second."""
 
+SCRATCH = "micro"
+"""The start that a model's record names which was trained from random weights; there is no such folder."""
+
 _KEYS = {
     "model": str,
     "method": str,
@@ -59,11 +62,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RUN_FILE
     if not path.exists():
-        raise MissingArtifact(f"{folder} has no {RUN_FILE}: mmsurgery did not make this model")
+        raise MissingArtifact(
+            f"{folder} has no {RUN_FILE}: mmsurgery did not make this model", "name one that it trained or unlearned"
+        )
     record = check_seal(read_json(path), str(path), kind="run")
     for key, kind in _KEYS.items():
         if not isinstance(record.get(key), kind):
-            raise InputRefused(f"{path}: {key} cannot be read")
+            raise InputRefused(f"{path}: {key} cannot be read", "make the model again")
     if record["claim"] not in CLAIMS or any(
         not isinstance(record["provenance"].get(key), dict) for key in ("settings", "inputs")
     ):

@@ -22,14 +22,14 @@ from mmsurgery.settings import RecipeSettings
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.masked import check_fit
 from mmsurgery.unlearn.plan import PROTOCOLS, StepPlan
-from mmsurgery.unlearn.record import mask_identity
+from mmsurgery.unlearn.record import SCRATCH, mask_identity
 from mmsurgery.workspace import Workspace
 
 SCOPES = ("forget", "all")
 REFERENCES = ("vanilla", "reference")
 FORGET, RETAIN = "forget_vqa", "retain_vqa"
 """Data parts that are unlearned and kept."""
-TRAINED = ("base", "vanilla", "gold", "reference")
+TRAINED = ("base", "vanilla", "gold", "reference", SCRATCH)
 """Models that are trained, never unlearned."""
 
 

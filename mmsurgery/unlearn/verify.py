@@ -12,9 +12,9 @@ import numpy as np
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import Mask, count_ones, pack
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.errors import InputRefused, Mismatch
+from mmsurgery.errors import Mismatch, MissingArtifact, UsageError
 from mmsurgery.names import Address
-from mmsurgery.unlearn.record import CLAIMS, mask_identity, read_record
+from mmsurgery.unlearn.record import CLAIMS, SCRATCH, mask_identity, read_record
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 BLOCK = 1 << 18
@@ -147,6 +147,7 @@ def verify(workspace: Workspace, model: str, *, progress: Progress = SILENT) -> 
 
     Raises:
         MissingArtifact: if model, start or mask do not exist.
+        UsageError: if the model was trained from random weights.
         InputRefused: if the weights are not those the run wrote.
         Mismatch: if start or mask were changed since the run.
     """
@@ -154,17 +155,26 @@ def verify(workspace: Workspace, model: str, *, progress: Progress = SILENT) -> 
     record = read_record(folder)
     family = backbone(record["model_type"])
     after = CheckpointFiles(folder, family.canonical)
+    after.digest()  # refuses what is not as its run wrote it
+    if record["start"] == SCRATCH:
+        raise UsageError(
+            f"model '{model}' was trained from random weights: there is no parent to verify it against",
+            "verify a model that was made from it",
+        )
     before = CheckpointFiles(workspace.existing_model(record["start"]), family.canonical)
     inputs = record["provenance"]["inputs"]
-    if after.digest() != record["model_sha256"]:
-        raise InputRefused(f"the weights of model '{model}' are not those its run wrote", "apply again with --force")
     if before.digest() != inputs.get("start"):
         raise Mismatch(
             f"model '{record['start']}' has changed since '{model}' was made from it", "apply again with --force"
         )
     mask = None
     if record["mask"] is not None:
-        mask = Mask.load(workspace.mask_path(record["mask"]))
+        path = workspace.mask_path(record["mask"])
+        if not path.exists():
+            raise MissingArtifact(
+                f"mask '{record['mask']}', which '{model}' was made with, is gone", "make it again: mmsurgery mask"
+            )
+        mask = Mask.load(path)
         if mask_identity(mask) != inputs.get("mask"):
             raise Mismatch(
                 f"mask '{record['mask']}' has changed since '{model}' was made with it", "apply again with --force"

@@ -94,6 +94,18 @@ def test_a_moved_weight_outside_the_mask_fails_the_claim(chain: Command, portrai
     one_line(chain("verify", "two"), 3)
 
 
+def test_lora_under_a_mask(chain: Command) -> None:
+    ran = chain("apply", "--method", "npo", "--mask", "default", "--lora-rank", "4", "--epochs", "1", "--name", "low")
+    assert ran.code == 0
+    assert "LoRA of rank 4 on " in ran.err
+    assert "scope all: under LoRA the mask acts on the weights in every step" in ran.err
+    assert "audited: no weight outside the mask moved" in ran.out
+    proof = chain("verify", "low", "--json").document
+    assert proof["ok"] is True
+    assert sum(group["outside"] for group in proof["groups"].values()) == 0
+    assert proof["groups"]["lm"]["inside"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -115,7 +127,18 @@ def test_a_moved_weight_outside_the_mask_fails_the_claim(chain: Command, portrai
         (["apply", "--method", "gaa"], 2, "did you mean 'ga'"),
         (["apply", "--method", "ga", "--mask", "none_such"], 2, "none_such"),
         (["apply", "--method", "npo", "--reference", "reference"], 2, "mmsurgery train reference"),
+        (["apply", "--method", "ga", "--retain-batch", "8"], 2, "takes no retain data"),
+        (["apply", "--method", "ga", "--scope", "all"], 2, "none is given"),
+        (["apply", "--method", "ga", "--epochs", "999999999"], 2, "steps, at most 1,000,000"),
+        (["apply", "--method", "ga", "--protocol", "off"], 2, "did you mean 'official'"),
+        (["apply", "--method", "ga", "--lora-modules", "lm"], 2, "--lora-rank 16"),
+        (
+            ["apply", "--method", "ga_diff", "--mask", "default", "--scope", "forget", "--lora-rank", "4"],
+            2,
+            "scope all",
+        ),
         (["eval", "nobody"], 2, "nobody"),
+        (["verify", "base"], 2, "trained from random weights"),
         (["verify", "nobody"], 2, "nobody"),
         (["diff", "vanilla", "nobody"], 2, "nobody"),
     ],
@@ -178,6 +201,8 @@ def test_a_damaged_model_reaches_no_verb(chain: Command, portraits: Path, what: 
             ["diff", "gold", "vanilla"] if (portraits / "models/gold").exists() else ["diff", "base", "vanilla"],
             ["verify", "vanilla"],
         ):
-            assert f"{what} " in one_line(chain(*arguments), 3) + " ", arguments
+            line = one_line(chain(*arguments), 3)
+            assert f"{what} " in line, arguments
+            assert line.endswith("next: mmsurgery train vanilla --force"), arguments
     finally:
         file.write_bytes(whole)

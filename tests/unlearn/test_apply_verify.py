@@ -187,6 +187,15 @@ def test_starting_from_another_model_kl_still_refers_to_vanilla(ws: Workspace) -
     assert verify(ws, "second").ok
 
 
+def test_what_verify_cannot_do_has_a_next_step(ws: Workspace) -> None:
+    with pytest.raises(MissingArtifact, match=r"mmsurgery did not make this model - next: "):
+        verify(ws, "vanilla")
+    apply(ws, "mmunlearner")
+    ws.mask_path("default").unlink()
+    with pytest.raises(MissingArtifact, match=r"mask 'default', .* is gone - next: make it again: mmsurgery mask"):
+        verify(ws, "mmunlearner.default")
+
+
 @pytest.mark.parametrize(("scope", "strict"), [("forget", False), ("all", True)])
 def test_official_protocol_under_a_mask(
     ws: Workspace, scope: str, strict: bool, monkeypatch: pytest.MonkeyPatch
