@@ -1,6 +1,7 @@
 """`mmsurgery-run.json`: what made a model, sealed, beside its weights.
 
     method, equation, protocol, scope, claim     what was run, and what `verify` has to find
+    lora                                         rank, layers, selected weights it cannot reach; where used
     mask, start, reference                       names; their digests stand in `provenance.inputs`
     model_type, model_sha256                     identity of the weights beside it
     steps, samples                               planned and done; samples seen by set
