@@ -84,7 +84,8 @@ def evaluate(
         force: score again, and replace scores of another model or of other items.
 
     Raises:
-        UsageError: for an unknown protocol, or a gate that cannot be read or names no column.
+        UsageError: for an unknown protocol, a gate that cannot be read or names no column, or two models
+            of one name.
         MissingArtifact: if a model does not exist.
         InputRefused: if a model, the benchmark's files or earlier scores are damaged.
         Mismatch: if the name holds scores of another model or of other items.
@@ -94,7 +95,10 @@ def evaluate(
         raise unknown("protocol", protocol, PROTOCOLS)
     wanted = [_read_gate(expression)[0] for expression in gates]
     names = list(models or ["vanilla", *(name for name in workspace.models() if name not in ("vanilla", "base"))])
-    found = dict(workspace.find_model(name) for name in names)
+    found: dict[str, Path] = {}
+    for name, folder in map(workspace.find_model, names):
+        if found.setdefault(name, folder).resolve() != folder.resolve():
+            raise UsageError(f"two models are called '{name}': {found[name]} and {folder}", "rename a folder")
     items = _items(workspace, protocol, progress)
     for column in wanted:
         _check_column(column, items)

@@ -148,8 +148,11 @@ def test_a_model_by_path(workspace: Workspace, tmp_path: Path) -> None:
     (result,) = evaluate(workspace, [str(tmp_path / "elsewhere" / "mine")])
     assert result.path == workspace.eval_path("mine")
     shutil.copytree(workspace.model_dir("vanilla"), tmp_path / "elsewhere" / "vanilla")
-    with pytest.raises(UsageError, match="name of another model"):
-        evaluate(workspace, [str(tmp_path / "elsewhere" / "vanilla")])
+    (result,) = evaluate(workspace, [str(tmp_path / "elsewhere" / "vanilla")])
+    assert result.path == workspace.eval_path("elsewhere.vanilla")
+    shutil.copytree(workspace.model_dir("vanilla"), tmp_path / "other" / "mine")
+    with pytest.raises(UsageError, match="two models are called 'mine'"):
+        evaluate(workspace, [str(tmp_path / "elsewhere" / "mine"), str(tmp_path / "other" / "mine")])
     with pytest.raises(MissingArtifact, match="no model 'vanila'"):
         evaluate(workspace, ["vanila"])
 
