@@ -158,18 +158,20 @@ class _Reader:
         pairs = [pair for pair in self.pairs if pair.get("backbone").text() == name]
         order = [*(key for key in ANCHORS if key in summary), *(key for key in self.rows if key in summary)]
         paired = [self._pair(pair) for pair in pairs]
+        rows = [self._row(key, summary[key], cells, pairs) for key in order]
+        compared = self.labels.get(self.compared, self.compared)
         return Backbone(
             name=name,
             levels=len(levels),
-            rows=[self._row(key, summary[key], cells, pairs) for key in order],
+            rows=rows,
             quantities=[
                 (key, self._quantity(key)) for key in (FORGET, UTILITY, *(c for c in self.columns if c != FORGET))
             ],
-            findings=self._findings(paired),
+            findings=[found for each in ("matched", "fixed") if (found := _finding(each, compared, rows, paired))],
             chart=self._chart(name, levels, cells),
             pairs=paired,
             runs=[self._run(cell) for cell in cells],
-            compared=self.labels.get(self.compared, self.compared),
+            compared=compared,
         )
 
     def _row(self, key: str, row: Fields, cells: Sequence[Fields], pairs: Sequence[Fields]) -> Row:
@@ -223,7 +225,9 @@ class _Reader:
             low, high = pair.get("ci95").interval(-1)
             low, high = (low, high) if sign == 1 else (-high, -low)
             span = f"{numbers.points(difference)} points, 95 % interval {numbers.points(low)} to {numbers.points(high)}"
-            said = f"{span}, p = {pair.get('p_value').share():.3f}, {pair.get('levels').whole()} levels"
+            p_value = pair.get("p_adjusted" if pair.has("p_adjusted") else "p_value").share()
+            said = f"{span}, p = {p_value:.3f}, {pair.get('levels').whole()} levels"
+            said += f", {pair.get('people').whole()} people" if pair.has("people") else ""
             resolved = pair.get("resolved").flag()
             return (numbers.points(difference) if resolved else "not resolved"), resolved, said
         return "", False, ""
@@ -243,21 +247,6 @@ class _Reader:
             agreeing=f"{pair.get('same_sign').whole()} of {pair.get('levels').whole()}",
             resolved=pair.get("resolved").flag(),
         )
-
-    def _findings(self, pairs: Sequence[Pair]) -> list[str]:
-        """One sentence per comparison of utility: what is resolved, largest first, and what is not."""
-        found = []
-        for comparison, label in COMPARISONS.items():
-            mine = [p for p in pairs if p.comparison == comparison and p.quantity == self._quantity(UTILITY)]
-            if not mine:
-                continue
-            resolved = sorted((p for p in mine if p.resolved), key=lambda p: -abs(p.difference))
-            parts = [f"{p.first} {p.text} points against {p.second}" for p in resolved]
-            rest = [f"{p.first} against {p.second}" for p in mine if not p.resolved]
-            said = "; ".join(parts) or "no difference in utility is resolved"
-            unresolved = f". Not resolved: {', '.join(rest)}" if rest and parts else ""
-            found.append(f"{label}, utility: {said}{unresolved}.")
-        return found
 
     def _chart(self, name: str, levels: Sequence[Fields], cells: Sequence[Fields]) -> Chart:
         anchors = {
@@ -327,6 +316,39 @@ class _Reader:
             matched=matched,
             remarks=_remarks(cell.get("remarks")),
         )
+
+
+def _finding(comparison: str, compared: str, rows: Sequence[Row], pairs: Sequence[Pair]) -> str:
+    """One sentence on what the compared row keeps against every other, largest resolved difference first.
+
+    At a fixed budget rows forget differently much, so the difference in Forget VQA stands beside.
+    """
+    label = COMPARISONS[comparison]
+    missed = [row.label for row in rows if row.reached.startswith("0 of ")] if comparison == "matched" else []
+    if compared in missed:
+        return f"{label}: {compared} did not reach it, so nothing can be said of what it keeps there."
+    differences: dict[str, dict[str, tuple[float, bool]]] = {}
+    for pair in pairs:
+        if pair.comparison == comparison and compared in (pair.first, pair.second):
+            sign, other = (1, pair.second) if pair.first == compared else (-1, pair.first)
+            differences.setdefault(pair.quantity, {})[other] = (sign * pair.difference, pair.resolved)
+    kept, forgot = differences.get(words.column(UTILITY), {}), differences.get(words.column(FORGET), {})
+
+    def named(others: Sequence[str]) -> str:
+        beside = {other: f"; Forget VQA {numbers.points(forgot[other][0])}" for other in others if other in forgot}
+        return ", ".join(
+            f"{other} ({numbers.points(kept[other][0])} points{beside.get(other, '')})" for other in others
+        )
+
+    resolved = sorted((other for other in kept if kept[other][1]), key=lambda other: -abs(kept[other][0]))
+    more, less = ([o for o in resolved if (kept[o][0] > 0) == up] for up in (True, False))
+    parts = [f"keeps more than {named(more)}"] if more else []
+    parts += [f"keeps less than {named(less)}"] if less else []
+    unresolved = [other for other in kept if not kept[other][1]]
+    parts += [f"is not resolved from {', '.join(unresolved)}"] if unresolved else []
+    if not parts:
+        return ""
+    return f"{label}: {compared} {'; it '.join(parts)}." + (f" Not reached by {', '.join(missed)}." if missed else "")
 
 
 def _detail(row: Fields) -> str:

@@ -22,7 +22,7 @@ from mmsurgery.artifacts.files import write_json
 from mmsurgery.errors import MmsurgeryError
 from mmsurgery.provenance import seal
 from mmsurgery.report import write_report
-from mmsurgery.report.experiments import read_experiment
+from mmsurgery.report.experiments import Pair, Row, _finding, read_experiment
 from mmsurgery.workspace import Workspace
 
 PageOf = Callable[[Workspace], str]
@@ -101,6 +101,34 @@ def test_tables_say_what_is_not_resolved(full: Workspace, page_of: PageOf) -> No
     assert any(not pair["resolved"] for pair in pairs)
     assert "not resolved" in table.text
     assert "not reached – 0 of 3" in said["NPO"]
+
+
+def pair(comparison: str, quantity: str, first: str, second: str, difference: float, resolved: bool) -> Pair:
+    return Pair(comparison, quantity, first, second, difference, "", "", 0.0, "", resolved)
+
+
+def row(label: str, reached: str) -> Row:
+    return Row("", label, "", False, "", "", "", reached, "", {})
+
+
+def test_findings_say_what_is_resolved_and_at_what_forgetting() -> None:
+    rows = [row("A", "3 of 3"), row("B", "3 of 3"), row("C", "0 of 3"), row("Mine", "2 of 3")]
+    pairs = [
+        pair("matched", "Utility", "Mine", "A", 0.05, True),
+        pair("matched", "Utility", "B", "Mine", 0.02, False),
+        pair("fixed", "Utility", "Mine", "A", 0.1, True),
+        pair("fixed", "Utility", "B", "Mine", 0.2, True),
+        pair("fixed", "Forget VQA", "Mine", "A", 0.6, False),
+    ]
+    assert _finding("matched", "Mine", rows, pairs) == (
+        "Matched forgetting: Mine keeps more than A (+5.0 points); it is not resolved from B. Not reached by C."
+    )
+    assert _finding("fixed", "Mine", rows, pairs) == (
+        "Fixed budget: Mine keeps more than A (+10.0 points; Forget VQA +60.0); it keeps less than B (−20.0 points)."
+    )
+    rows[-1] = row("Mine", "0 of 3")
+    assert _finding("matched", "Mine", rows, []).startswith("Matched forgetting: Mine did not reach it")
+    assert _finding("fixed", "Mine", rows, []) == ""
 
 
 def test_same_workspace_same_bytes(full: Workspace, tmp_path: Path) -> None:
