@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from mmsurgery.data.benchmark import Benchmark, Source
+from mmsurgery.data.benchmark import TASKS, Benchmark, Source
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import UnusableData
 
@@ -52,10 +53,12 @@ def check_leakage(parts: Mapping[str, Sequence[Sample]], items: Sequence[Item], 
 
 
 def check_text(reader: Benchmark, source: Source, part: str, samples: Sequence[Sample]) -> int:
-    """`check_leakage` of one part against every scored text item of a benchmark; free for pictured parts."""
+    """`check_leakage` of one part against every scored text item of a benchmark, open questions too; free for
+    pictured parts."""
     if all(sample.image_bytes is not None for sample in samples):
         return 0
-    items = [item for column in reader.columns(source) for item in reader.items(source, column)]
+    asked = itertools.product(reader.columns(source), TASKS)
+    items = [item for column, task in asked for item in reader.items(source, column, task)]
     return check_leakage({part: samples}, items, allow=source.allow)
 
 

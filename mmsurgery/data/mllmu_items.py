@@ -25,7 +25,8 @@ Question = tuple[int, str, dict[str, str] | None, str]
 def read_items(
     root: Path, config: str, column: str, task: str, modality: str, wanted: Collection[str] | None, report: Report
 ) -> list[Item]:
-    """The items of one task and modality of a folder, row by row, every picture of a row with every question.
+    """The items of one task and modality of a folder, row by row, every picture of a row with every question;
+    none of an open task that the files do not have.
 
     Args:
         wanted: IDs to keep; None keeps all.
@@ -33,7 +34,10 @@ def read_items(
     Raises:
         InputRefused: for files, columns or wanted people that are missing or damaged.
     """
-    images = "image" if "image" in column_names(root, config) else "images"
+    known = column_names(root, config)
+    if task != "classification" and _COLUMNS[task] not in known:
+        return []
+    images = "image" if "image" in known else "images"
     columns = ("ID", _COLUMNS[task], *((images,) if modality == "image" else ()))
     rows: Iterator[Row] = read_rows(root, config, columns, needs=EVALUATION_SOURCE)
     met: Counter[str] = Counter()

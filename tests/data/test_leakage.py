@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from mmsurgery.data.leakage import check_leakage, check_overlap, portrait_reuse
+from mmsurgery.data.benchmark import Source
+from mmsurgery.data.leakage import check_leakage, check_overlap, check_text, portrait_reuse
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import UnusableData
 
@@ -45,6 +49,24 @@ def test_open_items_leak_too() -> None:
     item = Item(id="i", person="person/1", question="Where does Kai live?", gold="Oslo", column="c", task="cloze")
     with pytest.raises(UnusableData):
         check_leakage({"forget_qa": [text()]}, [item])
+
+
+class Reader:
+    """One column with an open question and nothing else."""
+
+    def columns(self, source: Any) -> tuple[str, ...]:
+        return ("forget_qa",)
+
+    def items(self, source: Any, column: str, task: str = "classification") -> list[Item]:
+        item = Item(id="i", person="person/1", question="Where does Kai live?", gold="Oslo", column=column, task=task)
+        return [item] if task == "generation" else []
+
+
+def test_measured_text_is_compared_with_open_questions() -> None:
+    reader: Any = Reader()
+    with pytest.raises(UnusableData, match="1 text pairs of forget_qa are scored"):
+        check_text(reader, Source(Path(), 5), "forget_qa", [text()])
+    assert check_text(reader, Source(Path(), 5), "forget_qa", [text(answer="Lima")]) == 0
 
 
 def _shown(id: str, person: str, picture: bytes) -> Sample:

@@ -227,6 +227,16 @@ def test_cloze_needs_one_blank(data: Any, text: str) -> None:
     assert len(READER.items(source(folder, "cloze_blank"), "forget_vqa", "cloze")) == 1
 
 
+def test_columns_without_open_questions_have_none(data: Any) -> None:
+    for row in data.rows["forget_5"]:
+        row["Generation_Task"] = []
+        del row["Mask_Task"]
+    folder = source(data.write())
+    assert READER.items(folder, "forget_vqa", "generation") == []
+    assert READER.items(folder, "forget_vqa", "cloze") == []
+    assert len(READER.items(folder, "retain_vqa", "cloze")) == 3
+
+
 def test_type_in_other_case(data: Any) -> None:
     data.rows["forget_5"][0]["Generation_Task"][0]["Type"] = "image_textual"
     with pytest.raises(InputRefused, match="neither Image_Textual nor Pure_Text"):
