@@ -97,7 +97,7 @@ def _answer_remarks(answers: Sequence[Answer]) -> list[str]:
         if initials := sum(item.by_initial for item in read):
             found.append(f"{initials} of {n} letters are the first of a word")
         return found
-    if not silent and constant_answer([item.raw_output for item in answers], [item.gold for item in answers]):
+    if constant_answer([item.raw_output for item in answers], [item.gold for item in answers]):
         found.append(f"gives one answer to all {n} items: the model has collapsed")
     if inside := sum(bool(item.correct) and not item.whole_words for item in answers):
         found.append(f"{inside} of {n} answers hold the gold text only inside other words")
