@@ -39,6 +39,9 @@ COLUMN_LABELS = {
 }
 """Columns as tables print them; a column of another name is printed by it."""
 
+UTILITY = ("forget_qa", "retain_vqa", "retain_qa", "realworld_vqa", "realworld_qa")
+"""Columns whose mean is the utility; those of them that the benchmark has."""
+
 TASKS = ("classification", "cloze", "generation")
 
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.data.benchmark import COLUMN_LABELS
+from mmsurgery.data.benchmark import COLUMN_LABELS, UTILITY
 from mmsurgery.evaluate.statistics import LEVEL, forgetting_target
 from mmsurgery.experiments import statistics
 from mmsurgery.experiments.rows import Experiment
 from mmsurgery.experiments.scores import (
-    UTILITY,
     Correct,
     Point,
     Values,

@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mmsurgery.data.benchmark import UTILITY
 from mmsurgery.evaluate.statistics import Matched, matched
-
-UTILITY = ("forget_qa", "retain_vqa", "retain_qa", "realworld_vqa", "realworld_qa")
-"""Columns whose mean is the utility; those of them that the benchmark has."""
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Correct = Mapping[str, Floats]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from mmsurgery.data.benchmark import UTILITY as KEPT
 from mmsurgery.evaluate.records import read_eval
 from mmsurgery.evaluate.statistics import forgetting_target
 from mmsurgery.report import numbers, words
@@ -18,8 +19,6 @@ from mmsurgery.report.fields import Fields
 from mmsurgery.report.origin import Origin, origin
 from mmsurgery.unlearn.record import read_record
 
-KEPT = ("forget_qa", "retain_vqa", "retain_qa", "realworld_vqa", "realworld_qa")
-"""Columns whose mean is the utility."""
 GENERATED = "official"
 """Folder below `evals/` of answers that were generated."""
 
