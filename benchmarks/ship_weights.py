@@ -2,8 +2,9 @@
 
     python benchmarks/ship_weights.py [BACKBONE ...]
 
-Trains base, vanilla and gold (settings as `mmsurgery init` leaves them) in a new folder, a few minutes each on
-one core, prints the digest of each, and says whether it is the one in the tree.
+For the named backbones, by default all that have weights in the tree: trains base, vanilla and gold (settings as
+`mmsurgery init` leaves them) in a new folder, a few minutes each on one core, prints the digest of each, and says
+whether it is the one in the tree.
 """
 
 from __future__ import annotations
@@ -50,4 +51,4 @@ def ship(folder: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["llava"])
+    main(sys.argv[1:] or sorted(folder.name for folder in shipped.WEIGHTS.iterdir()))
