@@ -34,6 +34,7 @@ table: $(STAMP)
 	@$(BIN)/mmsurgery init table --setting fragile
 	@$(BIN)/mmsurgery --workspace table experiment table1 --seeds 3 --backbones llava,qwen2_vl
 	@$(BIN)/mmsurgery --workspace table experiment controls --seeds 3 --backbones llava,qwen2_vl
+	@$(BIN)/mmsurgery --workspace table report
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
