@@ -194,7 +194,7 @@ def gather(workspace: Workspace, request: Request) -> Run:
     Raises:
         MissingArtifact: for a model or mask that does not exist.
         InputRefused: if a file is damaged.
-        Mismatch: if the mask is of another model.
+        Mismatch: if the mask is of another model, or of another forget set.
         UnusableData: if the mask selects nothing, LoRA has nothing to train, or the forget or retain set is unusable.
     """
     folder = workspace.existing_model(request.start)
@@ -203,6 +203,8 @@ def gather(workspace: Workspace, request: Request) -> Run:
     mask = None if request.mask is None else _mask(workspace, request.mask, files, family)
     targets = [] if request.lora is None else request.lora.targets(files.names, family, mask)
     forget, retain = _data(workspace, request.method)
+    if mask is not None:
+        _check_people(str(request.mask), mask, forget)
     return Run(
         workspace=workspace,
         request=request,
@@ -230,6 +232,16 @@ def _mask(workspace: Workspace, name: str, files: CheckpointFiles, family: Backb
             "build it again: mmsurgery mask",
         )
     return mask
+
+
+def _check_people(name: str, mask: Mask, forget: Sequence[Sample]) -> None:
+    """Refuse a mask whose saliency was measured on other samples than are to be forgotten now."""
+    measured = {parent.get("data_sha256") for parent in mask.parents if parent.get("part") == FORGET}
+    if measured - {None, data_sha256(forget)}:
+        raise Mismatch(
+            f"mask '{name}' was built from another forget set than the workspace has now",
+            "mmsurgery saliency --set forget --force, then build the mask again",
+        )
 
 
 def _digest(workspace: Workspace, model: str, family: Backbone) -> str:

@@ -17,7 +17,8 @@ from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.artifacts.tensors import read_header, read_tensor, write_safetensors
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.backbones.loading import load
+from mmsurgery.backbones.loading import Loaded, load
+from mmsurgery.data.samples import data_sha256
 from mmsurgery.errors import (
     InputRefused,
     InternalError,
@@ -472,3 +473,16 @@ def test_a_link_out_of_the_checkpoint_is_not_copied(ws: Workspace, tmp_path: Pat
     (ws.model_dir("vanilla") / "merges.txt").symlink_to(secret)
     with pytest.raises(InputRefused, match="leads out of the checkpoint"):
         apply(ws, "ga")
+
+
+def test_mask_of_another_forget_set(
+    ws: Workspace, tiny: Any, random_mask: Callable[..., Mask], loaded_llava: Loaded
+) -> None:
+    """A mask says what was forgotten when it was measured; one measured on other people is refused."""
+    now = data_sha256(tiny.sets["forget_vqa"])
+    for digest, name in ((now, "now"), (data_sha256(tiny.sets["retain_vqa"]), "before")):
+        parent = {"part": "forget_vqa", "data_sha256": digest}
+        random_mask(loaded_llava, "lm", parents=(parent,)).save(ws.mask_path(name))
+    apply(ws, "ga", mask="now")
+    with pytest.raises(Mismatch, match="another forget set"):
+        apply(ws, "ga", mask="before")
