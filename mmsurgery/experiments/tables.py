@@ -158,7 +158,8 @@ def _differences(results: Results, backbone: str) -> TextTable:
 
 
 def _difference(pair: Mapping[str, Any]) -> str:
-    """`+2.4 (+0.0 to +7.1), not resolved at n = 84`."""
+    """`+2.4 (-0.2 to +7.1), not resolved at n = 84`."""
     low, high = pair["ci95"]
-    verdict = f"p {pair['p_adjusted']:.3f}" if pair["resolved"] else f"not resolved at n = {pair['n']}"
+    p = "p < 0.001" if pair["p_adjusted"] < 0.0005 else f"p {pair['p_adjusted']:.3f}"
+    verdict = p if pair["resolved"] else f"not resolved at n = {pair['n']}"
     return f"{100 * pair['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), {verdict}"

@@ -129,7 +129,7 @@ def test_tables(results: dict[str, Any]) -> None:
     assert matched.rows[1][1:3] == ("3 of 3", "5")
     assert differences.rows[0][0] == "MMUnlearner - GA_Diff, fixed budget"
     assert differences.rows[0][1].startswith("+75.0 (")
-    assert differences.rows[0][1].endswith(", p 0.000")
+    assert differences.rows[0][1].endswith(", p < 0.001")
 
 
 def test_table_cells_do_not_break_markdown(results: dict[str, Any]) -> None:
