@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmsurgery.errors import NoWorkspace
+from mmsurgery.settings import SETTINGS_FILE
+
 if TYPE_CHECKING:
     from mmsurgery.api import Workspace
 
@@ -29,7 +32,16 @@ state = State()
 
 
 def open_here() -> Workspace:
-    """The workspace named by `--workspace`, else the one the current folder stands in."""
+    """The workspace named by `--workspace`, else the one the current folder stands in.
+
+    Raises:
+        NoWorkspace: if there is none; a folder that was named is not looked for in its parents.
+    """
     from mmsurgery.api import open_workspace
 
-    return open_workspace(Path(state.workspace) if state.workspace else Path.cwd())
+    if state.workspace is None:
+        return open_workspace(Path.cwd())
+    named = Path(state.workspace).expanduser().resolve()
+    if not (named / SETTINGS_FILE).is_file():
+        raise NoWorkspace(f"{named} is no workspace: it has no {SETTINGS_FILE}", "name another folder with -w")
+    return open_workspace(named)

@@ -130,3 +130,13 @@ def test_a_given_vanilla_is_not_held_against_the_recipe(copied: Path, portraits:
     edit(copied, "seed", "1")
     shutil.rmtree(copied / "models")
     assert run(["init"]) == 0
+
+
+def test_a_named_workspace_is_not_looked_for_in_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mmsurgery.toml").write_text(Settings().to_toml())
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    assert run(["status"]) == 0
+    for name in ("nope", "../nope", "."):
+        assert run(["-w", name, "status"]) == 2
+    assert run(["-w", "..", "status"]) == 0
