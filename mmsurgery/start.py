@@ -15,6 +15,7 @@ from mmsurgery.data.leakage import check_leakage, check_overlap, portrait_reuse
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import Mismatch, MissingArtifact, RemoteFault, UsageError, unknown
 from mmsurgery.settings import SETTINGS_FILE, BenchmarkSettings, ModelSettings, RecipeSettings, Settings
+from mmsurgery.status import status
 from mmsurgery.workspace import SILENT, Progress
 
 PORTRAITS_RECIPE = RecipeSettings(learning_rate=3e-4)
@@ -29,6 +30,8 @@ class InitResult:
     """The vanilla model's folder, or None if it must still be trained."""
     counts: dict[str, int]
     """Samples per part and items per column."""
+    next_command: str
+    """What `status` says to do next."""
 
 
 def initialise(
@@ -79,7 +82,7 @@ def initialise(
         _write(workspace)
     folder = workspace.model_dir("vanilla")
     there = folder if (folder / "config.json").exists() else None
-    return InitResult(root, settings.benchmark.name, there, counts)
+    return InitResult(root, settings.benchmark.name, there, counts, status(workspace).next_command)
 
 
 def _portraits(

@@ -47,7 +47,7 @@ def initialised(result: InitResult) -> Lines:
         counts.add_row(name, f"{count:,}")
     yield label(f"workspace {result.root}, benchmark {result.benchmark}")
     yield counts
-    yield _next("mmsurgery saliency --set forget" if result.vanilla else "mmsurgery train vanilla")
+    yield _next(result.next_command)
 
 
 def trained(result: Trained) -> Lines:
@@ -208,10 +208,26 @@ def inspected(result: Inspection) -> Lines:
         for inner, value in described.get(key, {}).items():
             if inner not in described:
                 rows.add_row(Text(f"{key}: {inner}", style="dim"), label(_fact(value)))
+    for key, value in _origin(described):
+        rows.add_row(Text(key, style="dim"), label(_fact(value)))
     yield rows
     yield from _inspected_tables(described)
     if result.heatmaps:
         yield heatmap.render(*result.heatmaps)
+
+
+def _origin(described: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """Where a model or a mask comes from: its run, its parents."""
+    run = described.get("run") or {}
+    for key in ("start", "method", "protocol", "mask", "scope", "reference"):
+        if run.get(key) is not None:
+            yield f"made: {key}", run[key]
+    if run:
+        yield "made: steps", run["steps"]["done"]
+    for parent in described.get("parents", ()):
+        named = parent.get("part") or parent.get("name") or parent.get("kind") or "mask"
+        digest = parent.get("sha256") or parent.get("content_sha256") or ""
+        yield "parent", f"{named} {str(digest)[:12]}".strip()
 
 
 def _fact(value: object) -> str:
