@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mmsurgery.data.benchmark import COLUMN_LABELS
+from mmsurgery.data.benchmark import COLUMN_LABELS, in_order
 from mmsurgery.unlearn.record import CLAIMS
 from mmsurgery_cli import heatmap
 from mmsurgery_cli.output import label, percent, table
@@ -109,6 +109,12 @@ def applied(result: ApplyResult) -> Lines:
         f"model '{result.model}': {steps['done']} of {steps['planned']} steps done, ", _state(result.up_to_date)
     )
     yield _moves(result.moved)
+    if curve := result.record["evaluations"]:
+        columns = in_order(curve[0]["columns"])
+        rows = table("step", *(COLUMN_LABELS.get(column, column).replace(" ", "\n") for column in columns))
+        for point in curve:
+            rows.add_row(str(point["step"]), *(percent(point["columns"][column]) for column in columns))
+        yield rows
     yield Text(f"audited: {CLAIMS[result.claim]}")
     yield _next(f"mmsurgery eval {result.model}")
 
