@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.api import Workspace
-from mmsurgery.artifacts.files import read_json, write_bytes, write_json
+from mmsurgery.artifacts.files import read_json, write_bytes
 from mmsurgery.backbones import discovery
-from mmsurgery.errors import MissingArtifact, UnusableData, UsageError
+from mmsurgery.errors import MachineFault, MissingArtifact, UnusableData, UsageError
 from mmsurgery.experiments import rows
 from mmsurgery.experiments.levels import Level, levels_of, prepare, run_row, scored, scored_items
 from mmsurgery.experiments.results import assemble, target_of
 from mmsurgery.experiments.scores import at_matched_forgetting, unpack
 from mmsurgery.experiments.tables import markdown
-from mmsurgery.provenance import check_seal
+from mmsurgery.provenance import canonical_json, check_seal
 from mmsurgery.workspace import SILENT, Progress
 
 RESULTS, TABLE = "results.json", "table.md"
@@ -87,11 +88,12 @@ def experiment(
             found[place] = made
     results = assemble(table, [found[place] for place in sorted(found)])
     path = workspace.path("experiments", name, RESULTS)
-    up_to_date = path.exists() and read_json(path) == results
+    files = {path.with_name(TABLE): markdown(results).encode(), path: canonical_json(results) + b"\n"}
+    up_to_date = all(file.is_file() and file.read_bytes() == content for file, content in files.items())
     if not up_to_date:
         with workspace.lock():
-            write_bytes(path.with_name(TABLE), markdown(results).encode())
-            write_json(path, results)
+            for file, content in files.items():
+                write_bytes(file, content)
             workspace.journal("experiment", name=name, seeds=seeds, backbones=list(chosen))
     return ExperimentResult(name, path, up_to_date, results, time.monotonic() - begin)
 
@@ -122,8 +124,11 @@ def _work(
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
     with context.Pool(workers, _begin, (messages,)) as pool:  # its end terminates the processes
+        processes = multiprocessing.active_children()
         waiting = [pool.apply_async(_in_pool, (task,)) for task in tasks]
         while waiting:
+            if not all(process.is_alive() for process in processes):  # its level would be waited for without end
+                raise MachineFault("a process of the grid was killed", "run it again with fewer --jobs")
             with contextlib.suppress(queue.Empty):
                 kind, value = messages.get(timeout=0.2)
                 advance(value) if kind == "advance" else progress.note(value)
@@ -137,9 +142,10 @@ _messages: Any = None
 
 
 def _begin(messages: Any) -> None:
-    """In a worker process: where its messages go."""
+    """In a worker process: where its messages go; the first process alone answers a key that interrupts."""
     global _messages
     _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _in_pool(task: Task) -> tuple[int, dict[str, Any]]:
@@ -174,7 +180,8 @@ class _Told:
 def run_level(level: Level, name: str, told: _Told) -> dict[str, Any]:
     """All rows of an experiment on one level, as plain JSON for `results.assemble`.
 
-    A row whose training diverges is kept as `failed`, with the reason; every other error ends the run.
+    A row that cannot be trained (it diverges, its mask selects nothing) is kept as `failed`, with the reason;
+    every other error ends the run.
     """
     table = rows.find(name)
     workspace = prepare(level, reference=table.needs_reference, progress=told)
@@ -211,16 +218,19 @@ def run_level(level: Level, name: str, told: _Told) -> dict[str, Any]:
     }
 
 
-def _cell(workspace: Workspace, row: rows.Row, items: dict[str, Any], target: float, told: Progress) -> dict[str, Any]:
+def _cell(workspace: Workspace, row: rows.Row, items: dict[str, Any], target: float, told: _Told) -> dict[str, Any]:
     """One row on one level: the fixed budget, and a longer run where that does not reach matched forgetting."""
     try:
         model, record, density = run_row(workspace, row, progress=told)
-        evaluations = record["evaluations"]
-        sizes = {column: len(asked) for column, asked in items.items()}
-        if at_matched_forgetting(unpack(evaluations, sizes), target) is None:
-            evaluations = run_row(workspace, row, budgets=rows.FURTHER, progress=told)[1]["evaluations"]
     except UnusableData as error:
         return {"failed": str(error)}
+    evaluations = record["evaluations"]
+    sizes = {column: len(asked) for column, asked in items.items()}
+    if at_matched_forgetting(unpack(evaluations, sizes), target) is None:
+        try:
+            evaluations = run_row(workspace, row, budgets=rows.FURTHER, progress=told)[1]["evaluations"]
+        except UnusableData as error:  # the fixed budget stands, matched forgetting was not reached
+            told.tell(f"{row.label}, longer run: {error}")
     return {
         "model": model,
         "density": density,

@@ -92,7 +92,8 @@ def test_pairs(results: dict[str, Any]) -> None:
     assert utility["difference"] == pytest.approx(0.75)
     assert utility["resolved"]
     assert (utility["same_sign"], utility["levels"], utility["n"]) == (3, 3, 240)
-    assert not pairs["fixed", "forget_vqa"]["resolved"] or pairs["fixed", "forget_vqa"]["p_adjusted"] < 0.05
+    # two people a level differ, all in one sense: 2 of 2^6 sign flips are as extreme
+    assert pairs["fixed", "forget_vqa"]["p_value"] == pytest.approx(2 / 2**6, abs=0.006)
 
 
 def test_not_reached_and_failed() -> None:

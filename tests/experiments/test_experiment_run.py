@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from mmsurgery.api import Workspace
 from mmsurgery.data.benchmark import benchmark
-from mmsurgery.errors import MissingArtifact, UsageError
+from mmsurgery.errors import MachineFault, MissingArtifact, UnusableData, UsageError
 from mmsurgery.experiments import levels, rows, run
 from mmsurgery.portraits import training
 from mmsurgery.settings import BenchmarkSettings, ModelSettings, RecipeSettings, Settings
@@ -58,6 +60,8 @@ def test_grid(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmsurgery.unlearn.loop.train", untouched)
     again = run.experiment(workspace, "tried", seeds=1, jobs=1)
     assert again.up_to_date
+    made.path.write_bytes(b"damaged")
+    assert not run.experiment(workspace, "tried", seeds=1, jobs=1).up_to_date
     assert made.path.read_bytes() == before
     assert run.read_results(made.path)["name"] == "tried"
 
@@ -100,3 +104,40 @@ def test_wrong_arguments(workspace: Workspace) -> None:
         run.experiment(Workspace(workspace.root, settings), "tried", backbones=("llava",))
     with pytest.raises(MissingArtifact, match="does not exist"):
         run.read_results(workspace.path("experiments", "tried", run.RESULTS))
+
+
+def _killed(task: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_ends_the_grid(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool gives a dead worker's task to nobody: the grid would wait without end."""
+    monkeypatch.setattr(run, "_in_pool", _killed)
+    found = levels.levels_of(workspace, seeds=2, backbones=("llava",))
+    tasks = [(place, level, "tried") for place, level in enumerate(found)]
+    with pytest.raises(MachineFault, match="was killed"):
+        list(run._work(tasks, 2, run.SILENT, lambda amount: None))
+
+
+def test_a_longer_run_that_diverges_leaves_the_fixed_budget(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {
+        "evaluations": [{"step": 0, "correct": {"forget_vqa": "0f"}}],
+        "provenance": {"key": "k"},
+        "steps": {"done": 1},
+        "samples": {},
+    }
+
+    def row(*args: Any, budgets: int = 1, **kwargs: Any) -> Any:
+        if budgets > 1:
+            raise UnusableData("step 3: the forget loss is nan")
+        return "ga", record, None
+
+    told: list[str] = []
+    monkeypatch.setattr(run, "run_row", row)
+    monkeypatch.setattr(run, "scored", lambda *args, **kwargs: {"ga": {"correct": {}}})
+    cell = run._cell(workspace, rows.GA_DIFF, {"forget_vqa": [0] * 4}, 0.5, run._Told("x", told.append, len))
+    assert "failed" not in cell
+    assert cell["evaluations"] == record["evaluations"]
+    assert told == ["x: GA_Diff, longer run: step 3: the forget loss is nan"]
