@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from mmsurgery_cli import show
 from mmsurgery_cli.context import Force, Json, Name, open_here
 from mmsurgery_cli.output import Output
+from mmsurgery_cli.show import chain as show
 
 Estimator = Annotated[
     str, typer.Option(help="sample (Fisher diagonal, exact), batch (the official code's), dataset (Eq. 4 as printed).")

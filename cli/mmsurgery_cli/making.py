@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mmsurgery_cli import show
 from mmsurgery_cli.context import Force, Json, open_here
 from mmsurgery_cli.output import Output
+from mmsurgery_cli.show import making as show
 
 
 def register(app: typer.Typer) -> None:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mmsurgery_cli import show
 from mmsurgery_cli.context import Json, open_here
 from mmsurgery_cli.output import Output
+from mmsurgery_cli.show import running as show
 
 
 def register(app: typer.Typer) -> None:

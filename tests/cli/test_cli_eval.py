@@ -11,8 +11,8 @@ from rich.console import Console
 
 from mmsurgery.evaluate import EvalResult
 from mmsurgery.settings import SETTINGS_FILE, Settings
-from mmsurgery_cli import show
 from mmsurgery_cli.main import run
+from mmsurgery_cli.show import chain as show
 
 
 def shown(results: list[EvalResult]) -> list[str]:

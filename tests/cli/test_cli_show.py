@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mmsurgery.unlearn.apply import ApplyResult
-from mmsurgery_cli import show
 from mmsurgery_cli.output import Output
+from mmsurgery_cli.show import chain as show
 
 
 def printed(capsys: pytest.CaptureFixture[str], evaluations: list[dict[str, Any]]) -> str:

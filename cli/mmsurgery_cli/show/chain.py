@@ -1,0 +1,137 @@
+"""What the commands of the chain print: saliency, mask, apply, eval, diff."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from mmsurgery.data.benchmark import COLUMN_LABELS, in_order
+from mmsurgery.unlearn.record import CLAIMS
+from mmsurgery_cli import heatmap
+from mmsurgery_cli.output import label, percent, table
+from mmsurgery_cli.show.common import Lines, densities, moves, next_command, state
+
+if TYPE_CHECKING:
+    from mmsurgery.diff import DiffResult
+    from mmsurgery.evaluate import EvalResult
+    from mmsurgery.masks.build import MaskResult
+    from mmsurgery.saliency.parts import PartResult
+    from mmsurgery.unlearn.apply import ApplyResult
+
+
+def measured(results: Sequence[PartResult]) -> Lines:
+    rows = table("part", "units", "no gradient", "", numbers=1)
+    for part in results:
+        rows.add_row(part.part, f"{part.units:,}", f"{part.no_gradient} tensors", state(part.up_to_date))
+    yield rows
+    yield next_command("mmsurgery mask --beta 1 --modules lm,connector")
+
+
+def masked(result: MaskResult) -> Lines:
+    mask = result.mask
+    yield Text.assemble(
+        f"mask '{result.name}' ({mask.rule}): {mask.selected:,} of {mask.total:,} weights may be updated, ",
+        state(result.up_to_date),
+    )
+    yield densities(mask)
+    if mask.counts.get("zero_over_zero"):
+        yield Text(
+            f"{mask.counts['zero_over_zero']:,} weights have no saliency on either side: not selected", style="dim"
+        )
+    yield next_command(f"mmsurgery inspect {result.name}")
+
+
+def mask_document(result: MaskResult) -> dict[str, Any]:
+    mask = result.mask
+    return {
+        "name": result.name,
+        "path": result.path,
+        "up_to_date": result.up_to_date,
+        "measured": result.measured,
+        "rule": mask.rule,
+        "beta": mask.beta,
+        "modules": mask.modules,
+        "density": mask.density(),
+        "by_group": mask.density("group"),
+        "counts": mask.counts,
+        "content_sha256": mask.content_sha256,
+    }
+
+
+def applied(result: ApplyResult) -> Lines:
+    steps = result.record["steps"]
+    yield Text.assemble(
+        f"model '{result.model}': {steps['done']} of {steps['planned']} steps done, ", state(result.up_to_date)
+    )
+    yield moves(result.moved)
+    if curve := result.record["evaluations"]:
+        columns = in_order(curve[0]["columns"])
+        rows = table("step", *(COLUMN_LABELS.get(column, column).replace(" ", "\n") for column in columns))
+        for point in curve:
+            rows.add_row(str(point["step"]), *(percent(point["columns"][column]) for column in columns))
+        yield rows
+    yield Text(f"audited: {CLAIMS[result.claim]}")
+    yield next_command(f"mmsurgery eval {result.model}")
+
+
+def scored(results: Sequence[EvalResult]) -> Lines:
+    by_task: dict[str, list[str]] = {}
+    for column in dict.fromkeys(column for result in results for column in result.columns):
+        by_task.setdefault(column.partition(".")[2], []).append(column)
+    for task, columns in by_task.items():
+        yield _scores(results, task, columns)
+    for result in results:
+        for column, remarks in result.remarks.items():
+            for remark in remarks:
+                yield label(f"{result.model}, {_column(column)}: {remark}")
+
+
+def _column(name: str) -> str:
+    """`forget_vqa.cloze` -> `Forget VQA cloze`."""
+    column, _, task = name.partition(".")
+    return f"{COLUMN_LABELS.get(column, column)} {task}".strip()
+
+
+def _scores(results: Sequence[EvalResult], task: str, columns: Sequence[str]) -> Table:
+    protocols = sorted({result.columns[c]["protocol"] for result in results for c in columns if c in result.columns})
+    what = "F1 of ROUGE-L (r recall)" if task == "generation" else "accuracy"
+    title = f"{what} in % and its 95 % interval, protocol {', '.join(protocols)}{task and ', ' + task}"
+    names = [_column(column.partition(".")[0]) for column in columns]
+    rows = table("model", *[name.replace(" ", "\n").replace("-", "-\n") for name in names], title=title)
+    for result in results:
+        rows.add_row(label(result.model), *[_score(result.columns.get(column)) for column in columns])
+    shown = results[0].columns
+    rows.add_section()
+    rows.add_row("n", *[f"{shown[c]['n']}" if c in shown else "" for c in columns], style="dim")
+    if not task:
+        rows.add_row("chance", *[percent(shown[c]["chance"]) if c in shown else "" for c in columns], style="dim")
+    return rows
+
+
+def _score(column: dict[str, Any] | None) -> Text:
+    if column is None:
+        return Text("-")
+    low, high = column["ci95"]
+    rouge = column.get("rouge_l")
+    number = percent(column["accuracy"] if rouge is None else rouge["f1"])
+    recall = "" if rouge is None else f"\nr {percent(rouge['recall'])}"
+    return Text.assemble(number, (f"{recall}\n{percent(low, 0)}-{percent(high, 0)}", "dim"))
+
+
+def compared(result: DiffResult) -> Lines:
+    record = result.record
+    yield Text.assemble(
+        f"{record['before']} -> {record['after']}: {record['changed']:,} weights changed, ", state(result.up_to_date)
+    )
+    if record["inside"] is not None:
+        yield label(f"inside the mask {record['inside']:,}, outside {record['outside']:,}")
+    yield label(f"top {record['n']:,} by |delta|, from {record['threshold']:.3g} up:")
+    yield heatmap.render(*result.heatmaps)
+    yield label(f"{result.path} and, as pictures, .png and .svg beside it")
+
+
+def diff_document(result: DiffResult) -> dict[str, Any]:
+    return {"path": result.path, "up_to_date": result.up_to_date, **result.record}

@@ -1,0 +1,28 @@
+"""What `init` and `train` print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from mmsurgery_cli.output import label, table
+from mmsurgery_cli.show.common import Lines, next_command, state
+
+if TYPE_CHECKING:
+    from mmsurgery.portraits.training import Trained
+    from mmsurgery.start import InitResult
+
+
+def initialised(result: InitResult) -> Lines:
+    counts = table("part or column", "n")
+    for name, count in result.counts.items():
+        counts.add_row(name, f"{count:,}")
+    yield label(f"workspace {result.root}, benchmark {result.benchmark}")
+    yield counts
+    yield next_command(result.next_command)
+
+
+def trained(result: Trained) -> Lines:
+    yield Text.assemble(f"model {result.model}: ", state(result.up_to_date), f", weights {result.model_sha256[:12]}")
+    yield next_command(f"mmsurgery eval {result.model}")
