@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mmsurgery.data.benchmark import SETS
     from mmsurgery.data.samples import Item, Sample
     from mmsurgery.errors import MmsurgeryError
+    from mmsurgery.masks.compose import compose
     from mmsurgery.masks.rule import ratio_mask
     from mmsurgery.names import Address, Selector
     from mmsurgery.saliency.measure import measure_saliency
@@ -38,6 +39,7 @@ _HOMES = {
     "Sample": "mmsurgery.data.samples",
     "Selector": "mmsurgery.names",
     "Workspace": "mmsurgery.api",
+    "compose": "mmsurgery.masks.compose",
     "load_model": "mmsurgery.backbones.loading:load",
     "measure_saliency": "mmsurgery.saliency.measure",
     "open_workspace": "mmsurgery.api",
@@ -54,6 +56,7 @@ __all__ = [
     "Sample",
     "Selector",
     "Workspace",
+    "compose",
     "load_model",
     "measure_saliency",
     "open_workspace",

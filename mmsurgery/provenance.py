@@ -65,7 +65,7 @@ def parse_json(data: bytes, where: str) -> Any:
         raise InputRefused(f"{where} is not valid JSON: {str(error)[:200]}") from error
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

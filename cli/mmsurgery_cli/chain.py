@@ -17,7 +17,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch; changes 
 
 
 def register(app: typer.Typer) -> None:
-    for command in (saliency, mask, apply, evaluate, diff):
+    for command in (saliency, mask, compose, apply, evaluate, diff):
         app.command(name="eval" if command is evaluate else None)(command)
 
 
@@ -98,6 +98,23 @@ def mask(
     )
     output.show(*show.masked(result))
     output.document(show.mask_document(result))
+
+
+def compose(
+    expression: Annotated[
+        str, typer.Argument(metavar="EXPR", help="Such as \"(a & ~b) @ lm.8-15 | 'c.d'\"; see docs/masks.md.")
+    ],
+    name: Annotated[str, typer.Option("--name", help="Name of the mask to be made.")],
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Algebra over masks: ~ not, @ modules, & and, - without, ^ either, | or."""
+    from mmsurgery.masks.compose import compose_masks
+
+    output = Output(as_json=as_json)
+    result = compose_masks(open_here(), expression, name=name, force=force)
+    output.show(*show.composed(result))
+    output.document(show.composed_document(result))
 
 
 def apply(

@@ -6,6 +6,7 @@ File: one safetensors file, per parameter a uint8 tensor of ceil(numel / 8) byte
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,11 @@ from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, parse_json,
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+COMPOSED = "compose"
+"""The rule of masks made from masks."""
+_LONG = 400
+"""Characters of an expression from which a composed mask stands in others by its digest."""
 
 _KEYS = {
     "schema",
@@ -52,10 +58,15 @@ class MaskParameter:
     def numel(self) -> int:
         return math.prod(self.shape)
 
-    @property
+    @functools.cached_property
     def selected(self) -> int:
         """Number of ones."""
         return count_ones(self.bits)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the packed bits."""
+        return sha256(self.bits.data)
 
 
 def pack(values: Bools) -> Bytes:
@@ -94,6 +105,8 @@ class Mask:
     base: Mapping[str, str]
     """`model_type` and `model_sha256` of the model it belongs to."""
     parents: tuple[Mapping[str, Any], ...] = ()
+    """What it was made from, each once: masks (`kind` mask, `rule`, `content_sha256`, `modules`; `name` where
+    it had one) and the saliency they were made from (`kind` saliency, `part`, `units`, `data_sha256`, ...)."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """`selected`, `total`, and for ratio rules `zero_over_zero` and `no_gradient` entries."""
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -131,7 +144,7 @@ class Mask:
     @property
     def content_sha256(self) -> str:
         """Identity of the bits: digest over names and packed bits."""
-        return sha256_json({name: sha256(p.bits.tobytes()) for name, p in self.parameters.items()})
+        return sha256_json({name: p.sha256 for name, p in self.parameters.items()})
 
     def _content(self) -> tuple[Any, ...]:
         shapes = tuple(sorted((name, parameter.shape) for name, parameter in self.parameters.items()))
@@ -198,7 +211,8 @@ class Mask:
             name: replace(p, bits=_clear_pad(np.bitwise_not(p.bits), p.numel)) for name, p in self.parameters.items()
         }
         groups = {p.address.group for p in self.parameters.values()}
-        return self._derived("~", changed, ",".join(g for g in GROUPS if g in groups), (self,))
+        modules = ",".join(group for group in GROUPS if group in groups)
+        return self._derived(lambda names: f"~{names[0]}", changed, modules, (self,))
 
     def restrict(self, selector: str) -> Mask:
         """The mask inside the selected modules; everything else false. The modules are recorded.
@@ -210,7 +224,7 @@ class Mask:
         changed = {
             name: p if name in inside else replace(p, bits=np.zeros_like(p.bits)) for name, p in self.parameters.items()
         }
-        return self._derived("@", changed, selector, (self,), keep_rule=True)
+        return self._derived(lambda names: f"{names[0]} @ {selector}", changed, selector, (self,), keep_rule=True)
 
     def fits(self, other: Mask) -> None:
         """Check that two masks belong to the same model.
@@ -233,32 +247,72 @@ class Mask:
         changed = {
             name: replace(p, bits=operation(p.bits, other.parameters[name].bits)) for name, p in self.parameters.items()
         }
-        both = [*self.modules.split(","), *([] if sign == "-" else other.modules.split(","))]
-        modules = ",".join(dict.fromkeys(both))
-        return self._derived(sign, changed, modules, (self, other))
+        modules = self.modules if sign == "-" else self._modules_with(other, both=sign == "&")
+        return self._derived(lambda names: f" {sign} ".join(names), changed, modules, (self, other))
+
+    def _modules_with(self, other: Mask, *, both: bool) -> str:
+        """The modules of either mask; with `both` those of both, so that `a & ~b` keeps the modules of `a`."""
+        terms = list(dict.fromkeys([*self.modules.split(","), *other.modules.split(",")]))
+        if both:
+            shared = self.in_modules() & other.in_modules()
+            within = [term for term in terms if Selector(term).select(self.addresses) <= shared]
+            if within and Selector(",".join(within)).select(self.addresses) == shared:
+                return ",".join(within)
+        return ",".join(terms)
 
     def _derived(
         self,
-        sign: str,
+        expression: Callable[[list[str]], str],
         parameters: Mapping[str, MaskParameter],
         modules: str,
-        parents: tuple[Mask, ...],
+        operands: tuple[Mask, ...],
         *,
         keep_rule: bool = False,
     ) -> Mask:
-        ones = sum(p.selected for p in parameters.values())
+        parents: dict[str, Mapping[str, Any]] = {}
+        for operand in operands:
+            for parent in operand._as_parents():
+                parents.setdefault(canonical_json(parent).decode(), parent)
         return Mask(
-            rule=self.rule if keep_rule else "compose",
+            rule=self.rule if keep_rule else COMPOSED,
             beta=self.beta if keep_rule else None,
             estimator=self.estimator if keep_rule else None,
             mixture=self.mixture if keep_rule else None,
             modules=modules,
             parameters=parameters,
             base=self.base,
-            parents=tuple({"operator": sign, "rule": p.rule, "content_sha256": p.content_sha256} for p in parents),
-            counts={"selected": ones, "total": self.total},
-            provenance={"command": "compose", "settings": {"operator": sign, "modules": modules}},
+            parents=tuple(parents.values()),
+            counts={"selected": sum(p.selected for p in parameters.values()), "total": self.total},
+            provenance={
+                "command": "compose",
+                "settings": {"expression": expression([operand._as_operand() for operand in operands])},
+            },
         )
+
+    @property
+    def expression(self) -> str | None:
+        """How it was composed, where it was."""
+        settings = self.provenance.get("settings")
+        value = settings.get("expression") if isinstance(settings, Mapping) else None
+        return value if isinstance(value, str) else None
+
+    def _is_step(self) -> bool:
+        """Whether it is a step of a composition that is going on, not a mask with a history of its own."""
+        return self.rule == COMPOSED and self.expression is not None and len(self.expression) < _LONG
+
+    def _as_operand(self) -> str:
+        return f"({self.expression})" if self._is_step() else f"'{self.content_sha256[:12]}'"
+
+    def _as_parents(self) -> tuple[Mapping[str, Any], ...]:
+        if self._is_step():
+            return self.parents
+        own = {
+            "kind": "mask",
+            "rule": self.rule,
+            "modules": self.modules,
+            "content_sha256": self.content_sha256,
+        }
+        return own, *self.parents
 
     # files
 
@@ -288,7 +342,7 @@ class Mask:
                 name: {
                     "shape": list(p.shape),
                     "selected": p.selected,
-                    "sha256": sha256(p.bits.tobytes()),
+                    "sha256": p.sha256,
                     "address": str(p.address),
                 }
                 for name, p in self.parameters.items()
@@ -380,11 +434,11 @@ def _parameter(path: Path, name: str, entry: Any, bits: Bytes) -> MaskParameter:
     numel = math.prod(shape)
     if bits.size != (numel + 7) // 8:
         raise InputRefused(f"{path}: {name} has {bits.size} bytes, {(numel + 7) // 8} expected for shape {list(shape)}")
-    if sha256(bits.tobytes()) != digest:
+    parameter = MaskParameter(shape, address, bits)
+    if parameter.sha256 != digest:
         raise InputRefused(f"{path} is damaged: content digest of {name} differs", "make the mask again")
     if numel % 8 and bits[-1] >> (numel % 8):
         raise InputRefused(f"{path}: pad bits of {name} are not zero")
-    parameter = MaskParameter(shape, address, bits)
     if parameter.selected != selected:
         raise InputRefused(f"{path}: {name} selects {parameter.selected:,} weights, its metadata says {selected}")
     return parameter

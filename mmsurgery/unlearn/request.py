@@ -235,9 +235,10 @@ def _mask(workspace: Workspace, name: str, files: CheckpointFiles, family: Backb
 
 
 def _check_people(name: str, mask: Mask, forget: Sequence[Sample]) -> None:
-    """Refuse a mask whose saliency was measured on other samples than are to be forgotten now."""
+    """Refuse a mask whose saliency was measured on other samples than are to be forgotten now; one composed
+    of several masks has to have some that were measured on these."""
     measured = {parent.get("data_sha256") for parent in mask.parents if parent.get("part") == FORGET}
-    if measured - {None, data_sha256(forget)}:
+    if measured and not measured & {None, data_sha256(forget)}:
         raise Mismatch(
             f"mask '{name}' was built from another forget set than the workspace has now",
             "mmsurgery saliency --set forget --force, then build the mask again",

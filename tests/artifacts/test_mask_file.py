@@ -169,7 +169,11 @@ def test_restrict() -> None:
 
 def test_modules_of_compositions() -> None:
     one, two = random_mask(0, modules="lm"), random_mask(1, modules="vision,lm")
-    assert (one & two).modules == "lm,vision"
+    assert (one & two).modules == "lm"
+    assert (one & ~two).modules == "lm"
+    assert (one | two).modules == (one ^ two).modules == "lm,vision"
+    three = random_mask(2, modules="lm.0-5,connector")
+    assert (three & one).modules == "lm.0-5"
     assert (one - two).modules == "lm"
     assert (~one).modules == "vision,connector,lm"
     assert (one | two).rule == "compose"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmsurgery.diff import DiffResult
     from mmsurgery.evaluate import EvalResult
     from mmsurgery.masks.build import MaskResult
+    from mmsurgery.masks.compose import ComposeResult
     from mmsurgery.saliency.parts import PartResult
     from mmsurgery.unlearn.apply import ApplyResult
 
@@ -44,13 +45,30 @@ def masked(result: MaskResult) -> Lines:
     yield next_command(f"mmsurgery inspect {result.name}")
 
 
+def composed(result: ComposeResult) -> Lines:
+    mask = result.mask
+    yield Text.assemble(
+        f"mask '{result.name}' = {mask.expression}: {mask.selected:,} of {mask.total:,} weights may be updated, ",
+        state(result.up_to_date),
+    )
+    yield densities(mask)
+    yield next_command(f"mmsurgery apply --method mmunlearner --mask {result.name}")
+
+
+def composed_document(result: ComposeResult) -> dict[str, Any]:
+    return {"expression": result.mask.expression, "parents": result.mask.parents, **_mask_document(result)}
+
+
 def mask_document(result: MaskResult) -> dict[str, Any]:
+    return {"measured": result.measured, **_mask_document(result)}
+
+
+def _mask_document(result: MaskResult | ComposeResult) -> dict[str, Any]:
     mask = result.mask
     return {
         "name": result.name,
         "path": result.path,
         "up_to_date": result.up_to_date,
-        "measured": result.measured,
         "rule": mask.rule,
         "beta": mask.beta,
         "modules": mask.modules,
