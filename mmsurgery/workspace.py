@@ -4,7 +4,8 @@ mmsurgery.toml            settings (see `mmsurgery.settings`)
 models/NAME/              checkpoints; models/vanilla is what unlearning starts from
 saliency/PART[.ESTIMATOR[-B]]/   saliency maps of data parts
 masks/NAME.safetensors
-evals/[PROTOCOL/]MODEL.json, MODEL.items.jsonl   without PROTOCOL: likelihood
+evals/[PROTOCOL/][requests/EARLIER/]MODEL.json, MODEL.items.jsonl   without PROTOCOL: likelihood
+requests/DIGEST.json      whom an unlearned model was made to forget
 diffs/BEFORE..AFTER.json, .png, .svg
 journal.jsonl             what was done, for people; the folders are the truth
 """
@@ -150,10 +151,16 @@ class Workspace:
         """Names of the masks that exist."""
         return sorted(p.stem for p in self.path("masks").glob("[!.]*.safetensors"))
 
-    def eval_path(self, model: str, protocol: str = "likelihood") -> Path:
-        """`evals/MODEL.json`; scores under another protocol lie in a folder of its name."""
+    def eval_path(self, model: str, protocol: str = "likelihood", request: str | None = None) -> Path:
+        """`evals/MODEL.json`; scores under another protocol lie in a folder of its name, those about the people
+        that an earlier model forgot in `requests/EARLIER/` there."""
         folder = () if protocol == "likelihood" else (check_artifact_name(protocol),)
-        return self.path("evals", *folder, check_artifact_name(model) + ".json")
+        about = () if request is None else ("requests", check_artifact_name(request))
+        return self.path("evals", *folder, *about, check_artifact_name(model) + ".json")
+
+    def request_path(self, digest: str) -> Path:
+        """`requests/DIGEST.json`, by the first 16 digits."""
+        return self.path("requests", check_artifact_name(digest[:16]) + ".json")
 
     def diff_path(self, before: str, after: str) -> Path:
         return self.path("diffs", f"{check_artifact_name(before)}..{check_artifact_name(after)}.json")

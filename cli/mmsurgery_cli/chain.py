@@ -190,6 +190,10 @@ def evaluate(
             help="likelihood of options, or official: MLLMU-Bench's prompts, generated answers, cloze and ROUGE-L too."
         ),
     ] = "likelihood",
+    request: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Ask about the people whom that earlier unlearned model was to forget."),
+    ] = None,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(metavar="COLUMN=VALUE", help="Exit 1 if a column's accuracy or ROUGE-L F1 (0-1) is lower."),
@@ -203,7 +207,9 @@ def evaluate(
 
     output = Output(as_json=as_json)
     gates = fail_under or []
-    results = score(open_here(), models or None, protocol=protocol, gates=gates, force=force, progress=output)
+    results = score(
+        open_here(), models or None, protocol=protocol, request=request, gates=gates, force=force, progress=output
+    )
     output.show(*show.scored(results))
     output.document(results)
     for expression in gates:

@@ -18,6 +18,7 @@ from mmsurgery.data.samples import Item, data_sha256
 from mmsurgery.errors import GateMissed, InputRefused, Mismatch, UnusableData, UsageError, unknown
 from mmsurgery.evaluate import columns as tables
 from mmsurgery.evaluate import official, records, scoring
+from mmsurgery.evaluate.request import requested
 from mmsurgery.evaluate.scoring import score
 from mmsurgery.evaluate.statistics import RESAMPLES
 from mmsurgery.provenance import differences, provenance, sha256_json
@@ -54,6 +55,7 @@ class EvalResult:
 @dataclass(frozen=True)
 class _Plan:
     protocol: str
+    request: str | None
     name: str
     folder: Path
     path: Path
@@ -66,6 +68,7 @@ def evaluate(
     models: Sequence[str] | None = None,
     *,
     protocol: str = scoring.PROTOCOL,
+    request: str | None = None,
     gates: Sequence[str] = (),
     force: bool = False,
     progress: Progress = SILENT,
@@ -80,6 +83,8 @@ def evaluate(
         protocol: `likelihood` scores options (see `scoring`); `official` has answers generated (see
             `official`), of cloze and open questions too, as columns `COLUMN.cloze` and
             `COLUMN.generation`, and writes into `evals/official/`.
+        request: an unlearned model: the forget columns ask about the people whom that model was made to forget,
+            instead of those whom the settings name (see `request.Requested`); written below `requests/REQUEST/`.
         gates: what `gate` is to check of the results; one that makes no sense is refused before scoring.
         force: score again, and replace scores of another model or of other items.
 
@@ -99,12 +104,12 @@ def evaluate(
     for name, folder in map(workspace.find_model, names):
         if found.setdefault(name, folder).resolve() != folder.resolve():
             raise UsageError(f"two models are called '{name}': {found[name]} and {folder}", "rename a folder")
-    items = _items(workspace, protocol, progress)
+    items = _items(workspace, protocol, request, progress)
     for column in wanted:
         _check_column(column, items)
 
     def plans() -> list[_Plan]:
-        return [_plan(workspace, protocol, name, folder, items, force) for name, folder in found.items()]
+        return [_plan(workspace, protocol, request, name, folder, items, force) for name, folder in found.items()]
 
     looked_up = plans()
     if all(plan.finished for plan in looked_up):
@@ -148,9 +153,10 @@ def _check_column(column: str, known: Mapping[str, Any]) -> None:
         raise unknown("column", column, known)
 
 
-def _items(workspace: Workspace, protocol: str, progress: Progress) -> Columns:
+def _items(workspace: Workspace, protocol: str, request: str | None, progress: Progress) -> Columns:
     """What is asked, by column; open questions, which most columns have, only where answers are generated."""
-    source, reader = source_of(workspace), benchmark(workspace.settings.benchmark.name)
+    source, own = source_of(workspace), benchmark(workspace.settings.benchmark.name)
+    reader = own if request is None else requested(workspace, own, request)
     found: dict[str, Sequence[Item]] = {}
     for column in reader.columns(source):
         if items := reader.items(source, column):
@@ -167,13 +173,15 @@ def _items(workspace: Workspace, protocol: str, progress: Progress) -> Columns:
     return found
 
 
-def _plan(workspace: Workspace, protocol: str, name: str, folder: Path, items: Columns, force: bool) -> _Plan:
+def _plan(
+    workspace: Workspace, protocol: str, request: str | None, name: str, folder: Path, items: Columns, force: bool
+) -> _Plan:
     """What is to be scored, and what is already there.
 
     Raises:
         Mismatch: if what is there has other inputs, and `force` is not set.
     """
-    path = workspace.eval_path(name, protocol)
+    path = workspace.eval_path(name, protocol, request)
     config = model_config(folder)
     inputs = {
         "model_sha256": CheckpointFiles(folder, backbone(config["model_type"]).canonical).digest(),
@@ -187,7 +195,9 @@ def _plan(workspace: Workspace, protocol: str, name: str, folder: Path, items: C
         "seed": tables.SEED,
         "threads": workspace.threads,
     }
-    plan = _Plan(protocol, name, folder, path, provenance("eval", settings, inputs), None)
+    if request is not None:
+        settings["request"] = request
+    plan = _Plan(protocol, request, name, folder, path, provenance("eval", settings, inputs), None)
     if force or not path.exists():
         return plan
     record = records.read_eval(path)
@@ -199,7 +209,8 @@ def _plan(workspace: Workspace, protocol: str, name: str, folder: Path, items: C
 
 def _command(plan: _Plan) -> str:
     protocol = "" if plan.protocol == scoring.PROTOCOL else f" --protocol {plan.protocol}"
-    return f"mmsurgery eval {plan.name}{protocol}"
+    request = "" if plan.request is None else f" --request {plan.request}"
+    return f"mmsurgery eval {plan.name}{protocol}{request}"
 
 
 def _result(plan: _Plan, record: Mapping[str, Any], *, up_to_date: bool) -> EvalResult:

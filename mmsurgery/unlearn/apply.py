@@ -17,6 +17,7 @@ from mmsurgery.errors import InternalError, Mismatch
 from mmsurgery.methods.registry import method as find_method
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import differences
+from mmsurgery.unlearn.deletions import digest_of, people_of, write_request
 from mmsurgery.unlearn.lora import LoRA, unreached
 from mmsurgery.unlearn.plan import StepPlan
 from mmsurgery.unlearn.record import read_record
@@ -149,6 +150,7 @@ def _make(run: Run, force: bool, progress: Progress) -> ApplyResult:
     folder = run.workspace.model_dir(request.name)
     check_space(run.files, folder.parent)
     _say(run, len(plan), progress)
+    write_request(run.workspace, people_of(run.forget))
     snapshots = Snapshots.of(folder, origin["key"])
     with deterministic(request.recipe.threads):
         trained, history = _train(run, plan, snapshots, progress)
@@ -180,6 +182,9 @@ def _say(run: Run, steps: int, progress: Progress) -> None:
         f"{request.method.title} ({request.method.equation}), protocol {request.protocol}: {steps} steps of {batch}, "
         f"learning rate {recipe.learning_rate:g}"
     )
+    for model, samples in run.earlier.items():
+        if samples:
+            progress.note(f"{samples:,} retain samples are of people that '{model}' forgot: left out")
     if dtypes := {run.files.dtype(name) for name in run.files.names} - {"F32"}:
         progress.note(
             f"trained in float32, saved as {', '.join(sorted(dtypes))}: "
@@ -320,6 +325,7 @@ def _record(run: Run, plan: list[StepPlan], history: History, origin: dict[str, 
         "scope": request.reach,
         "mask": request.mask,
         "start": request.start,
+        "request": digest_of(people_of(run.forget)),
         "reference": request.reference if request.takes_reference else None,
         "steps": {"planned": len(plan), "done": history.steps, **done},
         "samples": {

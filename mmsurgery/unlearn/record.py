@@ -3,6 +3,7 @@
     method, equation, protocol, scope, claim     what was run, and what `verify` has to find
     lora                                         rank, layers, selected weights it cannot reach; where used
     mask, start, reference                       names; their digests stand in `provenance.inputs`
+    request                                      digest of the people that are forgotten, see `deletions`
     model_type, model_sha256                     identity of the weights beside it
     steps, samples                               planned and done; samples seen by set
     losses, evaluations                          curves, see `History`

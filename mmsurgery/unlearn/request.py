@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from mmsurgery.errors import Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.methods.base import Method
 from mmsurgery.provenance import provenance
 from mmsurgery.settings import RecipeSettings
+from mmsurgery.unlearn.deletions import earlier_requests
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.masked import check_fit
 from mmsurgery.unlearn.plan import PROTOCOLS, StepPlan
@@ -135,8 +136,9 @@ class Run:
     mask: Mask | None
     forget: Sequence[Sample]
     retain: Sequence[Sample]
-    """Empty for a method without retain data."""
-
+    """Empty for a method without retain data; without the people that earlier models of the chain forgot."""
+    earlier: Mapping[str, int]
+    """Model of the chain -> retain samples of people that it forgot, which are left out."""
     targets: Sequence[str]
     """Weights that get a LoRA adapter; empty without LoRA."""
 
@@ -203,6 +205,13 @@ def gather(workspace: Workspace, request: Request) -> Run:
     mask = None if request.mask is None else _mask(workspace, request.mask, files, family)
     targets = [] if request.lora is None else request.lora.targets(files.names, family, mask)
     forget, retain = _data(workspace, request.method)
+    earlier = {}
+    for model, people in earlier_requests(workspace, request.start).items():
+        kept = [sample for sample in retain if sample.person not in people]
+        earlier[model] = len(retain) - len(kept)
+        retain = kept
+    if request.method.uses_retain and not retain:
+        raise UnusableData(f"all people of {RETAIN} were forgotten by {', '.join(earlier)}", "use a method without it")
     if mask is not None:
         _check_people(str(request.mask), mask, forget)
     return Run(
@@ -213,6 +222,7 @@ def gather(workspace: Workspace, request: Request) -> Run:
         mask=mask,
         forget=forget,
         retain=retain,
+        earlier=earlier,
         targets=targets,
     )
 
