@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.api import Workspace
+from mmsurgery.artifacts.checkpoint import RUN_FILE
 from mmsurgery.artifacts.files import read_json
 from mmsurgery.data.benchmark import SETS, source_of
 from mmsurgery.data.portraits import check_drawn_for
@@ -23,10 +25,15 @@ class Status:
     models: list[str]
     saliency: list[str]
     masks: list[str]
+    patches: list[str]
     evals: list[str]
+    """Models that were scored; under another protocol, or on an earlier request, as `official/MODEL`."""
     diffs: list[str]
+    unfinished: list[str]
+    """What was interrupted and goes on with the same command."""
     chain: list[dict[str, Any]]
-    """Per unlearned model: name, method, mask and the model it started from."""
+    """Per model that was made here, each after the one it was made from: model, start, method, mask, `request`
+    (digest of the people it was made to forget, None if nobody), `people` (how many, None if not known)."""
     problems: list[str]
     """Data or models that were made for other settings, and what to do."""
     next_command: str
@@ -37,14 +44,11 @@ def status(workspace: Workspace) -> Status:
     settings = workspace.settings
     saliency = _names(workspace.path("saliency"), "*/manifest.json", lambda p: p.parent.name)
     evals = _names(workspace.path("evals"), "*.json", lambda p: p.stem)
+    others = [p for p in workspace.path("evals").glob("**/*.json") if not any(part[0] == "." for part in p.parts[-4:])]
+    others = [p for p in others if p.parent != workspace.path("evals")]
     diffs = _names(workspace.path("diffs"), "*.json", lambda p: p.stem)
     models = workspace.models()
-    chain, problems = [], _problems(workspace, models)
-    for model in models:
-        record = workspace.model_dir(model) / "mmsurgery-run.json"
-        if record.is_file():
-            run = read_json(record)
-            chain.append({"model": model, **{key: run.get(key) for key in ("method", "mask", "start")}})
+    problems = _problems(workspace, models)
     return Status(
         root=workspace.root,
         benchmark=f"{settings.benchmark.name}, forget {settings.benchmark.forget} %",
@@ -52,13 +56,50 @@ def status(workspace: Workspace) -> Status:
         models=models,
         saliency=saliency,
         masks=workspace.masks(),
-        evals=evals,
+        patches=_names(workspace.path("patches"), "*.safetensors", lambda p: p.stem),
+        evals=[*evals, *sorted(p.relative_to(workspace.path("evals")).with_suffix("").as_posix() for p in others)],
         diffs=diffs,
-        chain=[entry for entry in chain if entry["method"]],
+        unfinished=_unfinished(workspace),
+        chain=_chain(workspace, models),
         problems=[str(problem) for problem in problems],
         next_command=(problems[0].next_step if problems else None)
-        or _next(models, saliency, workspace.masks(), evals, diffs),
+        or _next(models, saliency, workspace.masks(), evals, diffs, trains=settings.benchmark.name == "portraits"),
     )
+
+
+def _chain(workspace: Workspace, models: list[str]) -> list[dict[str, Any]]:
+    found = {}
+    for model in models:
+        record = workspace.model_dir(model) / RUN_FILE
+        if record.is_file():
+            run = read_json(record)
+            if run.get("method"):
+                keys = ("start", "method", "mask", "request")
+                found[model] = {"model": model, **{key: run.get(key) for key in keys}, "people": None}
+    for entry in found.values():
+        if not re.fullmatch("[0-9a-f]{64}", str(entry["request"])):
+            entry["request"] = None
+        elif (path := workspace.request_path(entry["request"])).is_file():
+            entry["people"] = len(read_json(path).get("people", ()))
+    ordered: list[dict[str, Any]] = []
+
+    def follow(start: str) -> None:
+        for entry in [entry for entry in found.values() if entry["start"] == start]:
+            del found[entry["model"]]
+            ordered.append(entry)
+            follow(entry["model"])
+
+    for root in [entry["start"] for entry in found.values() if entry["start"] not in found]:
+        follow(root)
+    return [*ordered, *found.values()]
+
+
+def _unfinished(workspace: Workspace) -> list[str]:
+    """Interrupted runs, by the folder of what they make."""
+    runs = [p for room in ("models", "saliency") for p in workspace.path(room).glob(".resume-*")]
+    found = {f"{p.parent.name}/{re.sub('-[0-9a-f]{12}$', '', p.name.removeprefix('.resume-'))}" for p in runs}
+    found |= {f"evals/{p.name}" for p in workspace.path("evals").glob("**/.scoring/*")}
+    return sorted(found)
 
 
 def _problems(workspace: Workspace, models: list[str]) -> list[Mismatch]:
@@ -78,7 +119,9 @@ def _names(folder: Path, pattern: str, name: Any) -> list[str]:
     return sorted(name(p) for p in folder.glob(pattern) if not name(p).startswith(".")) if folder.is_dir() else []
 
 
-def _next(models: list[str], saliency: list[str], masks: list[str], evals: list[str], diffs: list[str]) -> str:
+def _next(
+    models: list[str], saliency: list[str], masks: list[str], evals: list[str], diffs: list[str], *, trains: bool
+) -> str:
     if "vanilla" not in models:
         return "mmsurgery train vanilla"
     if not any(part in saliency for part in SETS["forget"]):
@@ -92,4 +135,4 @@ def _next(models: list[str], saliency: list[str], masks: list[str], evals: list[
         return "mmsurgery eval"
     if not diffs:
         return "mmsurgery diff"
-    return "mmsurgery train gold" if "gold" not in models else "mmsurgery eval --json"
+    return "mmsurgery train gold" if trains and "gold" not in models else "mmsurgery report"

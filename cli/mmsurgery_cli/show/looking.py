@@ -94,14 +94,23 @@ def standing(result: Status) -> Lines:
         "models": ", ".join(result.models),
         "saliency": ", ".join(result.saliency),
         "masks": ", ".join(result.masks),
+        "patches": ", ".join(result.patches),
         "evals": ", ".join(result.evals),
         "diffs": ", ".join(result.diffs),
+        "unfinished": ", ".join(result.unfinished),
     }
     for key, value in facts.items():
-        rows.add_row(Text(key, style="dim"), label(value or "-"))
+        if value or key not in ("patches", "unfinished"):
+            rows.add_row(Text(key, style="dim"), label(value or "-"))
+    depth: dict[str, int] = {}
     for link in result.chain:
+        depth[link["model"]] = depth.get(link["start"], -1) + 1
         mask = f", mask {link['mask']}" if link["mask"] else ""
-        rows.add_row("", label(f"{link['start']} -> {link['model']} ({link['method']}{mask})"))
+        count = link["people"]
+        known = "people it does not say" if count is None else "1 person" if count == 1 else f"{count:,} people"
+        whom = "" if link["request"] is None else f", forgets {known}"
+        line = f"{'  ' * depth[link['model']]}{link['model']}: {link['method']}{mask}{whom}"
+        rows.add_row(Text("made" if link is result.chain[0] else "", style="dim"), label(line))
     yield rows
     for problem in result.problems:
         yield label(problem)
