@@ -50,6 +50,11 @@ class PackedBits:
         for part, words in self.blocks():
             flat[part].bitwise_and_(words)
 
+    def any_inside(self, values: torch.Tensor) -> bool:
+        """Whether any float32 value inside the mask is not zero."""
+        magnitudes = _patterns(values)
+        return any(bool((magnitudes[part] & words & 0x7FFFFFFF).any()) for part, words in self.blocks())
+
     def restore_outside(self, values: torch.Tensor, original: torch.Tensor) -> None:
         """Put every value outside the mask back to the original's bit pattern, in place."""
         flat, kept = _patterns(values), _patterns(original)
@@ -78,6 +83,10 @@ class Update:
 
     def mask_forget_gradient(self) -> None:
         """After the forget terms, before the retain terms."""
+
+    def reached(self) -> bool:
+        """Whether the forget terms left a gradient on anything that they may move; asked before the retain terms."""
+        return any(p.grad is not None and bool(p.grad.any()) for p in self.trainable.values())
 
     def mask_gradient(self) -> None:
         """After all terms."""
@@ -142,6 +151,10 @@ class MaskedUpdate(Update):
         """Clear what the forget terms left outside the mask; in scope `all` that is done later, once."""
         if not self._original:
             self._clear()
+
+    def reached(self) -> bool:
+        gradients = ((name, p.grad) for name, p in self.trainable.items() if p.grad is not None)
+        return any(self._bits[n].any_inside(g) if n in self._bits else bool(g.any()) for n, g in gradients)
 
     def mask_gradient(self) -> None:
         """In scope `all`, clear everything outside the mask."""

@@ -7,14 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.data.samples import Sample
-from mmsurgery.errors import UnusableData, UsageError
+from mmsurgery.errors import InternalError, UnusableData, UsageError
 from mmsurgery.methods.base import Method, Term
 from mmsurgery.methods.step import Passage, References, Step
 from mmsurgery.unlearn.plan import StepPlan
 
 if TYPE_CHECKING:
+    from mmsurgery.artifacts.mask import Mask
     from mmsurgery.backbones.loading import Loaded
     from mmsurgery.unlearn.masked import Update
+
+VANISHED = 1e-20
+"""Forget loss in nats below which its gradient may be zero in float32: NPO's, of an answer that is all but
+impossible."""
 
 
 @dataclass
@@ -32,6 +37,9 @@ class Unlearning:
     plan: Sequence[StepPlan]
     references: References
     forget_weight: float = 1.0
+    witness: Mask | None = None
+    """In scope `forget`, where the saved weights cannot show what the forget terms reached: the mask that the first
+    forget gradient is held against, bit by bit, apart from `update`'s own bookkeeping."""
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __call__(self, number: int) -> dict[str, float]:
@@ -39,7 +47,8 @@ class Unlearning:
 
         Raises:
             UsageError: if the method yields no term, or a forget term after a retain term.
-            UnusableData: if no trainable weight influences a term.
+            UnusableData: if no trainable weight influences a term, or the forget terms none inside the mask.
+            InternalError: if the forget terms reach weights outside the mask.
         """
         planned = self.plan[number]
         step = Step(
@@ -55,14 +64,28 @@ class Unlearning:
             if term.kind == "forget" and "retain" in losses:
                 raise UsageError(f"method {self.method.name} yields a forget term after a retain term", "swap them")
             if term.kind == "retain" and "retain" not in losses:
-                self.update.mask_forget_gradient()
+                self._end_of_ascent(number, losses)
             losses[term.kind] = losses.get(term.kind, 0.0) + self._backward(term, number)
         missing = {"forget"} if planned.forget else {"retain"}
         if missing - losses.keys():
             raise UsageError(f"method {self.method.name} yields no {min(missing)} term for step {number + 1}")
         if "retain" not in losses:
-            self.update.mask_forget_gradient()
+            self._end_of_ascent(number, losses)
         return losses
+
+    def _end_of_ascent(self, number: int, losses: dict[str, float]) -> None:
+        """Mask the forget terms' gradient, and look whether it is where it should be."""
+        self.update.mask_forget_gradient()
+        if "forget" not in losses:
+            return
+        if abs(losses["forget"]) > VANISHED and not self.update.reached():
+            raise UnusableData(
+                f"step {number + 1}: the forget loss has no gradient inside the mask (samples {self.ids(number)})",
+                "mask or train other modules",
+            )
+        if self.witness is not None:
+            _check_outside(self.witness, self.update, number)
+            self.witness = None
 
     def _backward(self, term: Term, number: int) -> float:
         if not term.loss.requires_grad:
@@ -88,3 +111,15 @@ class Unlearning:
         batch = self.loaded.backbone.collate(self.loaded.processor, chosen, cache=self._cache)
         batch = {name: value.to(device) for name, value in batch.items()}
         return Passage(self.loaded.model, batch, chosen, places, self.references)
+
+
+def _check_outside(mask: Mask, update: Update, number: int) -> None:
+    """Recompute with NumPy, from the mask's own bits, that the forget gradient is zero outside the mask."""
+    for name, parameter in update.trainable.items():
+        if parameter.grad is None:
+            continue
+        stray = int(((parameter.grad.detach().cpu().numpy() != 0) & ~mask[name]).sum())
+        if stray:
+            raise InternalError(
+                f"step {number + 1}: the forget term reaches {stray:,} weights of {name} outside the mask; nothing is kept"
+            )
