@@ -15,7 +15,7 @@ from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UnusableData
-from mmsurgery.names import Address
+from mmsurgery.names import Address, unwrapped
 from mmsurgery.provenance import sha256_json
 
 if TYPE_CHECKING:
@@ -87,14 +87,18 @@ def load(path: Path, dtype: torch.dtype | None = None) -> Loaded:
 def fingerprint(model: torch.nn.Module) -> str:
     """A quick look at every weight's bits (their sum by parameter): an update that leaves it as it is
     would be a coincidence."""
+    return sha256_json(bit_sums(model))
+
+
+def bit_sums(model: torch.nn.Module) -> dict[str, int]:
+    """Canonical name -> sum of a parameter's bit patterns, adapters of LoRA and their wrappers aside."""
     import torch
 
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = {
-        name: int(parameter.detach().view(integers[parameter.element_size()]).sum(dtype=torch.int64))
+    return {
+        unwrapped(name): int(parameter.detach().view(integers[parameter.element_size()]).sum(dtype=torch.int64))
         for name, parameter in model.named_parameters()
     }
-    return sha256_json(sums)
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

@@ -13,12 +13,13 @@ from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import pack
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.data.benchmark import benchmark, source_of
-from mmsurgery.errors import InternalError, Mismatch
+from mmsurgery.errors import InternalError, Mismatch, UnusableData
 from mmsurgery.methods.registry import method as find_method
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import differences
 from mmsurgery.unlearn.deletions import digest_of, people_of, write_request
 from mmsurgery.unlearn.lora import LoRA, unreached
+from mmsurgery.unlearn.objective import VANISHED
 from mmsurgery.unlearn.plan import StepPlan
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.unlearn.request import Request, Run, gather
@@ -132,7 +133,7 @@ def _existing(run: Run) -> ApplyResult:
     record = read_record(folder)
     origin = run.provenance()
     if record["provenance"].get("key") != origin["key"]:
-        other = differences(origin, record["provenance"])
+        other = differences(record["provenance"], origin)
         raise Mismatch(f"model '{name}' exists, made with other {other}", "pass --force, or another --name")
     CheckpointFiles(folder, run.family.canonical).digest()  # refuses what is not as its run wrote it
     return _result(folder, record, up_to_date=True)
@@ -215,15 +216,26 @@ def _train(run: Run, plan: list[StepPlan], snapshots: Snapshots, progress: Progr
     """The trained parameters by name, and what the run went through."""
     import torch
 
-    from mmsurgery.backbones.loading import load
+    from mmsurgery.backbones.loading import bit_sums, load
     from mmsurgery.unlearn.loop import Optimisation, train
     from mmsurgery.unlearn.objective import Unlearning
 
     request, recipe = run.request, run.request.recipe
     loaded = load(run.files.path, torch.float32)
+    before = bit_sums(loaded.model)
     references = _references(run, loaded, plan, progress)
     update = _update(run, loaded)
-    step = Unlearning(loaded, request.method, update, run.forget, run.retain, plan, references, request.forget_weight)
+    step = Unlearning(
+        loaded,
+        request.method,
+        update,
+        run.forget,
+        run.retain,
+        plan,
+        references,
+        request.forget_weight,
+        witness=None if request.strict else run.mask,
+    )
     history = train(
         update,
         step,
@@ -237,7 +249,12 @@ def _train(run: Run, plan: list[StepPlan], snapshots: Snapshots, progress: Progr
         what=f"unlearning {request.name}",
         progress=progress,
     )
-    return update.trained(), history
+    trained = update.trained()
+    after = bit_sums(loaded.model)
+    drifted = sorted(name for name, bits in before.items() if name not in trained and after.get(name) != bits)
+    if drifted:
+        raise InternalError(f"{drifted[0]} is frozen and moved in memory: what was trained is not what is saved")
+    return trained, history
 
 
 def _update(run: Run, loaded: Loaded) -> Update:
@@ -306,17 +323,25 @@ def _evaluation(run: Run, loaded: Loaded) -> Evaluation:
     return Evaluation(every=run.request.eval_every, score=columns)
 
 
-def _record(run: Run, plan: list[StepPlan], history: History, origin: dict[str, Any]) -> dict[str, Any]:
-    """What the run's record says besides what its audit finds.
+def _done(run: Run, plan: list[StepPlan], history: History) -> dict[str, int]:
+    """Steps done with forget and with retain terms, held against the plan.
 
     Raises:
-        InternalError: if a planned forget or retain step was not done.
+        InternalError: if a planned step was not done.
+        UnusableData: if the forget loss vanished in every step.
     """
-    request = run.request
     done = {kind: sum(kind in losses for losses in history.losses) for kind in ("forget", "retain")}
     planned = {"forget": sum(bool(s.forget) for s in plan), "retain": sum(bool(s.retain) for s in plan)}
     if history.steps != len(plan) or done != planned:
         raise InternalError(f"steps planned {len(plan)} {planned}, done {history.steps} {done}; nothing is kept")
+    if all(abs(losses.get("forget", 0.0)) <= VANISHED for losses in history.losses):
+        raise UnusableData("the forget loss was zero in every step; nothing is kept", "check method and forget set")
+    return done
+
+
+def _record(run: Run, plan: list[StepPlan], history: History, origin: dict[str, Any]) -> dict[str, Any]:
+    """What the run's record says besides what its audit finds; raises as `_done`."""
+    request, done = run.request, _done(run, plan, history)
     body: dict[str, Any] = {
         "model": request.name,
         "method": request.method.name,

@@ -121,5 +121,6 @@ def _check_outside(mask: Mask, update: Update, number: int) -> None:
         stray = int(((parameter.grad.detach().cpu().numpy() != 0) & ~mask[name]).sum())
         if stray:
             raise InternalError(
-                f"step {number + 1}: the forget term reaches {stray:,} weights of {name} outside the mask; nothing is kept"
+                f"step {number + 1}: the forget term reaches {stray:,} weights of {name} outside the mask; "
+                "nothing is kept"
             )

@@ -15,7 +15,7 @@ from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.data.leakage import check_overlap
 from mmsurgery.data.samples import Sample, data_sha256
-from mmsurgery.errors import Mismatch, MissingArtifact, UnusableData, UsageError, unknown
+from mmsurgery.errors import InternalError, Mismatch, MissingArtifact, UnusableData, UsageError, unknown
 from mmsurgery.methods.base import Method
 from mmsurgery.provenance import provenance
 from mmsurgery.settings import RecipeSettings
@@ -148,9 +148,10 @@ class Run:
         Raises:
             UnusableData: if a set is smaller than its batch.
             UsageError: if they are too many.
+            InternalError: if the protocol leaves out a forget sample.
         """
         recipe = self.request.recipe
-        return PROTOCOLS[self.request.protocol](
+        plan = PROTOCOLS[self.request.protocol](
             self.forget,
             self.retain,
             epochs=recipe.epochs,
@@ -158,6 +159,10 @@ class Run:
             retain_batch=self.request.retain_size,
             seed=recipe.seed,
         )
+        due, planned = recipe.epochs * len(self.forget), sum(len(step.forget) for step in plan)
+        if planned != due:
+            raise InternalError(f"the plan has {planned} of {due} forget samples in it; nothing was trained")
+        return plan
 
     def provenance(self) -> dict[str, Any]:
         """Settings and inputs; the key over them tells runs apart."""

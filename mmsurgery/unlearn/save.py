@@ -65,7 +65,7 @@ def commit(
 
     Raises:
         InternalError: if a weight moved that may not.
-        UnusableData: if a value is not finite in the dtype it is saved in.
+        UnusableData: if a value is not finite in the dtype it is saved in, or nothing inside the mask moved.
         Mismatch: if the folder exists and `replace` is false.
         MachineFault: if it cannot be written.
     """
@@ -76,7 +76,10 @@ def commit(
         if found.not_finite:
             name = found.not_finite[0]
             raise UnusableData(f"{name} is not finite as {after.dtype(name)}; nothing is kept", "train more gently")
-        if faults := found.faults(claim, mask):
+        faults = found.faults(claim, mask)
+        if faults == [found.unmoved(mask)]:
+            raise UnusableData(f"{faults[0]}, as it is saved; nothing is kept", "raise --learning-rate")
+        if faults:
             raise InternalError(f"the audit of '{folder.name}' failed, nothing is kept: {faults[0]}")
         moved = {group: dataclasses.asdict(counts) for group, counts in found.groups.items()}
         identity = {

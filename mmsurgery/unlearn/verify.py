@@ -54,8 +54,19 @@ class Comparison:
     not_finite: list[str] = field(default_factory=list)
     """Parameters of the later checkpoint that hold NaN or infinity."""
 
+    @property
+    def moved(self) -> bool:
+        """Whether any weight moved that was to move."""
+        return any(counts.inside for counts in self.groups.values())
+
+    def unmoved(self, mask: Mask | None) -> str:
+        """What is wrong where nothing moved, in words."""
+        total = sum(counts.inside_total for counts in self.groups.values())
+        return f"none of the {total:,} weights {'inside the mask' if mask is not None else 'of the model'} moved"
+
     def faults(self, claim: str, mask: Mask | None) -> list[str]:
-        """What contradicts a claim (see `record.CLAIMS`); a value that is not finite contradicts any."""
+        """What contradicts a claim (see `record.CLAIMS`); a value that is not finite contradicts any, and so does
+        a model in which nothing moved that was to move."""
         found = [f"{name} holds NaN or infinite values" for name in self.not_finite]
         named = set(self.parameters) if mask is None or claim == "none" else mask.in_modules()
         for name, moved in self.parameters.items():
@@ -63,7 +74,7 @@ class Comparison:
             if stray:
                 where = "outside the mask" if name in named else "of a frozen parameter"
                 found.append(f"{name}: {stray:,} weights {where} moved")
-        return found
+        return found if self.moved else [*found, self.unmoved(mask)]
 
 
 def compare(
@@ -181,9 +192,7 @@ def verify(workspace: Workspace, model: str, *, progress: Progress = SILENT) -> 
             )
     found = compare(before, after, mask, family.address, progress)
     faults = found.faults(record["claim"], mask)
-    steps = record["steps"]
-    if steps["done"] != steps["planned"]:
-        faults.append(f"{steps['done']} of {steps['planned']} planned steps were done")
+    faults += _faults_of_record(record)
     return VerifyResult(
         model=model,
         start=record["start"],
@@ -194,3 +203,16 @@ def verify(workspace: Workspace, model: str, *, progress: Progress = SILENT) -> 
         faults=faults,
         groups=found.groups,
     )
+
+
+def _faults_of_record(record: dict[str, Any]) -> list[str]:
+    """What a run's record says against the run."""
+    steps, found = record["steps"], []
+    if steps["done"] != steps["planned"]:
+        found.append(f"{steps['done']} of {steps['planned']} planned steps were done")
+    if steps.get("forget") == 0:
+        found.append("no forget step was done")
+    least = {"none"} if record["mask"] is None else {"mask"} if record.get("scope") == "all" else {"mask", "modules"}
+    if record["claim"] not in least:
+        found.append(f"the record claims less than scope {record.get('scope')} under a mask: '{record['claim']}'")
+    return found

@@ -55,6 +55,7 @@ class Benchmark:
     """Four samples to forget, five to retain, a column of two items and one of none."""
 
     name = "tiny"
+    recipe = RECIPE
 
     def __init__(self, make_sample: Callable[..., Sample]) -> None:
         answers = ["The city is lisbon .", "The city is oslo .", "The food is soup .", "rice"]
