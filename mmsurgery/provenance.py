@@ -111,11 +111,23 @@ def provenance(command: str, settings: Mapping[str, Any], inputs: Mapping[str, A
     }
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Names of the settings and inputs in which two provenances differ, for people."""
-    first, second = ({**each["settings"], **each["inputs"]} for each in (one, other))
-    keys = sorted(k for k in first.keys() | second.keys() if first.get(k) != second.get(k))
-    return ", ".join(keys) or "command"
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The settings and inputs in which two provenances differ, for people: `beta 1.0 -> 2.0, saliency`."""
+    before, now = (
+        {k: v for part in ("settings", "inputs") if isinstance(each.get(part), Mapping) for k, v in each[part].items()}
+        for each in (there, here)
+    )
+    found = []
+    for key in sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
+        values = [before.get(key), now.get(key)]
+        plain = not any(isinstance(value, (Mapping, list, tuple)) for value in values)
+        found.append(f"{key} {' -> '.join(map(_short, values))}" if plain else key)
+    return ", ".join(found) or "command"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:12]
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:

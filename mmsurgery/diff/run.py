@@ -154,7 +154,7 @@ def _existing(path: Path, origin: dict[str, Any]) -> dict[str, Any]:
     record = read_diff(path)
     if record["provenance"].get("key") == origin["key"]:
         return record
-    other = differences(origin, record["provenance"])
+    other = differences(record["provenance"], origin)
     raise Mismatch(f"{path} is a diff with other inputs ({other})", "pass --force to replace it")
 
 

@@ -17,7 +17,7 @@ from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
 from mmsurgery.masks import controls
 from mmsurgery.masks.rule import MIXTURES, SCOPES, Ratio, check_beta, check_density, ratio_mask
 from mmsurgery.names import Selector
-from mmsurgery.provenance import provenance
+from mmsurgery.provenance import differences, provenance
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress
 
 if TYPE_CHECKING:
@@ -201,21 +201,10 @@ def _same(path: Path, origin: dict[str, Any]) -> Mask:
     mask = Mask.load(path)
     if mask.provenance.get("key") == origin["key"]:
         return mask
-    changed = [
-        f"{key} {there.get(key)} -> {here.get(key)}" if part == "settings" else key
-        for part in ("settings", "inputs")
-        for there, here in [(_table(mask.provenance.get(part)), _table(origin[part]))]
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
-    ]
     raise Mismatch(
-        f"{path.name} is another mask ({', '.join(changed) or 'of another origin'})",
+        f"mask '{path.stem}' exists, made with other {differences(mask.provenance, origin)}",
         "pass --force to replace it, or another --name",
     )
-
-
-def _table(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, dict) else {}
 
 
 def _made(workspace: Workspace, maps: Sequence[SaliencyMap], settings: dict[str, Any]) -> Mask:

@@ -156,7 +156,7 @@ def compose_masks(workspace: Workspace, expression: str, *, name: str, force: bo
 def _same(path: Path, made: Mask) -> Mask:
     there = Mask.load(path)
     if there.provenance.get("key") != made.provenance["key"]:
-        other = "rule" if there.rule != COMPOSED else differences(made.provenance, there.provenance)
+        other = "rule" if there.rule != COMPOSED else differences(there.provenance, made.provenance)
         raise Mismatch(f"mask '{path.stem}' exists, made with other {other}", "pass --force, or another --name")
     return there
 

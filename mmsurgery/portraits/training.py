@@ -201,7 +201,7 @@ def _origin(name: str, files: CheckpointFiles, stream: Stream, stages: Sequence[
 def _existing(name: str, folder: Path, family: Backbone, origin: dict[str, Any]) -> Trained:
     record = read_record(folder)
     if record["provenance"].get("key") != origin["key"]:
-        other = differences(origin, record["provenance"])
+        other = differences(record["provenance"], origin)
         raise Mismatch(f"model '{name}' exists, trained with other {other}", "pass --force to replace it")
     if CheckpointFiles(folder, family.canonical).digest() != record["model_sha256"]:
         raise InputRefused(f"the weights of model '{name}' are not those its training wrote", "pass --force")

@@ -25,7 +25,7 @@ from mmsurgery.data.leakage import check_text
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UsageError, unknown
 from mmsurgery.names import check_artifact_name
-from mmsurgery.provenance import provenance, versions
+from mmsurgery.provenance import differences, provenance, versions
 from mmsurgery.saliency.resume import discard, settings
 from mmsurgery.saliency.shards import Shard, summed
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress, Workspace
@@ -280,13 +280,10 @@ def existing(folder: Path, origin: dict[str, Any]) -> SaliencyMap | None:
     found = SaliencyMap.load(folder)
     if found.provenance.get("key") == origin["key"]:
         return found
-    changed = []
-    for section in ("settings", "inputs"):
-        there, here = found.provenance.get(section) or {}, origin[section]
-        for key in sorted(there.keys() | here.keys()):
-            if there.get(key) != here.get(key):
-                changed.append(f"{key} {str(there.get(key))[:12]} -> {str(here.get(key))[:12]}")
-    raise Mismatch(f"{folder} holds another measurement: {', '.join(changed)}", "pass --force to replace it")
+    raise Mismatch(
+        f"{folder} holds another measurement: {differences(found.provenance, origin)}",
+        "add --force to replace it",
+    )
 
 
 def _result(

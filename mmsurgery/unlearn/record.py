@@ -26,7 +26,7 @@ from mmsurgery.provenance import SCHEMA, check_seal, seal
 CLAIMS = {
     "mask": "no weight outside the mask moved",
     "modules": "no weight outside the mask's modules moved",
-    "none": "none: every weight may have moved",
+    "none": "every weight may have moved: there was no mask",
 }
 """What a run promises: scope `all` and methods without a retain term the first, scope `forget` the second."""
 

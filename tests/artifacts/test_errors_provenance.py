@@ -153,8 +153,11 @@ def test_the_key_names_command_settings_and_inputs() -> None:
         provenance("mask", {"beta": 1.0}, {"model": "n"}),
     ):
         assert other["key"] != one["key"]
-    assert differences(one, provenance("mask", {"beta": 2.0}, {"model": "n"})) == "beta, model"
+    assert differences(one, provenance("mask", {"beta": 2.0}, {"model": "n"})) == "beta 1.0 -> 2.0, model m -> n"
     assert differences(one, provenance("other", {"beta": 1.0}, {"model": "m"})) == "command"
+    long = [provenance("mask", {}, {"data": letter * 64, "parts": {"a": letter}}) for letter in "de"]
+    assert differences(*long) == f"data {'d' * 12} -> {'e' * 12}, parts"
+    assert differences({}, one) == "beta None -> 1.0, model None -> m"
 
 
 def test_versions_without_importing() -> None:

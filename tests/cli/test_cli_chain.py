@@ -99,7 +99,7 @@ def test_lora_under_a_mask(chain: Command) -> None:
     assert ran.code == 0
     assert "LoRA of rank 4 on " in ran.err
     assert "scope all: under LoRA the mask acts on the weights in every step" in ran.err
-    assert "audited: no weight outside the mask moved" in ran.out
+    assert "audited from its files: no weight outside the mask moved" in ran.out
     proof = chain("verify", "low", "--json").document
     assert proof["ok"] is True
     assert sum(group["outside"] for group in proof["groups"].values()) == 0

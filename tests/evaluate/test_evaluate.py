@@ -129,7 +129,7 @@ def test_another_model_under_the_name_is_refused_before_anything_is_scored(
     evaluate(workspace, ["npo"])
     _change_a_weight(other)
     monkeypatch.setattr(run, "score", None)
-    with pytest.raises(Mismatch, match=r"npo.json holds scores with other inputs \(model_sha256\)"):
+    with pytest.raises(Mismatch, match=r"npo.json holds scores with other inputs \(model_sha256 "):
         evaluate(workspace)
     assert not workspace.eval_path("vanilla").exists()
 

@@ -145,7 +145,7 @@ def test_another_result_is_not_replaced_unless_forced(workspace: Workspace) -> N
     with pytest.raises(Mismatch, match=r"beta 1.0 -> 2.0") as caught:
         build_mask(workspace, beta=2)
     assert "--force" in str(caught.value.next_step)
-    with pytest.raises(Mismatch, match="another mask"):
+    with pytest.raises(Mismatch, match="made with other beta"):
         build_mask(workspace, density=0.2)
     saliency(workspace, "retain_qa", 9).save(workspace.saliency_dir("retain_qa"), replace=True)
     with pytest.raises(Mismatch, match="saliency"):

@@ -91,7 +91,7 @@ def applied(result: ApplyResult) -> Lines:
         for point in curve:
             rows.add_row(str(point["step"]), *(percent(point["columns"][column]) for column in columns))
         yield rows
-    yield Text(f"audited: {CLAIMS[result.claim]}")
+    yield Text(f"audited from its files: {CLAIMS[result.claim]}")
     yield next_command(f"mmsurgery eval {result.model}")
 
 

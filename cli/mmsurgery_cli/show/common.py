@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mmsurgery.names import GROUPS
 from mmsurgery_cli.output import percent, table
 
 if TYPE_CHECKING:
@@ -28,22 +29,19 @@ def state(up_to_date: bool) -> Text:
 
 
 def moves(moved: dict[str, Moved]) -> Table:
-    rows = table("group", "moved inside", "of", "moved outside", "of", numbers=1)
-    for group, counts in moved.items():
-        rows.add_row(
-            group,
-            f"{counts.inside:,}",
-            f"{counts.inside_total:,}",
-            f"{counts.outside:,}",
-            f"{counts.outside_total:,}",
-        )
+    """Weights that moved per group; where there was no mask all are inside, and there is no outside."""
+    masked = any(counts.outside_total for counts in moved.values())
+    rows = table("group", *(("moved inside", "of", "moved outside", "of") if masked else ("moved", "of")), numbers=1)
+    for group, counts in sorted(moved.items(), key=lambda pair: GROUPS.index(pair[0])):
+        cells = [counts.inside, counts.inside_total, *([counts.outside, counts.outside_total] if masked else [])]
+        rows.add_row(group, *(f"{cell:,}" for cell in cells))
     return rows
 
 
 def densities(mask: Mask) -> Table:
     rows = table("group", "selected", "weights", "share %", numbers=1)
     inside = {mask.addresses[name].group for name in mask.in_modules()}
-    for group, (ones, total) in mask.tally("group").items():
+    for group, (ones, total) in sorted(mask.tally("group").items(), key=lambda pair: GROUPS.index(pair[0])):
         share = percent(ones / total if total else 0.0) if group in inside else "frozen"
         rows.add_row(group, f"{ones:,}", f"{total:,}", share)
     return rows

@@ -70,7 +70,8 @@ def _inspected_tables(described: dict[str, Any]) -> Lines:
 
 
 def verified(result: VerifyResult) -> Lines:
-    yield label(f"model '{result.model}' against '{result.start}', mask {result.mask or 'none'}, scope {result.scope}")
+    scope = "" if result.scope is None else f", scope {result.scope}"
+    yield label(f"model '{result.model}' against '{result.start}', mask {result.mask or 'none'}{scope}")
     yield moves(result.groups)
     yield Text.assemble(
         "claim: ", result.claim, " - ", Text("holds", style="green") if result.ok else Text("FAILS", style="bold red")
