@@ -30,7 +30,10 @@ def test_official_scores_are_a_table_per_task() -> None:
         "forget_vqa.cloze": {**interval, "n": 12, "correct": 3, "accuracy": 0.25, "chance": None, "whole_words": 0.2},
         "forget_vqa.generation": {**interval, "n": 6, "rouge_l": {"f1": 0.834, "recall": 0.9}},
     }
-    remarks = {"forget_vqa": ["answers A to all 126 items: so"], "forget_vqa.cloze": ["all items are about one person"]}
+    remarks = {
+        "forget_vqa": ["answers A to all 126 items: so"],
+        "forget_vqa.cloze": ["all items are about one person", "answers A to all 12 items: so"],
+    }
     lines = shown([EvalResult("vanilla", Path(), columns, remarks, False)])
     heads = [number for number, line in enumerate(lines) if line.startswith("model")]
     texts = [lines[start:stop] for start, stop in zip(heads, [*heads[1:], None], strict=True)]
@@ -42,7 +45,7 @@ def test_official_scores_are_a_table_per_task() -> None:
     for part in ("accuracy in % and its 95 %", "official, cloze", "F1 of ROUGE-L (r recall)", "official, generation"):
         assert title.count(part) == 1 + (part.startswith("accuracy"))
     assert lines[-2:] == [
-        "vanilla, Forget VQA: answers A to all 126 items: so",
+        "vanilla, Forget VQA: answers A to all 126 items: so (and so 1 more: see --json)",
         "vanilla, Forget VQA cloze: all items are about one person",
     ]
 

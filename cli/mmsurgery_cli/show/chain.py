@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +102,19 @@ def scored(results: Sequence[EvalResult]) -> Lines:
         by_task.setdefault(column.partition(".")[2], []).append(column)
     for task, columns in by_task.items():
         yield _scores(results, task, columns)
+    yield from _remarks(results)
+
+
+def _remarks(results: Sequence[EvalResult]) -> Lines:
+    """What must be known about columns: of remarks that differ in numbers alone the first, and how many there are."""
+    alike: dict[str, list[str]] = {}
     for result in results:
         for column, remarks in result.remarks.items():
             for remark in remarks:
-                yield label(f"{result.model}, {_column(column)}: {remark}")
+                line = f"{result.model}, {_column(column)}: {remark}"
+                alike.setdefault(re.sub(r"\d+", "", remark), []).append(line)
+    for first, *others in alike.values():
+        yield label(f"{first} (and so {len(others)} more: see --json)" if others else first)
 
 
 def _column(name: str) -> str:
