@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-browser check dist bench lock clean
+.PHONY: demo test test-slow test-browser test-releases check dist bench lock clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -c 'import sys; sys.exit("mmsurgery needs Python 3.11 or newer; set PY=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
@@ -29,6 +29,10 @@ test-slow: $(STAMP)
 # needs Debian's chromium, or another one on the PATH
 test-browser: $(STAMP)
 	@$(BIN)/python -m pytest -m browser tests/report
+
+# needs the package index: installs transformers 5.10 and 5.18 beside the environment, into .pytest_cache
+test-releases: $(STAMP)
+	@$(BIN)/python -m pytest -m releases tests/releases
 
 table: $(STAMP)
 	@$(BIN)/mmsurgery init table --setting fragile
