@@ -4,6 +4,7 @@ mmsurgery.toml            settings (see `mmsurgery.settings`)
 models/NAME/              checkpoints; models/vanilla is what unlearning starts from
 saliency/PART[.ESTIMATOR[-B]]/   saliency maps of data parts
 masks/NAME.safetensors
+patches/NAME.safetensors   a model as a change of another
 evals/[PROTOCOL/][requests/EARLIER/]MODEL.json, MODEL.items.jsonl   without PROTOCOL: likelihood
 requests/DIGEST.json      whom an unlearned model was made to forget
 diffs/BEFORE..AFTER.json, .png, .svg
@@ -150,6 +151,13 @@ class Workspace:
     def masks(self) -> list[str]:
         """Names of the masks that exist."""
         return sorted(p.stem for p in self.path("masks").glob("[!.]*.safetensors"))
+
+    def patch_path(self, name: str) -> Path:
+        return self.path("patches", check_artifact_name(name) + ".safetensors")
+
+    def patches(self) -> list[str]:
+        """Names of the patches that exist."""
+        return sorted(p.stem for p in self.path("patches").glob("[!.]*.safetensors"))
 
     def eval_path(self, model: str, protocol: str = "likelihood", request: str | None = None) -> Path:
         """`evals/MODEL.json`; scores under another protocol lie in a folder of its name, those about the people

@@ -18,8 +18,8 @@ ROWS = [
     {"backbones"},
     {"data", "methods"},
     {"saliency", "masks"},
-    {"unlearn", "evaluate", "diff"},
-    {"portraits", "report"},
+    {"unlearn", "evaluate", "diff", "patches"},
+    {"portraits", "report", "exchange"},
     {"api", "start", "status", "training", "look", "demo", "experiments"},
 ]
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,33 +105,50 @@ def save_model(
     Raises:
         MachineFault: if it cannot be written.
     """
+
+    def writer(parameter: torch.nn.Parameter) -> Rewritten:
+        return lambda _, dtype: _stored(parameter, dtype)
+
+    rewrite(folder, start, backbone, {name: writer(parameter) for name, parameter in trained.items()})
+
+
+Rewritten = Callable[["np.ndarray[Any, Any]", str], "np.ndarray[Any, Any]"]
+"""Values of a tensor and its safetensors dtype code -> the values to be written, in the same dtype."""
+
+
+def rewrite(folder: Path, start: CheckpointFiles, backbone: Backbone, changed: Mapping[str, Rewritten]) -> None:
+    """Fill an empty folder with a checkpoint, some parameters rewritten, one tensor in memory at a time.
+
+    Args:
+        changed: canonical name -> what its values become.
+
+    Raises:
+        MachineFault: if it cannot be written.
+    """
     for path in companion_files(start.path):
         shutil.copyfile(path, folder / path.name)
     written: set[str] = set()
     for file in start.files:
         header = read_header(file)
         layout = {stored: (info.dtype, info.shape) for stored, info in header.tensors.items()}
-        arrays = _arrays(header, start, backbone, trained, written)
+        arrays = _arrays(header, start, backbone, changed, written)
         write_safetensors_stream(folder / file.name, layout, arrays, header.metadata)
-    if lost := sorted(trained.keys() - written):
-        raise InternalError(f"trained parameter {lost[0]} has no place in {start.path}")
+    if lost := sorted(changed.keys() - written):
+        raise InternalError(f"parameter {lost[0]} has no place in {start.path}")
 
 
 def _arrays(
-    header: Header,
-    start: CheckpointFiles,
-    backbone: Backbone,
-    trained: Mapping[str, torch.nn.Parameter],
-    written: set[str],
+    header: Header, start: CheckpointFiles, backbone: Backbone, changed: Mapping[str, Rewritten], written: set[str]
 ) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     for stored in sorted(header.tensors):
         name = backbone.canonical(stored)
         name = start.tied.get(name, name)
-        if name in trained:
+        info = header.tensors[stored]
+        array = read_tensor(header.path, info)
+        if name in changed:
             written.add(name)
-            yield stored, _stored(trained[name], header.tensors[stored].dtype)
-        else:
-            yield stored, read_tensor(header.path, header.tensors[stored])
+            array = changed[name](array, info.dtype)
+        yield stored, array
 
 
 def _stored(parameter: torch.nn.Parameter, dtype: str) -> np.ndarray[Any, Any]:

@@ -89,7 +89,7 @@ def compare(
     Raises:
         Mismatch: if names, shapes or dtypes differ.
     """
-    _check_same_layout(before, after)
+    check_same_layout(before, after)
     result = Comparison()
     with progress.stage("comparing weights", len(before.names)) as advance:
         for name in before.names:
@@ -103,7 +103,11 @@ def compare(
     return result
 
 
-def _check_same_layout(before: CheckpointFiles, after: CheckpointFiles) -> None:
+def check_same_layout(before: CheckpointFiles, after: CheckpointFiles) -> None:
+    """
+    Raises:
+        Mismatch: if names, shapes or dtypes differ.
+    """
     layouts = [{name: (files.dtype(name), files.shape(name)) for name in files.names} for files in (before, after)]
     differing = [n for n in sorted({*layouts[0], *layouts[1]}) if layouts[0].get(n) != layouts[1].get(n)]
     if differing:
