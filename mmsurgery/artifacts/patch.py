@@ -38,7 +38,7 @@ from mmsurgery.workspace import SILENT, Progress
 PARTS = ("changed", "xor")
 RAW, ZLIB, PLANES = "raw", "zlib", "planes+zlib"
 _ENCODINGS = {"changed": (RAW, ZLIB), "xor": (RAW, PLANES)}
-_PATTERNS = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_PATTERNS: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 _KEYS = {"schema", "kind", "before", "after", "companions_sha256", "parameters", "sizes", "provenance"}
 _SIDE = {"model", "model_type", "model_sha256", "record"}
 _ENTRY = {"shape", "dtype", "address", "changed"}
