@@ -8,13 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
-from mmsurgery.names import Address
 from mmsurgery.portraits import shipped
 from mmsurgery.portraits.files import write_data
 
@@ -51,23 +47,3 @@ def published_checkpoint(folder: Path) -> None:
     shutil.copytree(folder / "models/base", target)
     shutil.copy(shipped.WEIGHTS / "llava/vanilla/model.safetensors", target)
     (target / "mmsurgery-run.json").unlink()
-
-
-def test_mask_reader_of_the_format_page(tmp_path: Path) -> None:
-    """The reader in docs/formats.md, which knows nothing of mmsurgery, agrees with ours."""
-    page = (ROOT / "docs/formats.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    space: dict[str, Any] = {}
-    exec(code, space)
-    rng = np.random.default_rng(0)
-    shapes = {"a.weight": (5, 7), "b.bias": (3,), "c.weight": (2, 0), "d": ()}
-    parameters = {n: MaskParameter(s, Address("lm", 0, "norm"), pack(rng.random(s) > 0.5)) for n, s in shapes.items()}
-    base = {"model_type": "llava", "model_sha256": "0"}
-    Mask(rule="x", beta=None, estimator=None, mixture=None, modules="lm", parameters=parameters, base=base).save(
-        tmp_path / "m.safetensors"
-    )
-    about, masks = space["read_mask"](tmp_path / "m.safetensors")
-    ours = Mask.load(tmp_path / "m.safetensors")
-    assert about["modules"] == ours.modules
-    assert masks.keys() == set(ours.names)
-    assert all(np.array_equal(masks[name], ours[name]) for name in ours.names)

@@ -87,6 +87,12 @@ class Benchmark:
         ]
 
 
+@pytest.fixture(scope="session")
+def make_benchmark(make_sample: Callable[..., Sample]) -> Callable[[], Benchmark]:
+    """A new tiny benchmark, for fixtures that outlive a test."""
+    return lambda: Benchmark(make_sample)
+
+
 @pytest.fixture
 def tiny(make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch) -> Benchmark:
     found = Benchmark(make_sample)
