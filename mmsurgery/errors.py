@@ -1,7 +1,7 @@
 """Every error a person can cause or meet, as one tree; the class carries the exit code.
 
     MmsurgeryError
-    |- GateMissed            1   a gate that was asked for was missed (`verify`, `eval --fail-under`)
+    |- GateMissed            1   a gate that was asked for was missed (`verify`, `eval --fail-under`, `--fail-over`)
     |- UsageError            2   a wrong argument, name, selector or setting
     |  |- NoWorkspace            no mmsurgery.toml here or above
     |  `- MissingArtifact        a named thing that has not been made yet

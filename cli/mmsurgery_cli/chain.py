@@ -198,6 +198,10 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="COLUMN=VALUE", help="Exit 1 if a column's accuracy or ROUGE-L F1 (0-1) is lower."),
     ] = None,
+    fail_over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="Exit 1 if it is higher, such as forget_vqa=0.4."),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -206,14 +210,22 @@ def evaluate(
     from mmsurgery.evaluate import gate
 
     output = Output(as_json=as_json)
-    gates = fail_under or []
+    under, over = fail_under or [], fail_over or []
     results = score(
-        open_here(), models or None, protocol=protocol, request=request, gates=gates, force=force, progress=output
+        open_here(),
+        models or None,
+        protocol=protocol,
+        request=request,
+        gates=[*under, *over],
+        force=force,
+        progress=output,
     )
     output.show(*show.scored(results))
     output.document(results)
-    for expression in gates:
+    for expression in under:
         gate(results, expression)
+    for expression in over:
+        gate(results, expression, over=True)
 
 
 def diff(

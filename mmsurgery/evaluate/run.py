@@ -120,21 +120,22 @@ def evaluate(
         return [plan.finished or _score_model(workspace, plan, items, loader, progress) for plan in plans()]
 
 
-def gate(results: Sequence[EvalResult], expression: str) -> None:
+def gate(results: Sequence[EvalResult], expression: str, *, over: bool = False) -> None:
     """Check `COLUMN=VALUE`: every model's accuracy in the column (for open questions the F1 of ROUGE-L) is
-    at least VALUE, in 0-1.
+    at least VALUE, in 0-1; with `over` at most VALUE.
 
     Raises:
         UsageError: if the expression cannot be read or a model has no such column.
-        GateMissed: naming the models below.
+        GateMissed: naming the models below, or above.
     """
-    column, least = _read_gate(expression)
+    column, limit = _read_gate(expression)
     for result in results:
         _check_column(column, result.columns)
     reached = {result.model: tables.score_of(result.columns[column]) for result in results}
-    low = [f"{model} {value:.3f}" for model, value in reached.items() if value < least]
-    if low:
-        raise GateMissed(f"{column} is below {least:g}: {', '.join(low)}")
+    missed = {model: value for model, value in reached.items() if (value > limit if over else value < limit)}
+    if missed:
+        named = ", ".join(f"{model} {value:.3f}" for model, value in missed.items())
+        raise GateMissed(f"{column} is {'above' if over else 'below'} {limit:g}: {named}")
 
 
 def _read_gate(expression: str) -> tuple[str, float]:

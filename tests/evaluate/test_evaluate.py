@@ -245,6 +245,9 @@ def test_gate(workspace: Workspace) -> None:
     low = [run.EvalResult("m", Path(), {"retain_qa": {"accuracy": 0.25}}, {}, False)]
     with pytest.raises(GateMissed, match=r"retain_qa is below 0.5: m 0.250"):
         gate(low, "retain_qa=0.5")
+    gate(low, "retain_qa=0.25", over=True)
+    with pytest.raises(GateMissed, match=r"retain_qa is above 0.2: m 0.250"):
+        gate(low, "retain_qa=0.2", over=True)
     for wrong in ("retain_qa", "retain_qa=x", "retain_qa=95", "retain_qa=nan", "retain_qa=-1"):
         with pytest.raises(UsageError, match="is no gate"):
             gate(results, wrong)
