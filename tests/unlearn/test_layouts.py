@@ -15,6 +15,8 @@ from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.backbones.loading import Loaded, load, quiet
 from mmsurgery.masks.rule import ratio_mask
+from mmsurgery.patches import use
+from mmsurgery.patches.make import create
 from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.settings import Settings
 from mmsurgery.unlearn.apply import apply
@@ -92,7 +94,7 @@ def test_saliency_and_identity_are_the_same(
 def test_a_mask_of_one_layout_is_applied_to_all(
     layouts: dict[Any, Path], family: str, tmp_path: Path, tiny: Any
 ) -> None:
-    """Saliency and mask come from the published layout, by their files; weights, names on disk and proofs agree."""
+    """Saliency, mask and patch come from the published layout, by their files; weights and names on disk agree."""
     source = load(layouts[family, "published"])
     for part in tiny.sets:
         measure_saliency(source, tiny.sets[part], part=part).save(tmp_path / part)
@@ -108,5 +110,11 @@ def test_a_mask_of_one_layout_is_applied_to_all(
         assert Mask.load(ws.mask_path("default")) == mask
         assert stored(result.path) == stored(layouts[family, layout])
         made[layout] = result.record["model_sha256"]
+        if layout == "published":
+            patch = create(ws, result.model).path
+        use.apply(ws, str(patch), to="vanilla", name="patched")
+        patched = CheckpointFiles(ws.model_dir("patched"), source.backbone.canonical)
+        assert patched.digest() == made[layout]
+        assert stored(patched.path) == stored(result.path)
     assert len(set(made.values())) == 1
     assert made["published"] != source.model_sha256
