@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from mmsurgery.backbones.protocol import Backbone
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_STEPS = 4
-"""Neighbouring float32 values tried on either side of a rounded difference."""
 _SHOWN = 10
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -240,21 +238,12 @@ def _layer(source: Patch | Mask, base: CheckpointFiles, layer: _Layer, rank: int
 def _deltas(before: Array, after: Array, dtype: str) -> tuple[Array, int]:
     """float32 values to add to a weight, and for how many PEFT's sum is the wanted weight bit for bit.
 
-    PEFT adds in float32 and rounds to the weight's dtype. Where the rounded difference misses, its neighbours
-    are tried.
+    PEFT adds in float32 and rounds to the weight's dtype. The nearest float32 to the difference can miss where a
+    float32 weight becomes much smaller and needs finer steps than the difference has; its neighbours miss, too.
     """
     old, new = to_float32(before, dtype), to_float32(after, dtype)
     values = (new.astype(np.float64) - old.astype(np.float64)).astype(np.float32)
-    good = _merged(old, values, dtype) == _bits(after)
-    for direction in (np.float32(np.inf), np.float32(-np.inf)):
-        left = np.flatnonzero(~good)
-        tried = values[left]
-        for _ in range(_STEPS):
-            tried = np.nextafter(tried, direction)
-            hit = _merged(old[left], tried, dtype) == _bits(after[left])
-            values[left[hit]], good[left[hit]] = tried[hit], True
-            left, tried = left[~hit], tried[~hit]
-    return values, int(good.sum())
+    return values, int((_merged(old, values, dtype) == _bits(after)).sum())
 
 
 def _merged(old: Array, values: Array, dtype: str) -> Array:
