@@ -71,6 +71,16 @@ class Address(NamedTuple):
         return cls(group, layer, component)
 
 
+def model_order(key: str) -> tuple[int, bool, int, int, str]:
+    """Sorts groups, layer keys and addresses (`lm`, `lm.8`, `lm.8.mlp.down`) the way a model is run: vision,
+    connector, language model; layers from 0, what has none after them; components as in `COMPONENTS`."""
+    group, _, rest = key.partition(".")
+    head, _, tail = rest.partition(".")
+    layer, component = (int(head), tail) if head.isdigit() else (0, rest)
+    place = COMPONENTS.index(component) if component in COMPONENTS else -1
+    return GROUPS.index(group) if group in GROUPS else len(GROUPS), not head.isdigit(), layer, place, key
+
+
 def check_parameter_name(name: str) -> str:
     """Return `name` if it can be a canonical parameter name.
 
@@ -148,11 +158,16 @@ class Selector:
         """The names whose address matches.
 
         Raises:
-            UsageError: if a term matches no parameter; names the nearest address that exists.
+            UsageError: if a term matches no parameter, naming the nearest address that exists; or if
+                its layer range goes on beyond the last layer.
         """
         for term in self.terms:
             if not any(term.matches(address) for address in addresses.values()):
                 raise _matches_nothing(term, addresses.values())
+            if term.layers is not None:
+                last = max(a.layer for a in addresses.values() if a.group == term.group and a.layer is not None)
+                if term.layers[1] > last:
+                    raise _beyond(term, last)
         return {name for name, address in addresses.items() if self.matches(address)}
 
 
@@ -173,6 +188,13 @@ def _parse_term(text: str) -> _Term:
     if any(not field for field in rest):
         raise UsageError(f"selector '{text}' has an empty field", "write group[.N|.N-M][.component]")
     return _Term(text, group, layers, tuple(rest))
+
+
+def _beyond(term: _Term, last: int) -> UsageError:
+    head, _, rest = term.text.partition(f"-{term.layers[1] if term.layers else last}")
+    hint = head + (f"-{last}" if head != f"{term.group}.{last}" else "") + rest
+    what = f"selector '{term.text}' goes beyond the last layer of {term.group}, which is {last}"
+    return UsageError(what, f"write {hint}")
 
 
 def _matches_nothing(term: _Term, addresses: Iterable[Address]) -> UsageError:

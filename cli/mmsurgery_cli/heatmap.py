@@ -10,7 +10,7 @@ from rich.style import Style
 from rich.text import Text
 
 from mmsurgery.errors import printable
-from mmsurgery.figures.heatmap import NO_LAYER, Heatmap, scale, short
+from mmsurgery.figures.heatmap import NO_LAYER, Heatmap, faintest, scale, shade, short
 
 # viridis, as the pictures
 _COLOURS = [
@@ -25,10 +25,10 @@ _TALL = 12
 
 
 def render(*heatmaps: Heatmap) -> RenderableType:
-    """Heatmaps one below the other on one colour scale that starts at 0, and its legend.
+    """Heatmaps one below the other on one colour scale, and its legend.
 
     With colours: a coloured cell with its value per layer, or for tall heatmaps two layers to a line
-    by half blocks. Without: a digit per cell, tenths of the largest value. Empty where a cell does not
+    by half blocks. Without: a digit per cell, tenths of the scale. Empty where a cell does not
     exist.
     """
     return _Terminal(heatmaps)
@@ -37,7 +37,10 @@ def render(*heatmaps: Heatmap) -> RenderableType:
 class _Terminal:
     def __init__(self, heatmaps: Sequence[Heatmap]) -> None:
         self.heatmaps = heatmaps
-        self.largest = scale(heatmaps)
+        self.least, self.largest = faintest(heatmaps), scale(heatmaps)
+
+    def _share(self, value: float) -> float:
+        return shade(value, self.least, self.largest)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         coloured = console.color_system in ("256", "truecolor") and not console.no_color
@@ -66,7 +69,7 @@ class _Terminal:
         for row, label in enumerate(heatmap.rows):
             line = Text(label.rjust(_margin(heatmap)) + " ", no_wrap=True)
             for value, width in zip(heatmap.values[row].tolist(), _widths(heatmap), strict=True):
-                digit = "" if math.isnan(value) else str(min(9, int(10 * value / self.largest)))
+                digit = "" if math.isnan(value) else str(min(9, int(10 * self._share(value))))
                 line.append(digit.center(width) + " ")
             line.rstrip()
             yield line
@@ -82,8 +85,8 @@ class _Terminal:
     def _style(self, value: float) -> Style:
         if math.isnan(value):
             return Style.null()
-        ink = "#000000" if value > 0.6 * self.largest else "#ffffff"
-        return Style(color=ink, bgcolor=_colour(value / self.largest))
+        ink = "#000000" if self._share(value) > 0.6 else "#ffffff"
+        return Style(color=ink, bgcolor=_colour(self._share(value)))
 
     def _halves(self, heatmap: Heatmap) -> Iterator[Text]:
         nothing = [math.nan] * len(heatmap.columns)
@@ -100,16 +103,18 @@ class _Terminal:
             yield line
 
     def _half(self, upper: float, lower: float) -> tuple[str, Style]:
-        above, below = (None if math.isnan(v) else _colour(v / self.largest) for v in (upper, lower))
+        above, below = (None if math.isnan(v) else _colour(self._share(v)) for v in (upper, lower))
         if above is None:
             return ("▄", Style(color=below)) if below else (" ", Style.null())
         return "▀", Style(color=above, bgcolor=below)
 
     def _legend(self, coloured: bool) -> Text:
         unit = printable(self.heatmaps[0].unit)
+        if not coloured and self.least:
+            return Text(f"{unit}: 9 = {short(self.largest)}, 0 = {short(self.least)}, logarithmic", style="dim")
         if not coloured:
             return Text(f"{unit}: 9 = {short(self.largest)}, 0 = under a tenth of that", style="dim")
-        line = Text(f"{unit}: 0 ")
+        line = Text(f"{unit}: {short(self.least)} ")
         for step in range(24):
             line.append(" ", Style(bgcolor=_colour(step / 23)))
         return line.append(f" {short(self.largest)}")

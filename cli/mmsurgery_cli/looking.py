@@ -17,16 +17,22 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    artifact: Annotated[str, typer.Argument(help="Name of a mask, saliency part or model; or a path.")],
-    other: Annotated[str | None, typer.Option("--with", help="Another mask: overlap beside what chance gives.")] = None,
+    artifact: Annotated[str, typer.Argument(help="Name of a mask, patch, saliency part, model or record; or a path.")],
+    others: Annotated[
+        list[str] | None, typer.Option("--with", help="Another mask, repeatable: overlap beside what chance gives.")
+    ] = None,
     png: Annotated[str | None, typer.Option(metavar="FILE", help="Write the heatmap as a picture.")] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write all of it as one offline page.")] = None,
+    stability: Annotated[
+        bool, typer.Option("--stability", help="Build the mask again from other measurements, and compare.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """What an artifact is, where it comes from, and what it selects, layer by layer."""
     from mmsurgery.look import inspect as look
 
     output = Output(as_json=as_json)
-    result = look(open_here, artifact, other=other, png=png)
+    result = look(open_here, artifact, others=others or (), png=png, html=html, stability=stability, progress=output)
     output.show(*show.inspected(result))
     output.document(result.description)
 

@@ -18,7 +18,7 @@ import numpy as np
 from mmsurgery.artifacts.files import given_path
 from mmsurgery.artifacts.tensors import MAX_DIMENSIONS, read_header, read_tensor, write_safetensors
 from mmsurgery.errors import InputRefused, Mismatch, UsageError, unknown
-from mmsurgery.names import GROUPS, Address, Selector
+from mmsurgery.names import GROUPS, Address, Selector, model_order
 from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, parse_json, seal, sha256, sha256_json
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -189,7 +189,7 @@ class Mask:
             key = keys[by](name, parameter.address)
             ones, total = sums.get(key, (0, 0))
             sums[key] = (ones + parameter.selected, total + parameter.numel)
-        return sums
+        return sums if by == "parameter" else {key: sums[key] for key in sorted(sums, key=model_order)}
 
     # algebra
 

@@ -45,6 +45,8 @@ class Heatmap:
     values: np.ndarray[Any, np.dtype[np.float64]] = field(repr=False)
     """float64 `[rows, columns]`."""
     unit: str
+    log: bool = False
+    """Whether colours follow the logarithm of the values."""
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values, np.float64)
@@ -71,7 +73,7 @@ class Heatmap:
         }
 
 
-def by_address(cells: Mapping[Address, float], unit: str) -> list[Heatmap]:
+def by_address(cells: Mapping[Address, float], unit: str, *, log: bool = False) -> list[Heatmap]:
     """One heatmap per module group: rows are layers from 0 down, then the row without a layer; columns
     are the components the group has, in the order of `names.COMPONENTS`.
 
@@ -88,7 +90,7 @@ def by_address(cells: Mapping[Address, float], unit: str) -> list[Heatmap]:
         values = [[inside.get(Address(group, row, column), math.nan) for column in columns] for row in rows]
         if rows:
             labels = [NO_LAYER if row is None else str(row) for row in rows]
-            heatmaps.append(Heatmap(group, labels, columns, np.array(values), unit))
+            heatmaps.append(Heatmap(group, labels, columns, np.array(values), unit, log))
     return heatmaps
 
 
@@ -96,6 +98,21 @@ def scale(heatmaps: Sequence[Heatmap]) -> float:
     """The value of the brightest colour: the largest of all heatmaps, 1 where all are 0 or empty."""
     finite = [v for heatmap in heatmaps for v in heatmap.values.ravel().tolist() if math.isfinite(v)]
     return max(finite, default=0.0) or 1.0
+
+
+def faintest(heatmaps: Sequence[Heatmap]) -> float:
+    """The value of the darkest colour: 0, or the smallest above 0 where colours are logarithmic."""
+    if not any(heatmap.log for heatmap in heatmaps):
+        return 0.0
+    return min((v for heatmap in heatmaps for v in heatmap.values.ravel().tolist() if v > 0), default=0.0)
+
+
+def shade(value: float, faint: float, bright: float) -> float:
+    """Where a value stands between the darkest (0) and the brightest (1) colour; by its logarithm if the
+    darkest is above 0, see `faintest`."""
+    if faint <= 0:
+        return value / bright
+    return 0.0 if value <= faint else math.log(value / faint) / math.log(bright / faint)
 
 
 def short(value: float) -> str:
@@ -116,7 +133,7 @@ def short(value: float) -> str:
 
 
 def draw(heatmaps: Sequence[Heatmap], path: Path, format: str | None = None) -> None:
-    """Draw heatmaps side by side on one colour scale that starts at 0.
+    """Draw heatmaps side by side on one colour scale, see `faintest`.
 
     The same heatmaps give the same bytes with the same version of matplotlib.
 
@@ -161,11 +178,11 @@ def _figure(heatmaps: Sequence[Heatmap]) -> Figure:
     height = _TOP + tall + _BOTTOM
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    brightest, left = scale(heatmaps), _LEFT
+    faint, brightest, left = faintest(heatmaps), scale(heatmaps), _LEFT
     annotated = sum(h.values.size for h in heatmaps) <= _ANNOTATED
     for heatmap, w, h, slot in zip(heatmaps, widths, heights, slots, strict=True):
         axes = figure.add_axes((left / width, (_BOTTOM + tall - h) / height, w / width, h / height))
-        cells = _draw_one(axes, heatmap, brightest, annotated)
+        cells = _draw_one(axes, heatmap, faint, brightest, annotated)
         left += slot + _GAP
     figure.axes[0].set_ylabel("layer")
     bar = figure.add_axes(((left - _GAP + 0.2) / width, _BOTTOM / height, _BAR / width, tall / height))
@@ -176,10 +193,12 @@ def _figure(heatmaps: Sequence[Heatmap]) -> Figure:
     return figure
 
 
-def _draw_one(axes: Axes, heatmap: Heatmap, brightest: float, annotated: bool) -> Any:
-    cells = axes.pcolormesh(
-        np.ma.masked_invalid(heatmap.values), cmap=COLOURS, vmin=0.0, vmax=brightest, edgecolors="white", linewidth=1
-    )
+def _draw_one(axes: Axes, heatmap: Heatmap, faint: float, brightest: float, annotated: bool) -> Any:
+    from matplotlib.colors import LogNorm, Normalize
+
+    norm = LogNorm(faint, brightest) if 0 < faint < brightest else Normalize(0.0, brightest)
+    values = np.ma.masked_invalid(np.maximum(heatmap.values, faint))
+    cells = axes.pcolormesh(values, cmap=COLOURS, norm=norm, edgecolors="white", linewidth=1)
     axes.invert_yaxis()
     axes.set_title(heatmap.title, parse_math=False, fontweight="bold", loc="left")
     middles = np.arange(max(heatmap.values.shape)) + 0.5
@@ -192,7 +211,7 @@ def _draw_one(axes: Axes, heatmap: Heatmap, brightest: float, annotated: bool) -
         spine.set_visible(False)
     if annotated:
         for (row, column), value in np.ndenumerate(heatmap.values):
-            colour = "black" if value > 0.6 * brightest else "white"
+            colour = "black" if shade(value, faint, brightest) > 0.6 else "white"
             at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": colour, "parse_math": False}
             axes.text(column + 0.5, row + 0.5, short(float(value)), **at)
     return cells

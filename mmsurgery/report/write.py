@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from markupsafe import Markup
 
@@ -21,6 +21,9 @@ from mmsurgery.report.experiments import COMPARISONS, read_experiment
 from mmsurgery.report.models import GENERATED, columns_of, own_chart, read_model, read_score, sizes_of
 from mmsurgery.report.weights import SaliencyView, read_difference, read_mask, read_saliency
 from mmsurgery.workspace import SILENT, Progress, Workspace
+
+if TYPE_CHECKING:
+    import jinja2
 
 REFUSED = (errors.InputRefused, errors.Mismatch, errors.UnusableData, errors.UsageError)
 """What a single artifact may be guilty of; the page is written without it and names it."""
@@ -156,38 +159,48 @@ def _next(found: dict[str, list[Any]]) -> str:
     return "mmsurgery experiment table1" if not found["experiments"] else "mmsurgery status"
 
 
-def _text(name: str) -> str:
+def page_text(name: str) -> str:
+    """A file of the page: template, style, script."""
     return resources.files("mmsurgery.report").joinpath("page", name).read_text(encoding="utf-8")
 
 
-def _render(**values: Any) -> bytes:
+def environment() -> jinja2.Environment:
+    """Templates of pages that hold foreign text: all of it is escaped."""
     import jinja2
-
-    from mmsurgery import __version__
 
     def foreign(value: Any) -> Any:
         """Control characters and bidirectional overrides of names are shown, not obeyed."""
         return errors.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_text),
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(page_text),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=foreign,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(opened=lambda text: text[:1].upper() + text[1:], breakable=_breakable)
-    style, script = _text("style.css"), _text("page.js")
-    page = environment.get_template("page.html").render(
-        style=Markup(style),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        policy=_policy(style, script),
-        version=__version__,
-        words=words,
-        numbers=numbers,
-        comparisons=COMPARISONS,
-        **values,
+    made.filters.update(opened=lambda text: text[:1].upper() + text[1:], breakable=_breakable)
+    return made
+
+
+def _render(**values: Any) -> bytes:
+    from mmsurgery import __version__
+
+    style, script = page_text("style.css"), page_text("page.js")
+    page = (
+        environment()
+        .get_template("page.html")
+        .render(
+            style=Markup(style),  # noqa: S704
+            script=Markup(script),  # noqa: S704
+            policy=policy(style, script),
+            version=__version__,
+            words=words,
+            numbers=numbers,
+            comparisons=COMPARISONS,
+            **values,
+        )
     )
     return page.encode()
 
@@ -198,10 +211,10 @@ def _breakable(name: str) -> Markup:
     return Markup("<wbr>").join(parts)
 
 
-def _policy(style: str, script: str) -> str:
+def policy(style: str, script: str = "") -> str:
     """A content security policy under which only this page's own style and script do anything."""
-    allowed = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    return (
-        f"default-src 'none'; style-src 'sha256-{allowed[0]}'; script-src 'sha256-{allowed[1]}'; "
-        "base-uri 'none'; form-action 'none'"
+    style_hash, script_hash = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)
     )
+    scripts = f" script-src 'sha256-{script_hash}';" if script else ""
+    return f"default-src 'none'; style-src 'sha256-{style_hash}';{scripts} base-uri 'none'; form-action 'none'"

@@ -213,7 +213,7 @@ class _Job:
         source, reader = source_of(self.workspace), benchmark(self.workspace.settings.benchmark.name)
         if leaked := check_text(reader, source, part, samples):
             self.progress.note(f"{leaked} samples of {part} are scored items: allowed by the settings")
-        with _threads(self.workspace.threads):
+        with cpu_threads(self.workspace.threads):
             measured = measure_saliency(
                 self.model.loaded,
                 mine,
@@ -329,7 +329,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def cpu_threads(count: int) -> Iterator[None]:
     """`count` CPU threads inside: results are bit-identical only at the same number."""
     import torch
 

@@ -81,7 +81,7 @@ MODEL = {
         ("lm", "q0 k1 up1 up12 norm2 embed"),
         ("lm.1", "k1 up1"),
         ("lm.1-2", "k1 up1 norm2"),
-        ("lm.0-99", "q0 k1 up1 up12 norm2"),
+        ("lm.0-12", "q0 k1 up1 up12 norm2"),
         ("lm.attn", "q0 k1"),
         ("lm.attn.q", "q0"),
         ("lm.1.mlp.up", "up1"),
@@ -137,6 +137,22 @@ def test_selectors_that_match_nothing_name_the_nearest(text: str, nearest: str) 
         Selector(text).select(MODEL)
     assert f"nearest that does: {nearest}" in str(caught.value.next_step)
     Selector(str(caught.value.next_step).partition(": ")[2]).select(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("lm.0-99", "lm.0-12"),
+        ("lm.12-13", "lm.12"),
+        ("lm,lm.1-13.mlp.up", "lm.1-12.mlp.up"),
+        ("vision.1-2", "vision.1"),
+    ],
+)
+def test_ranges_beyond_the_last_layer_are_refused(text: str, written: str) -> None:
+    with pytest.raises(UsageError, match="beyond the last layer") as caught:
+        Selector(text).select(MODEL)
+    assert caught.value.next_step == f"write {written}"
+    Selector(written).select(MODEL)
 
 
 @pytest.mark.parametrize("name", ["a", "model.layers.0.weight", "A_b.9", "x" * 512])

@@ -16,7 +16,7 @@ from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.tensors import write_safetensors
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
-from mmsurgery.masks.inspect import describe, mask_heatmaps, overlap, saliency_summary
+from mmsurgery.masks.inspect import describe, heatmaps, mask_heatmaps, overlap, saliency_summary
 from mmsurgery.names import Address
 from mmsurgery.provenance import SCHEMA, provenance, seal
 
@@ -53,6 +53,8 @@ def test_mask(tmp_path: Path) -> None:
         "lm": {"selected": 6, "total": 13, "density": 6 / 13},
         "vision": {"selected": 0, "total": 5, "density": 0.0},
     }
+    assert list(described["by_group"]) == ["vision", "connector", "lm"]
+    assert list(described["by_layer"]) == ["vision.0", "connector", "lm.0", "lm.1", "lm"]
     assert described["by_layer"]["lm.0"]["density"] == 5 / 8
     assert described["by_layer"]["lm"]["density"] == 0.5
     assert described["by_component"]["lm.0.attn.q"] == {"selected": 5, "total": 8, "density": 5 / 8}
@@ -77,15 +79,24 @@ def test_overlap_and_what_chance_gives(tmp_path: Path) -> None:
     two = {"lm.0.attn.q_w": np.array([0, 1, 1, 0], bool), "lm.1.attn.q_w": np.array([0, 0, 1, 1, 1, 1, 0, 0], bool)}
     a, b = mask_of(one, "lm"), mask_of(two, "lm")
     expected = {"both": 3, "either": 9, "iou": 3 / 9, "iou_by_chance": 3 / 9}
-    assert overlap(a, b) == expected
+    assert overlap(a, b) == {**expected, "by_group": {"lm": expected}}
     assert overlap(a, a)["iou"] == 1.0
     assert overlap(a, mask_of({n: np.zeros_like(v) for n, v in one.items()}, "lm"))["iou"] == 0.0
-    a.save(tmp_path / "a.safetensors")
-    b.save(tmp_path / "b.safetensors")
-    assert describe(tmp_path / "a.safetensors", other=tmp_path / "b.safetensors")["overlap"] == {
-        "with": "b",
-        **expected,
-    }
+    for name, mask in (("a", a), ("b", b), ("c", a)):
+        mask.save(tmp_path / f"{name}.safetensors")
+    others = [tmp_path / "b.safetensors", tmp_path / "c.safetensors"]
+    found = describe(tmp_path / "a.safetensors", others=others)["overlaps"]
+    assert [(each["with"], each["iou"]) for each in found] == [("b", 3 / 9), ("c", 1.0)]
+
+
+def test_overlap_by_group_adds_up() -> None:
+    flipped = mask_of({name: ~values for name, values in VALUES.items()}, "vision,connector,lm")
+    both = mask_of(VALUES) | flipped
+    found = overlap(mask_of(VALUES), both)
+    assert list(found["by_group"]) == ["vision", "connector", "lm"]
+    assert found["by_group"]["lm"]["both"] == 6
+    assert found["by_group"]["vision"] == {"both": 0, "either": 5, "iou": 0.0, "iou_by_chance": 0.0}
+    assert sum(entry["either"] for entry in found["by_group"].values()) == found["either"] == 19
 
 
 def test_chance_is_what_random_masks_have() -> None:
@@ -124,7 +135,14 @@ def test_saliency(tmp_path: Path) -> None:
     assert described["no_gradient"] == ["lm_head.weight"]
     assert set(described["groups"]) == {"lm", "vision"}
     lm = described["groups"]["lm"]
-    assert (lm["weights"], lm["zeros"], lm["mean"]) == (4, 1, 1.5)
+    assert (lm["weights"], lm["zeros"], lm["mean"], lm["no_gradient"]) == (4, 1, 1.5, 1)
+    assert described["groups"]["vision"]["no_gradient"] == 0
+    vision, language = heatmaps(described)
+    assert (language.log, language.values.tolist(), vision.values.tolist()) == (True, [[1.5]], [[4 / 3]])
+    assert [(step["what"], step["sha256"]) for step in described["origin"]] == [
+        ("model", "m" * 64),
+        ("data", "d" * 64),
+    ]
     json.dumps(described, allow_nan=False)
 
 
@@ -185,7 +203,7 @@ def test_checkpoint(tmp_path: Path) -> None:
 def test_record(tmp_path: Path) -> None:
     record = seal({"schema": SCHEMA, "kind": "eval", "model": "x", "provenance": provenance("eval", {}, {})})
     write_json(tmp_path / "x.json", record)
-    assert describe(tmp_path / "x.json") == record
+    assert describe(tmp_path / "x.json") == {**record, "origin": []}
     write_json(tmp_path / "x.json", {**record, "model": "y"})
     with pytest.raises(InputRefused, match="changed"):
         describe(tmp_path / "x.json")
@@ -205,9 +223,9 @@ def test_nothing_of_ours(tmp_path: Path) -> None:
         describe(tmp_path / "text.txt")
     mask_of(VALUES).save(tmp_path / "mask.safetensors")
     with pytest.raises(UsageError, match="no mask"):
-        describe(tmp_path / "list.json", other=tmp_path / "mask.safetensors")
-    with pytest.raises(InputRefused):
-        describe(tmp_path / "mask.safetensors", other=tmp_path / "list.json")
+        describe(tmp_path / "list.json", others=[tmp_path / "mask.safetensors"])
+    with pytest.raises(UsageError, match=r"list\.json is no mask"):
+        describe(tmp_path / "mask.safetensors", others=[tmp_path / "list.json"])
 
 
 def test_a_mask_of_no_layer_group_is_described(tmp_path: Path) -> None:

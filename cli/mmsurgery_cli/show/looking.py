@@ -12,6 +12,8 @@ from mmsurgery_cli.output import label, percent, table
 from mmsurgery_cli.show.common import Lines, fact, moves, next_command, state
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mmsurgery.look import Inspection
     from mmsurgery.report import ReportResult
     from mmsurgery.status import Status
@@ -26,47 +28,103 @@ def inspected(result: Inspection) -> Lines:
     for key, value in described.items():
         if not isinstance(value, (dict, list)) and value is not None and key != "kind":
             rows.add_row(Text(key, style="dim"), label(fact(value)))
-    for key in ("counts", "overlap", "inputs"):
-        for inner, value in described.get(key, {}).items():
-            if inner not in described:
-                rows.add_row(Text(f"{key}: {inner}", style="dim"), label(fact(value)))
-    for key, value in _origin(described):
+    counts = described.get("counts")
+    for inner, value in counts.items() if isinstance(counts, dict) else ():
+        if inner not in described:
+            rows.add_row(Text(f"counts: {inner}", style="dim"), label(fact(value)))
+    for key, value in _run(described):
         rows.add_row(Text(key, style="dim"), label(fact(value)))
     yield rows
+    yield from _origin(described)
     yield from _inspected_tables(described)
     if result.heatmaps:
         yield heatmap.render(*result.heatmaps)
 
 
-def _origin(described: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    """Where a model or a mask comes from: its run, its parents."""
+def _run(described: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """What a model was made by."""
     run = described.get("run") or {}
     for key in ("start", "method", "protocol", "mask", "scope", "reference"):
         if run.get(key) is not None:
             yield f"made: {key}", run[key]
     if run:
         yield "made: steps", run["steps"]["done"]
-    for parent in described.get("parents", ()):
-        named = parent.get("part") or parent.get("name") or parent.get("kind") or "mask"
-        digest = parent.get("sha256") or parent.get("content_sha256") or ""
-        yield "parent", f"{named} {str(digest)[:12]}".strip()
+
+
+def _origin(described: dict[str, Any]) -> Lines:
+    if described.get("origin"):
+        rows = table("comes from", "name", "", "digest", numbers=4)
+        for step in described["origin"]:
+            rows.add_row(*(label(step[key]) for key in ("what", "name", "about")), label(step["sha256"][:12]))
+        yield rows
 
 
 def _inspected_tables(described: dict[str, Any]) -> Lines:
     if "by_group" in described:
-        rows = table("group", "selected", "weights", "share %", numbers=1)
+        what = "changed" if described["kind"] == "patch" else "selected"
+        rows = table("group", what, "weights", "share %", numbers=1)
         for group, entry in described["by_group"].items():
-            rows.add_row(group, f"{entry['selected']:,}", f"{entry['total']:,}", percent(entry["density"]))
+            rows.add_row(group, f"{entry[what]:,}", f"{entry['total']:,}", percent(entry["density"]))
         yield rows
     if described["kind"] == "saliency":
-        groups = {group: entry for group, entry in described["groups"].items() if entry}
-        names = list(dict.fromkeys(key for entry in groups.values() for key in entry if key != "quantiles"))
-        quantiles = ["0.01", "0.5", "0.99"]
-        rows = table("group", *names, *[f"q{q}" for q in quantiles])
-        for group, entry in groups.items():
-            cells = [entry.get(name) for name in names] + [entry.get("quantiles", {}).get(q) for q in quantiles]
-            rows.add_row(group, *["-" if c is None else f"{c:,}" if isinstance(c, int) else f"{c:.1e}" for c in cells])
+        yield from _quantiles(described["groups"])
+    if "overlaps" in described:
+        rows = _overlaps("overlap with", "group")
+        for each in described["overlaps"]:
+            _add_overlap(rows, each, label(each["with"]))
         yield rows
+    record = described if described["kind"] == "stability" else described.get("stability")
+    if record:
+        yield from _stability(record)
+
+
+def _quantiles(groups: dict[str, Any]) -> Lines:
+    rows = table("group", "weights", "zeros", "no gradient", "mean", "q01", "q25", "q50", "q75", "q99", numbers=1)
+    for group, entry in groups.items():
+        values = [entry["mean"], *(entry["quantiles"].get(q) for q in ("0.01", "0.25", "0.5", "0.75", "0.99"))]
+        counts = [f"{entry[key]:,}" for key in ("weights", "zeros", "no_gradient")]
+        rows.add_row(group, *counts, *("-" if value is None else f"{value:.0e}" for value in values))
+    yield rows
+
+
+def _overlaps(*columns: str) -> Table:
+    return table(*columns, "both", "either", "IoU %", "by chance %", numbers=2)
+
+
+def _add_overlap(rows: Table, each: dict[str, Any], name: Text) -> None:
+    parts = {"all": each, **each["by_group"]}
+    for group, entry in parts.items():
+        shown = name if group == "all" else Text()
+        numbers = percent(entry["iou"]), percent(entry["iou_by_chance"])
+        rows.add_row(shown, group, f"{entry['both']:,}", f"{entry['either']:,}", *numbers)
+
+
+def _stability(record: dict[str, Any]) -> Lines:
+    samples = ", ".join(f"{part} {count}" for part, count in record["samples"].items())
+    yield Text.assemble(("stability ", "bold"), label(f"samples: {samples}; halves by {record['split']}"))
+    rows = table("masks of", "group", "selected", "IoU %", "chance", "same n: IoU %", "chance", numbers=2)
+    for each in record["comparisons"]:
+        equal = each["same_count"]
+        for group, entry in {"all": each, **each["by_group"]}.items():
+            other = equal if group == "all" else equal["by_group"].get(group, {"iou": None, "iou_by_chance": None})
+            name = label(f"{each['first']} | {each['second']}") if group == "all" else Text()
+            selected = " | ".join(f"{count:,}" for count in each["selected"]) if group == "all" else ""
+            shares = (values[key] for values in (entry, other) for key in ("iou", "iou_by_chance"))
+            rows.add_row(name, group, selected, *(percent(share) for share in shares))
+    yield rows
+    yield label(verdict(record["comparisons"]))
+
+
+def verdict(comparisons: Sequence[dict[str, Any]]) -> str:
+    """One sentence on what the comparisons say, at the same number of weights."""
+    found = {each["comparison"]: each["same_count"] for each in comparisons}
+    halves = found["halves"]
+    times = f" ({halves['iou'] / halves['iou_by_chance']:.1f} times)" if halves["iou_by_chance"] else ""
+    said = f"at the mask's number of weights, halves of the data agree on {percent(halves['iou'])} %"
+    said += f" where chance gives {percent(halves['iou_by_chance'])} %{times}"
+    if "shuffled" in found:
+        said += f"; with answers exchanged between people {percent(found['shuffled']['iou'])} % of it stays"
+    return said
 
 
 def verified(result: VerifyResult) -> Lines:
