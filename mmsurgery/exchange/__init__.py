@@ -1,0 +1,1 @@
+"""Artifacts in the formats of others, in and out, and on the hub."""
