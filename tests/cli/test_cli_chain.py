@@ -110,6 +110,11 @@ def test_lora_under_a_mask(chain: Command) -> None:
     ("arguments", "code", "said"),
     [
         (["inspect", "default", "--png", "/nonexistent/x.png"], 2, "no folder /nonexistent"),
+        (["inspect", "default", "--html", "/nonexistent/x.html"], 2, "no folder /nonexistent"),
+        (["inspect", "default", "--with", "forget_vqa"], 2, "'forget_vqa' is no mask"),
+        (["inspect", "vanilla", "--stability"], 2, "'vanilla' is no mask"),
+        (["inspect", "vanilla", "--png", "x.png"], 2, "has no heatmap"),
+        (["mask", "--modules", "lm.0-9", "--name", "x"], 2, "write lm.0-2"),
         (["inspect", "defualt"], 2, "did you mean 'default'"),
         (["mask", "--modules", "lm.99", "--name", "x"], 2, "nearest"),
         (["mask", "--modules", "brain", "--name", "x"], 2, "groups: vision, connector, lm"),

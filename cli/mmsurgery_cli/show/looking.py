@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from mmsurgery.figures.heatmap import short
 from mmsurgery_cli import heatmap
 from mmsurgery_cli.output import label, percent, table
 from mmsurgery_cli.show.common import Lines, fact, moves, next_command, state
@@ -102,13 +103,13 @@ def _add_overlap(rows: Table, each: dict[str, Any], name: Text) -> None:
 def _stability(record: dict[str, Any]) -> Lines:
     samples = ", ".join(f"{part} {count}" for part, count in record["samples"].items())
     yield Text.assemble(("stability ", "bold"), label(f"samples: {samples}; halves by {record['split']}"))
-    rows = table("masks of", "group", "selected", "IoU %", "chance", "same n: IoU %", "chance", numbers=2)
+    rows = table("masks of", "group", "selected", "IoU %", "chance", "same n %", "chance", numbers=2)
     for each in record["comparisons"]:
         equal = each["same_count"]
         for group, entry in {"all": each, **each["by_group"]}.items():
             other = equal if group == "all" else equal["by_group"].get(group, {"iou": None, "iou_by_chance": None})
             name = label(f"{each['first']} | {each['second']}") if group == "all" else Text()
-            selected = " | ".join(f"{count:,}" for count in each["selected"]) if group == "all" else ""
+            selected = " | ".join(map(short, each["selected"])) if group == "all" else ""
             shares = (values[key] for values in (entry, other) for key in ("iou", "iou_by_chance"))
             rows.add_row(name, group, selected, *(percent(share) for share in shares))
     yield rows
