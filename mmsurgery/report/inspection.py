@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from mmsurgery.artifacts.files import write_bytes
 from mmsurgery.figures.heatmap import Heatmap, faintest, scale, shade, short
+from mmsurgery.names import model_order
 from mmsurgery.report.write import environment, page_text, policy
 
 _STEPS = 18
@@ -92,7 +93,7 @@ def _overlap_table(title: str, pairs: Sequence[Mapping[str, Any]]) -> dict[str, 
     rows: dict[str, Mapping[str, Any]] = {}
     for pair in pairs:
         name = pair.get("with") or f"{pair['first']} | {pair['second']}"
-        for group, entry in {"all": pair, **pair["by_group"]}.items():
+        for group, entry in [("all", pair), *sorted(pair["by_group"].items(), key=lambda entry: model_order(entry[0]))]:
             rows[f"{name}, {group}"] = {key: entry[key] for key in ("both", "either", "iou", "iou_by_chance")}
     return _table(title, rows)
 

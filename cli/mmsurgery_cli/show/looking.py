@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from mmsurgery.figures.heatmap import short
+from mmsurgery.names import model_order
 from mmsurgery_cli import heatmap
 from mmsurgery_cli.output import label, percent, table
 from mmsurgery_cli.show.common import Lines, fact, moves, next_command, state
@@ -88,13 +89,17 @@ def _quantiles(groups: dict[str, Any]) -> Lines:
     yield rows
 
 
+def _in_order(groups: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Groups of a record that was read from a file, where keys are sorted."""
+    return sorted(groups.items(), key=lambda pair: model_order(pair[0]))
+
+
 def _overlaps(*columns: str) -> Table:
     return table(*columns, "both", "either", "IoU %", "by chance %", numbers=2)
 
 
 def _add_overlap(rows: Table, each: dict[str, Any], name: Text) -> None:
-    parts = {"all": each, **each["by_group"]}
-    for group, entry in parts.items():
+    for group, entry in [("all", each), *_in_order(each["by_group"])]:
         shown = name if group == "all" else Text()
         numbers = percent(entry["iou"]), percent(entry["iou_by_chance"])
         rows.add_row(shown, group, f"{entry['both']:,}", f"{entry['either']:,}", *numbers)
@@ -106,7 +111,7 @@ def _stability(record: dict[str, Any]) -> Lines:
     rows = table("masks of", "group", "selected", "IoU %", "chance", "same n %", "chance", numbers=2)
     for each in record["comparisons"]:
         equal = each["same_count"]
-        for group, entry in {"all": each, **each["by_group"]}.items():
+        for group, entry in [("all", each), *_in_order(each["by_group"])]:
             other = equal if group == "all" else equal["by_group"].get(group, {"iou": None, "iou_by_chance": None})
             name = label(f"{each['first']} | {each['second']}") if group == "all" else Text()
             selected = " | ".join(map(short, each["selected"])) if group == "all" else ""
