@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmsurgery import patches
 from mmsurgery.artifacts.files import given_path
 from mmsurgery.artifacts.tensors import read_header
 from mmsurgery.errors import MissingArtifact, UsageError, nearest
@@ -57,7 +58,7 @@ def inspect(
         if not is_mask(each):
             why = "has overlaps" if others else "has a stability"
             raise UsageError(f"'{each.name}' is no mask, and only a mask {why}", "name a mask: mmsurgery status")
-    description = _patch(path) if is_patch(path) else masks.describe(path, others=found)
+    description = patches.describe(path) if is_patch(path) else masks.describe(path, others=found)
     if stability:
         from mmsurgery.stability import measure_stability
 
@@ -86,14 +87,6 @@ def is_patch(path: Path) -> bool:
     if not (path.is_file() and path.suffix == ".safetensors"):
         return False
     return '"kind":"patch"' in read_header(path).metadata.get("mmsurgery", "")
-
-
-def _patch(path: Path) -> dict[str, Any]:
-    from mmsurgery.masks.origin import of_patch
-    from mmsurgery.patches.describe import describe
-
-    described = describe(path)
-    return {**described, "origin": of_patch(described)}
 
 
 def find(workspace: Callable[[], Workspace], artifact: str) -> Path:

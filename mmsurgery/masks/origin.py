@@ -66,11 +66,15 @@ def of_model(path: Path, run: Mapping[str, Any] | None) -> list[Step]:
     return steps
 
 
-def of_patch(described: Mapping[str, Any]) -> list[Step]:
-    """The two models between which a patch leads, and the inputs of the patch itself."""
-    sides = [(side, _table(described.get(side))) for side in ("before", "after")]
-    steps = [step("model", str(about.get("model", side)), about.get("model_sha256"), side) for side, about in sides]
-    return [*steps, *of_record(described)]
+def of_patch(sides: Mapping[str, Any]) -> list[Step]:
+    """`before` and `after`: the two models between which a patch leads, each with what its run was made from."""
+    steps: list[Step] = []
+    for side in ("before", "after"):
+        about = _table(sides.get(side))
+        record = _table(about.get("record"))
+        steps.append(step("model", str(about.get("model", side)), about.get("model_sha256"), side))
+        steps += _inputs(_table(_table(record.get("provenance")).get("inputs")), mask=str(record.get("mask") or ""))
+    return [each for place, each in enumerate(steps) if each not in steps[:place]]
 
 
 def of_record(record: Mapping[str, Any]) -> list[Step]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.patch import Patch, PatchParameter
+from mmsurgery.masks.origin import of_patch
+from mmsurgery.names import GROUPS
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -36,13 +38,15 @@ def describe(path: Path) -> dict[str, Any]:
         "share": size / sizes["checkpoint"],
         "bytes_per_changed_weight": size / sizes["changed"] if sizes["changed"] else None,
         **{f"by_{key}": _tally(patch, of) for key, of in keys.items()},
-        "provenance": dict(patch.provenance),
+        "origin": of_patch(sides),
+        "provenance": {k: v for k, v in patch.provenance.items() if k != "inputs"},
     }
 
 
 def _tally(patch: Patch, key: Callable[[PatchParameter], str]) -> dict[str, dict[str, Any]]:
     sums: dict[str, list[int]] = {}
-    for _, parameter in sorted(patch.parameters.items()):
+    ordered = sorted(patch.parameters.items(), key=lambda item: (GROUPS.index(item[1].address.group), item[0]))
+    for _, parameter in ordered:
         entry = sums.setdefault(key(parameter), [0, 0])
         entry[0] += parameter.changed
         entry[1] += parameter.numel
