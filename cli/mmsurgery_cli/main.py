@@ -14,7 +14,7 @@ import typer
 
 from mmsurgery.errors import MachineFault, MmsurgeryError, printable
 from mmsurgery.interruption import Interrupted, interrupt
-from mmsurgery_cli import chain, looking, making, patching, running
+from mmsurgery_cli import chain, looking, making, patching, running, sharing
 from mmsurgery_cli.context import state
 
 PIPE_CLOSED = 128 + signal.SIGPIPE
@@ -51,7 +51,7 @@ def common(
     state.debug = debug
 
 
-for module in (making, chain, looking, running, patching):
+for module in (making, chain, looking, running, patching, sharing):
     module.register(app)
 
 

@@ -297,6 +297,8 @@ def _header(folder: Path, name: str) -> Header:
 def _made_again_by(record: Mapping[str, Any]) -> str:
     """The next step for a model that is not as its run wrote it."""
     model, method = record.get("model"), record.get("method")
+    if method == "import":
+        return f"mmsurgery import ADAPTER --name {model} --force"
     if method != "finetune":
         return f"run mmsurgery apply --method {method} with its options again, and --force"
     if model == "base":

@@ -130,7 +130,8 @@ class _Kit:
             number = re.search(r"\.(\d+)\.", name)
             if address.layer is not None and (number is None or int(number[1]) != address.layer):
                 yield f"{name} is said to be in layer {address.layer}"
-            for wrapped in (name, f"module.{name}", f"base_model.model.{name}", f"_orig_mod.{name}"):
+            published = self.backbone.published(name)
+            for wrapped in (name, published, f"module.{name}", f"base_model.model.{name}", f"_orig_mod.{name}"):
                 if self.backbone.canonical(wrapped) != name:
                     yield f"canonical('{wrapped}') is '{self.backbone.canonical(wrapped)}'"
         skeleton = self.backbone.skeleton(model_config(self.path))

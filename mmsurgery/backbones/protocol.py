@@ -73,6 +73,11 @@ class Backbone(Protocol):
         (published, re-saved, in-memory); wrapper prefixes such as `module.` are removed."""
         ...
 
+    def published(self, name: str) -> str:
+        """The name that a canonical name has in the family's published checkpoints, and had in memory
+        before transformers 4.52."""
+        ...
+
     def no_true_gradient(self, name: str) -> bool:
         """Whether the parameter's true gradient is exactly zero whatever the data (its computed
         gradient is round-off), such as the key bias of a softmax attention (CLIP `k_proj.bias`)."""

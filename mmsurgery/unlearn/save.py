@@ -107,7 +107,7 @@ def save_model(
     """
 
     def writer(parameter: torch.nn.Parameter) -> Rewritten:
-        return lambda _, dtype: _stored(parameter, dtype)
+        return lambda _, dtype: as_stored(parameter, dtype)
 
     rewrite(folder, start, backbone, {name: writer(parameter) for name, parameter in trained.items()})
 
@@ -151,7 +151,7 @@ def _arrays(
         yield stored, array
 
 
-def _stored(parameter: torch.nn.Parameter, dtype: str) -> np.ndarray[Any, Any]:
+def as_stored(parameter: torch.Tensor, dtype: str) -> np.ndarray[Any, Any]:
     """The values in a safetensors dtype; bfloat16 as its 16-bit pattern."""
     import torch
 

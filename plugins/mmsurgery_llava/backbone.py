@@ -61,6 +61,9 @@ class LlavaBackbone:
     def canonical(self, stored: str) -> str:
         return names.canonical(stored)
 
+    def published(self, name: str) -> str:
+        return names.on_disk(name, "published")
+
     def no_true_gradient(self, name: str) -> bool:
         return names.no_true_gradient(name)
 

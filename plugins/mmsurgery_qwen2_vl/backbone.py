@@ -71,6 +71,9 @@ class Qwen2VLBackbone:
     def canonical(self, stored: str) -> str:
         return names.canonical(stored)
 
+    def published(self, name: str) -> str:
+        return names.on_disk(name, "published")
+
     def no_true_gradient(self, name: str) -> bool:
         """None: both attentions rotate keys by their position, so a key bias moves the logits of one
         query differently; softmax ignores only what it adds to all of them alike."""
