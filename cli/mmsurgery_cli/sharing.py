@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 def export(
     artifact: Annotated[str, typer.Argument(help="Name of a mask, saliency part, patch or model; or a path.")],
-    format: Annotated[str, typer.Option(help="official (.pt of the official code; masks) or numpy (.npz).")],
+    format: Annotated[
+        str, typer.Option(help="official (.pt of the official code), numpy (.npz) or shira (PEFT folder).")
+    ],
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Where to; exports/NAME where left out.")] = None,
     force: Force = False,
     as_json: Json = False,

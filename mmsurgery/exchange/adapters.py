@@ -124,7 +124,7 @@ def import_adapter(
         changed = _merged(adapter, modules, start)
         progress.note(f"{len(modules)} of {len(modules)} layers of the adapter match, {len(changed)} tensors change")
         ranks = sorted(set(adapter.layers.values()))
-        body = {
+        body: dict[str, Any] = {
             "model": name,
             "method": "import",
             "equation": None,

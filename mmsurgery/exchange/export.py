@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +40,7 @@ FORMATS = {
         "mask file of the official MMUnlearner code", ("mask",), ".pt", "mmsurgery.exchange.export:_official"
     ),
     "numpy": Format("NumPy archive of arrays", ("mask", "saliency"), ".npz", "mmsurgery.exchange.export:_numpy"),
+    "shira": Format("PEFT SHiRA adapter", ("model", "patch", "mask"), "", "mmsurgery.exchange.export:_shira"),
 }
 
 
@@ -85,10 +89,10 @@ def export(
         hint = f"its formats: {', '.join(suits)}" if suits else "a model is a Hugging Face folder as it is"
         raise UsageError(f"format '{format}' is for {' and '.join(chosen.kinds)}, '{artifact}' is a {found.kind}", hint)
     path = workspace.path("exports", found.name + chosen.suffix) if out is None else given_path(Path(out))
-    with workspace.lock():
-        path.parent.mkdir(exist_ok=True)
-        up_to_date, details = _write(chosen, workspace, found, path, force, progress)
-        if not up_to_date:
+    path.parent.mkdir(exist_ok=True)
+    up_to_date, details = _write(chosen, workspace, found, path, force, progress)
+    if not up_to_date:
+        with workspace.lock():
             workspace.journal("export", artifact=found.name, kind=found.kind, format=format)
     return ExportResult(found.name, found.kind, format, path, sum(map(_size, _files(path))), up_to_date, details)
 
@@ -99,9 +103,8 @@ def _write(
     """Write beside the path first: what lies there already is told apart by its bytes."""
     module, _, function = chosen.writer.partition(":")
     writer: Writer = getattr(importlib.import_module(module), function)
-    made = path.with_name(f".partial-{path.name}-exported")
-    _remove(made)
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".partial-{path.name}-", dir=path.parent) as beside:
+        made = Path(beside, path.name)
         details = writer(workspace, found, made, progress)
         if path.exists():
             if _digest(path) == _digest(made):
@@ -110,14 +113,10 @@ def _write(
                 raise Mismatch(f"{path} exists, with other content", "pass --force to replace it, or another --out")
             _remove(path)
         os.rename(made, path)
-    finally:
-        _remove(made)
     return False, details
 
 
 def _remove(path: Path) -> None:
-    import shutil
-
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -163,3 +162,11 @@ def _numpy(workspace: Workspace, found: Found, path: Path, progress: Progress) -
     saliency = SaliencyMap.load(found.path)
     arrays.write_saliency(saliency, path)
     return {"arrays": len(saliency.arrays), "units": saliency.units}
+
+
+def _shira(workspace: Workspace, found: Found, path: Path, progress: Progress) -> dict[str, Any]:
+    from mmsurgery.exchange.shira import export_shira
+
+    what = found.name if found.kind == "model" else str(found.path)
+    result = export_shira(workspace, what, path, progress=progress)
+    return {key: value for key, value in dataclasses.asdict(result).items() if key != "path"}
