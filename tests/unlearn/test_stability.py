@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from mmsurgery import stability
 from mmsurgery.artifacts.mask import Mask
@@ -47,6 +49,10 @@ def test_the_mask_comes_back_and_the_result_is_kept(measured: Workspace) -> None
     assert all(0 < each["iou"] < 1 for each in record["comparisons"])
     assert set(pairs["even", "odd"]["same_count"]["selected"]) == {mask.selected}
     assert json.loads(result.path.read_text()) == record
+    schema = json.loads((Path(__file__).parents[2] / "docs/schemas/stability.json").read_text())
+    Draft202012Validator(schema).validate(record)
+    for key in schema["required"]:
+        assert not Draft202012Validator(schema).is_valid({k: v for k, v in record.items() if k != key})
     before = result.path.read_bytes()
     again = measure_stability(measured, path)
     assert (again.up_to_date, result.up_to_date, result.path.read_bytes()) == (True, False, before)
