@@ -36,7 +36,9 @@ def test_blocks_run(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         ran += 1
-    assert ran == 4
+    assert ran == 5
+    models = [(tmp_path / f"models/{name}/model.safetensors").read_bytes() for name in ("vanilla", "undone")]
+    assert models[0] == models[1]
     assert (tmp_path / "diffs/vanilla..npo.svg").exists()
     assert (tmp_path / "masks/upper.safetensors").exists()
 
