@@ -1,4 +1,4 @@
-"""Commands that exchange artifacts with others: export, import."""
+"""Commands that exchange artifacts with others: export, import, push, pull."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmsurgery_cli.context import Force, Json, open_here
+from mmsurgery_cli.context import Force, Json, Name, open_here
 from mmsurgery_cli.output import Output
 from mmsurgery_cli.show import sharing as show
 
@@ -15,6 +15,8 @@ from mmsurgery_cli.show import sharing as show
 def register(app: typer.Typer) -> None:
     app.command()(export)
     app.command("import")(import_)
+    app.command()(push)
+    app.command()(pull)
 
 
 def export(
@@ -65,4 +67,40 @@ def import_(
             open_here(), files, name=name, modules=modules, absent=absent or "freeze", force=force, progress=output
         )
         output.show(*show.imported_mask(result))
+    output.document(result)
+
+
+Repository = Annotated[
+    str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub, for this artifact alone.")
+]
+
+
+def push(
+    artifact: Annotated[str, typer.Argument(help="Name of a mask, saliency part or patch; or a path.")],
+    repository: Repository,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody read it; private otherwise.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Share an artifact on the hub, with a card; private unless --public."""
+    from mmsurgery.exchange.hub import push as send
+
+    output = Output(as_json=as_json)
+    result = send(open_here(), artifact, repository, public=public, progress=output)
+    output.show(*show.pushed(result))
+    output.document(result)
+
+
+def pull(
+    repository: Repository,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    name: Name = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Take an artifact from the hub, verified, into the workspace of the model it belongs to."""
+    from mmsurgery.exchange.hub import pull as fetch
+
+    output = Output(as_json=as_json)
+    result = fetch(open_here(), repository, revision=revision, name=name, force=force)
+    output.show(*show.pulled(result))
     output.document(result)

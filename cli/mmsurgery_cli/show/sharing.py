@@ -1,4 +1,4 @@
-"""What `export` and `import` print."""
+"""What `export`, `import`, `push` and `pull` print."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mmsurgery_cli.show.common import Lines, densities, moves, next_command, sta
 if TYPE_CHECKING:
     from mmsurgery.exchange.adapters import AdapterImport
     from mmsurgery.exchange.export import ExportResult
+    from mmsurgery.exchange.hub import PullResult, PushResult
     from mmsurgery.exchange.masks import MaskImport
 
 
@@ -36,3 +37,20 @@ def imported_adapter(result: AdapterImport) -> Lines:
     )
     yield moves(result.moved)
     yield next_command(f"mmsurgery eval {result.model}")
+
+
+def pushed(result: PushResult) -> Lines:
+    who = "private" if result.private else "public"
+    yield label(
+        f"{result.kind} '{result.name}' sent to {result.repository} ({who}), commit {result.commit[:12]}: "
+        f"{len(result.files)} files, {sum(result.files.values()):,} bytes"
+    )
+    yield next_command(f"mmsurgery pull {result.repository}")
+
+
+def pulled(result: PullResult) -> Lines:
+    yield Text.assemble(
+        label(f"{result.kind} '{result.name}' from {result.repository}, commit {result.commit[:12]}: "),
+        state(result.up_to_date),
+    )
+    yield next_command(f"mmsurgery inspect {result.name}")
