@@ -32,7 +32,8 @@ def of_mask(base: Mapping[str, str], parents: Sequence[Mapping[str, Any]]) -> li
             steps.append(step("saliency", part, parent.get("sha256"), _measured(parent)))
             steps.append(step("data", part, parent.get("data_sha256")))
         else:
-            about = f"{parent.get('rule', '')}, modules {parent.get('modules', '')}".strip(", ")
+            modules = f"modules {parent['modules']}" if parent.get("modules") else ""
+            about = ", ".join(each for each in (str(parent.get("rule", "")), modules) if each)
             steps.append(step("mask", str(parent.get("name", "")), parent.get("content_sha256"), about))
     return [each for place, each in enumerate(steps) if each not in steps[:place]]
 

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.saliency_map import SaliencyMap
@@ -133,9 +133,8 @@ def ws(tmp_path: Path, tiny_llava: Path, loaded_llava: Loaded, make_sample: Call
     maps[0].save(workspace.saliency_dir("forget_vqa"))
     from mmsurgery.masks.rule import ratio_mask
 
-    ratio_mask(*maps[:1], maps[1:], modules="lm,connector", address=loaded_llava.backbone.address).write(
-        workspace.mask_path("default")
-    )
+    mask = ratio_mask(maps[0], [maps[1]], modules="lm,connector", address=loaded_llava.backbone.address)
+    mask.write(workspace.mask_path("default"))
     return workspace
 
 
