@@ -158,7 +158,9 @@ def test_the_same_again_is_up_to_date_and_redraws_lost_pictures(
 def test_another_diff_under_the_name_is_refused(workspace: Workspace, model: Callable[..., Path]) -> None:
     model("npo", 1)
     diff(workspace)
-    with pytest.raises(Mismatch, match=r"vanilla..npo.json is a diff with other inputs \(list 1000 -> 3, top 1000 -> 5\)"):
+    with pytest.raises(
+        Mismatch, match=r"vanilla..npo.json is a diff with other inputs \(list 1000 -> 3, top 1000 -> 5\)"
+    ):
         diff(workspace, top=5, list_=3)
     assert diff(workspace, top=5, list_=3, force=True).record["n"] == 5
     shutil.rmtree(workspace.model_dir("npo"))
