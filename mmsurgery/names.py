@@ -105,12 +105,19 @@ def check_artifact_name(name: str) -> str:
     Raises:
         UsageError: for path separators, a leading dot or dash, reserved names, over 100 characters.
     """
-    if not _ARTIFACT_NAME.fullmatch(name) or _RESERVED.fullmatch(name) or name.endswith(".") or ".." in name:
+    if not is_artifact_name(name):
         raise UsageError(
             f"'{name[:80]}' cannot name an artifact",
-            "use letters, digits, '_', '-', '+' and '.', starting with a letter or digit",
+            "use up to 100 letters, digits, '_', '-', '+' and '.', starting with a letter or digit; "
+            "names that some system reserves, such as CON, are out",
         )
     return name
+
+
+def is_artifact_name(name: str) -> bool:
+    """Whether `name` can name a file or folder of a workspace, see `check_artifact_name`."""
+    sound = _ARTIFACT_NAME.fullmatch(name) and not _RESERVED.fullmatch(name)
+    return bool(sound) and not name.endswith(".") and ".." not in name
 
 
 @dataclass(frozen=True)

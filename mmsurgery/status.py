@@ -56,7 +56,7 @@ def status(workspace: Workspace) -> Status:
         models=models,
         saliency=saliency,
         masks=workspace.masks(),
-        patches=_names(workspace.path("patches"), "*.safetensors", lambda p: p.stem),
+        patches=workspace.patches(),
         evals=[*evals, *sorted(p.relative_to(workspace.path("evals")).with_suffix("").as_posix() for p in others)],
         diffs=diffs,
         unfinished=_unfinished(workspace),

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmsurgery.errors import MachineFault, MissingArtifact, NoWorkspace, nearest
-from mmsurgery.names import check_artifact_name
+from mmsurgery.names import check_artifact_name, is_artifact_name
 from mmsurgery.settings import SETTINGS_FILE, Settings
 
 LOCK_TIMEOUT = 2.0
@@ -135,7 +135,7 @@ class Workspace:
         """Names of the models that exist, vanilla first."""
         folder = self.path("models")
         found = [p.name for p in folder.iterdir() if (p / "config.json").is_file()] if folder.is_dir() else []
-        names = {name for name in found if not name.startswith(".")}
+        names = {name for name in found if is_artifact_name(name)}
         if (self.model_dir("vanilla") / "config.json").is_file():
             names.add("vanilla")
         return sorted(names, key=lambda name: (name != "vanilla", name))
@@ -150,14 +150,14 @@ class Workspace:
 
     def masks(self) -> list[str]:
         """Names of the masks that exist."""
-        return sorted(p.stem for p in self.path("masks").glob("[!.]*.safetensors"))
+        return sorted(p.stem for p in self.path("masks").glob("*.safetensors") if is_artifact_name(p.stem))
 
     def patch_path(self, name: str) -> Path:
         return self.path("patches", check_artifact_name(name) + ".safetensors")
 
     def patches(self) -> list[str]:
         """Names of the patches that exist."""
-        return sorted(p.stem for p in self.path("patches").glob("[!.]*.safetensors"))
+        return sorted(p.stem for p in self.path("patches").glob("*.safetensors") if is_artifact_name(p.stem))
 
     def eval_path(self, model: str, protocol: str = "likelihood", request: str | None = None) -> Path:
         """`evals/MODEL.json`; scores under another protocol lie in a folder of its name, those about the people

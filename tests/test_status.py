@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmsurgery.api import Workspace
+from mmsurgery.look import find
 from mmsurgery.settings import BenchmarkSettings, Settings
 from mmsurgery.status import status
 from mmsurgery_cli.output import Output
@@ -75,3 +76,17 @@ def test_scores_patches_and_interrupted_runs(workspace: Workspace) -> None:
     assert found.evals == ["vanilla", "official/vanilla", "requests/first/second"]
     assert found.patches == ["npo"]
     assert found.unfinished == ["evals/first", "models/npo.default", "saliency/retain_vqa"]
+
+
+def test_files_that_no_artifact_can_be_called_are_not_ours(workspace: Workspace) -> None:
+    for path in (
+        "masks/default (copy).safetensors",
+        "masks/nul.safetensors",
+        "patches/a b.safetensors",
+        "masks/m.safetensors",
+    ):
+        workspace.path(path).parent.mkdir(exist_ok=True)
+        workspace.path(path).write_text("{}")
+    found = status(workspace)
+    assert (found.masks, found.patches) == (["m"], [])
+    assert find(lambda: workspace, "m") == workspace.mask_path("m")

@@ -54,6 +54,8 @@ def describe(path: Path, *, others: Sequence[Path] = ()) -> dict[str, Any]:
         if not (path / "config.json").exists():
             raise _not_ours(path, f"a folder with neither {MANIFEST} nor config.json")
         return _describe_checkpoint(path)
+    if path.name == MANIFEST:
+        return _describe_saliency(path.parent)
     if path.suffix != ".json":
         raise _not_ours(path, "a file that ends neither in .safetensors nor in .json")
     value = read_json(path)

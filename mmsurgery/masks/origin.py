@@ -25,7 +25,7 @@ def step(what: str, name: str, sha256: Any, about: str = "") -> Step:
 
 def of_mask(base: Mapping[str, str], parents: Sequence[Mapping[str, Any]]) -> list[Step]:
     """The model a mask belongs to, the masks it was composed of, the saliency and data they were made from."""
-    steps = [step("model", "base", base.get("model_sha256"), base.get("model_type", ""))]
+    steps = [step("model", "measured", base.get("model_sha256"), base.get("model_type", ""))]
     for parent in parents:
         if parent.get("kind") == "saliency":
             part = str(parent.get("part", ""))

@@ -18,6 +18,7 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UsageError, nearest
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import seal
+from mmsurgery.unlearn.request import TRAINED
 from mmsurgery.unlearn.save import check_space, rewrite
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
@@ -114,13 +115,13 @@ def _turn(
 ) -> Patched:
     patch = Patch.load(find_patch(workspace, text))
     here, there = (getattr(patch, side) for side in direction)
-    if source is None:
-        known = here["model"] in workspace.models() or direction[0] == "after"
-        source = here["model"] if known else "vanilla"
-    source_name, folder = workspace.find_model(source)
+    known = here["model"] in workspace.models() or direction[0] == "after"
+    source_name, folder = workspace.find_model(source or (here["model"] if known else "vanilla"))
     target = check_artifact_name(name or there["model"])
     path = workspace.model_dir(target)
     with workspace.lock():
+        if source is not None:
+            _source(folder, source_name, patch, here, direction[0])
         result = Patched(
             model=target,
             path=path,
@@ -133,6 +134,8 @@ def _turn(
         if path.exists() and not force:
             _check_existing(path, target, patch, there)
             return result
+        if target in TRAINED and path.exists():
+            raise UsageError(f"model '{target}' is trained, a patch does not replace it", "choose another --name")
         if path.resolve().parent != workspace.path("models").resolve():
             raise UsageError(f"model '{target}' is kept outside {workspace.root}", "give it another --name")
         start = _source(folder, source_name, patch, here, direction[0])

@@ -173,3 +173,24 @@ def test_description_counts_what_changed(tmp_path: Path, tiny_llava: Path) -> No
     assert found["by_group"]["vision"]["changed"] == 0 < found["by_group"]["vision"]["total"]
     for key in ("by_group", "by_layer", "by_component"):
         assert sum(entry["total"] for entry in found[key].values()) == made.total
+
+
+def test_a_trained_model_is_not_replaced(tmp_path: Path, tiny_llava: Path) -> None:
+    ws = make_pair(tmp_path / "ws", tiny_llava, "F32")
+    create(ws, "after")
+    before = (ws.model_dir("vanilla") / "model.safetensors").read_bytes()
+    shutil.copytree(ws.model_dir("vanilla"), ws.model_dir("base"))
+    for name in ("vanilla", "base"):
+        with pytest.raises(UsageError, match="a patch does not replace it"):
+            apply(ws, "after", name=name, force=True)
+        assert (ws.model_dir(name) / "model.safetensors").read_bytes() == before
+
+
+def test_a_named_source_is_checked_where_the_result_is_there(tmp_path: Path, tiny_llava: Path) -> None:
+    ws = make_pair(tmp_path / "ws", tiny_llava, "F32")
+    create(ws, "after")
+    assert revert(ws, "after").up_to_date
+    with pytest.raises(Mismatch, match="belongs to weights"):
+        revert(ws, "after", start="vanilla")
+    with pytest.raises(Mismatch, match="belongs to weights"):
+        apply(ws, "after", to="after")
