@@ -26,7 +26,7 @@ from mmsurgery.artifacts.mask import Mask
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.data.samples import Sample, data_sha256
-from mmsurgery.errors import Mismatch, UnusableData, UsageError
+from mmsurgery.errors import InputRefused, Mismatch, UnusableData, UsageError
 from mmsurgery.masks.inspect import overlap
 from mmsurgery.masks.rule import ratio_mask
 from mmsurgery.provenance import SCHEMA, check_seal, provenance, seal
@@ -59,7 +59,7 @@ def measure_stability(workspace: Workspace, mask_path: Path, *, progress: Progre
         UsageError: for a mask of another rule.
         Mismatch: if vanilla or the data are not what the mask was made from.
         UnusableData: if a part has a single sample, or a rebuilt mask selects nothing.
-        InputRefused: if mask, model or result is damaged.
+        InputRefused: if mask or model is damaged; a damaged result is made again.
         MachineFault: if memory runs out or the result cannot be written.
     """
     mask = Mask.load(mask_path)
@@ -74,10 +74,14 @@ def measure_stability(workspace: Workspace, mask_path: Path, *, progress: Progre
     origin = provenance("stability", {**settings, "seed": SEED, "threads": workspace.threads}, inputs)
     path = workspace.path("stability", f"{mask_path.stem}.json")
     if path.exists():
-        found = check_seal(read_json(path), str(path), kind="stability")
-        if found["provenance"].get("key") == origin["key"]:
-            return StabilityResult(path, found, True)
-        progress.note(f"{path.name} is about another mask of that name: measuring again")
+        try:
+            found = check_seal(read_json(path), str(path), kind="stability")
+        except InputRefused as error:
+            progress.note(f"{error.what}: measuring again")
+        else:
+            if found["provenance"].get("key") == origin["key"]:
+                return StabilityResult(path, found, True)
+            progress.note(f"{path.name} is about another mask of that name: measuring again")
     from mmsurgery.backbones.loading import load
     from mmsurgery.saliency.parts import cpu_threads
 

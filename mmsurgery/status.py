@@ -14,7 +14,7 @@ from mmsurgery.artifacts.checkpoint import RUN_FILE
 from mmsurgery.artifacts.files import read_json
 from mmsurgery.data.benchmark import SETS, source_of
 from mmsurgery.data.portraits import check_drawn_for
-from mmsurgery.errors import Mismatch
+from mmsurgery.errors import InputRefused, Mismatch
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Status:
     """Per model that was made here, each after the one it was made from: model, start, method, mask, `request`
     (digest of the people it was made to forget, None if nobody), `people` (how many, None if not known)."""
     problems: list[str]
-    """Data or models that were made for other settings, and what to do."""
+    """Data or models that were made for other settings, records that cannot be read, and what to do."""
     next_command: str
 
 
@@ -49,6 +49,7 @@ def status(workspace: Workspace) -> Status:
     diffs = _names(workspace.path("diffs"), "*.json", lambda p: p.stem)
     models = workspace.models()
     problems = _problems(workspace, models)
+    chain = _chain(workspace, models, problems)
     return Status(
         root=workspace.root,
         benchmark=f"{settings.benchmark.name}, forget {settings.benchmark.forget} %",
@@ -60,27 +61,36 @@ def status(workspace: Workspace) -> Status:
         evals=[*evals, *sorted(p.relative_to(workspace.path("evals")).with_suffix("").as_posix() for p in others)],
         diffs=diffs,
         unfinished=_unfinished(workspace),
-        chain=_chain(workspace, models),
-        problems=[str(problem) for problem in problems],
+        chain=chain,
+        problems=list(dict.fromkeys(str(problem) for problem in problems)),
         next_command=(problems[0].next_step if problems else None)
         or _next(models, saliency, workspace.masks(), evals, diffs, trains=settings.benchmark.name == "portraits"),
     )
 
 
-def _chain(workspace: Workspace, models: list[str]) -> list[dict[str, Any]]:
-    found = {}
+def _read(path: Path, problems: list[Mismatch | InputRefused]) -> dict[str, Any]:
+    """A record, empty where there is none; one that cannot be read is a problem."""
+    try:
+        value = read_json(path) if path.is_file() else {}
+    except InputRefused as problem:
+        problems.append(problem)
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _chain(workspace: Workspace, models: list[str], problems: list[Mismatch | InputRefused]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     for model in models:
-        record = workspace.model_dir(model) / RUN_FILE
-        if record.is_file():
-            run = read_json(record)
-            if run.get("method"):
-                keys = ("start", "method", "mask", "request")
-                found[model] = {"model": model, **{key: run.get(key) for key in keys}, "people": None}
+        run = _read(workspace.model_dir(model) / RUN_FILE, problems)
+        if run.get("method"):
+            keys = ("start", "method", "mask", "request")
+            found[model] = {"model": model, **{key: run.get(key) for key in keys}, "people": None}
     for entry in found.values():
         if not re.fullmatch("[0-9a-f]{64}", str(entry["request"])):
             entry["request"] = None
-        elif (path := workspace.request_path(entry["request"])).is_file():
-            entry["people"] = len(read_json(path).get("people", ()))
+            continue
+        people = _read(workspace.request_path(entry["request"]), problems).get("people")
+        entry["people"] = len(people) if isinstance(people, list) else None
     ordered: list[dict[str, Any]] = []
 
     def follow(start: str) -> None:
@@ -102,15 +112,15 @@ def _unfinished(workspace: Workspace) -> list[str]:
     return sorted(found)
 
 
-def _problems(workspace: Workspace, models: list[str]) -> list[Mismatch]:
-    found = []
+def _problems(workspace: Workspace, models: list[str]) -> list[Mismatch | InputRefused]:
+    found: list[Mismatch | InputRefused] = []
     checks: list[Callable[[], object]] = [partial(workspace.existing_model, model) for model in models]
     if workspace.settings.benchmark.name == "portraits" and workspace.data_dir.exists():
         checks.insert(0, partial(check_drawn_for, source_of(workspace)))
     for check in checks:
         try:
             check()
-        except Mismatch as problem:
+        except (Mismatch, InputRefused) as problem:
             found.append(problem)
     return found
 

@@ -52,6 +52,19 @@ def test_the_chain_stands_in_order_and_says_who_was_forgotten(
     ]
 
 
+def test_one_damaged_record_hides_nothing_else(workspace: Workspace) -> None:
+    model(workspace, "first", "vanilla", "ga", request="a" * 64)
+    model(workspace, "second", "first", "ga")
+    (workspace.model_dir("second") / "mmsurgery-run.json").write_text("{")
+    workspace.path("requests").mkdir()
+    workspace.request_path("a" * 64).write_text("[")
+    found = status(workspace)
+    assert [(entry["model"], entry["people"]) for entry in found.chain] == [("first", None)]
+    assert found.models == ["first", "second"]
+    assert len(found.problems) == 2
+    assert all("JSON" in problem for problem in found.problems)
+
+
 def test_models_made_of_each_other_are_listed_all_the_same(workspace: Workspace) -> None:
     model(workspace, "one", "two", "ga")
     model(workspace, "two", "one", "ga")

@@ -116,7 +116,7 @@ def import_adapter(
         if path.exists() and not force:
             record = read_record(path)
             if record["provenance"].get("key") != origin["key"]:
-                other = differences(origin, record["provenance"])
+                other = differences(record["provenance"], origin)
                 raise Mismatch(f"model '{name}' exists, made with other {other}", "pass --force, or another --name")
             CheckpointFiles(path, family.canonical).digest()  # refuses what is not as its run wrote it
             return _result(path, record, up_to_date=True)

@@ -60,7 +60,7 @@ def import_mask(
         if path.exists() and not force:
             there = Mask.load(path)
             if there.provenance.get("key") != origin["key"]:
-                other = "rule" if there.rule != "imported" else differences(origin, there.provenance)
+                other = "rule" if there.rule != "imported" else differences(there.provenance, origin)
                 raise Mismatch(f"mask '{name}' exists, made with other {other}", "pass --force, or another --name")
             return MaskImport(name, path, there, True)
         mask = read_official(files, start, family, absent=absent, progress=progress)

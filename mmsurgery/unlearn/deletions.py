@@ -66,11 +66,13 @@ def earlier_requests(workspace: Workspace, start: str) -> dict[str, list[str]]:
         as `read_request`; MissingArtifact also if a model of the chain is gone.
     """
     found: dict[str, list[str]] = {}
-    name = start
-    while name not in found and (workspace.existing_model(name) / RUN_FILE).exists():
+    seen, name = set(), start
+    while name not in seen and (workspace.existing_model(name) / RUN_FILE).exists():
         record = read_record(workspace.existing_model(name))
-        if not isinstance(record.get("request"), str):
+        if record["method"] == "finetune":
             break
-        found[name] = read_request(workspace, name)
+        if isinstance(record.get("request"), str):  # an adapter that was merged in between forgot nobody
+            found[name] = read_request(workspace, name)
+        seen.add(name)
         name = str(record["start"])
     return found

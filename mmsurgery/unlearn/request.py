@@ -256,7 +256,7 @@ def _check_people(name: str, mask: Mask, forget: Sequence[Sample]) -> None:
     if measured and not measured & {None, data_sha256(forget)}:
         raise Mismatch(
             f"mask '{name}' was built from another forget set than the workspace has now",
-            "mmsurgery saliency --set forget --force, then build the mask again",
+            "mmsurgery saliency --set forget,preserve --force, then mmsurgery mask with its options and --force",
         )
 
 

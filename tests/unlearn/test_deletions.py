@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -51,6 +52,16 @@ def test_nobody_forgotten_earlier_is_kept_again(second_request: Workspace, tiny:
     # from vanilla, which forgot nobody, they are retain people as any other
     fresh = apply(second_request, "ga_diff", name="fresh")
     assert fresh.record["provenance"]["inputs"]["retain"] == data_sha256(tiny.sets["retain_vqa"])
+
+
+def test_a_merged_adapter_in_between_hides_no_request(second_request: Workspace) -> None:
+    ws = second_request
+    shutil.copytree(ws.model_dir("first"), ws.model_dir("merged"))
+    path = ws.model_dir("merged") / "mmsurgery-run.json"
+    record = {**json.loads(path.read_text()), "model": "merged", "method": "import", "start": "first"}
+    del record["request"]
+    path.write_bytes(canonical_json(seal(record)))
+    assert list(earlier_requests(ws, "merged")) == ["first"]
 
 
 def test_a_record_names_nobody(second_request: Workspace) -> None:

@@ -56,6 +56,9 @@ def test_the_mask_comes_back_and_the_result_is_kept(measured: Workspace) -> None
     before = result.path.read_bytes()
     again = measure_stability(measured, path)
     assert (again.up_to_date, result.up_to_date, result.path.read_bytes()) == (True, False, before)
+    result.path.write_text("{")
+    assert not measure_stability(measured, path).up_to_date
+    assert result.path.read_bytes() == before
 
 
 def test_what_cannot_be_made_again_is_refused(measured: Workspace, tiny: Any) -> None:

@@ -134,7 +134,7 @@ def verdict(comparisons: Sequence[dict[str, Any]]) -> str:
 
 
 def verified(result: VerifyResult) -> Lines:
-    scope = "" if result.scope is None else f", scope {result.scope}"
+    scope = "" if result.mask is None else f", scope {result.scope}"
     yield label(f"model '{result.model}' against '{result.start}', mask {result.mask or 'none'}{scope}")
     yield moves(result.groups)
     yield Text.assemble(
