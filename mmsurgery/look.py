@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsurgery import patches
 from mmsurgery.artifacts.files import given_path
-from mmsurgery.artifacts.tensors import read_header
+from mmsurgery.artifacts.patch import is_patch as says_patch
 from mmsurgery.errors import MissingArtifact, UsageError, nearest
 from mmsurgery.masks import inspect as masks
 from mmsurgery.workspace import SILENT, Progress
@@ -83,10 +83,8 @@ def is_mask(path: Path) -> bool:
 
 
 def is_patch(path: Path) -> bool:
-    """Whether a safetensors file says of itself that it is a patch."""
-    if not (path.is_file() and path.suffix == ".safetensors"):
-        return False
-    return '"kind":"patch"' in read_header(path).metadata.get("mmsurgery", "")
+    """Whether a path is a safetensors file that says of itself that it is a patch."""
+    return path.is_file() and path.suffix == ".safetensors" and says_patch(path)
 
 
 def find(workspace: Callable[[], Workspace], artifact: str) -> Path:

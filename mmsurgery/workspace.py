@@ -140,6 +140,18 @@ class Workspace:
             names.add("vanilla")
         return sorted(names, key=lambda name: (name != "vanilla", name))
 
+    def last_unlearned(self) -> str:
+        """The model that the journal names last as unlearned, of those that are still there.
+
+        Raises:
+            MissingArtifact: if there is none.
+        """
+        there = set(self.models())
+        for entry in reversed(self.journal_entries()):
+            if entry["event"] == "apply" and entry.get("model") in there:
+                return str(entry["model"])
+        raise MissingArtifact(f"no model was unlearned in {self.root} yet", "mmsurgery apply --method npo")
+
     def saliency_dir(self, part: str, estimator: str = "sample", batch_size: int | None = None) -> Path:
         """Where a part's saliency lives: `saliency/PART` for `sample`, else `PART.<estimator>[-B]`."""
         suffix = {"sample": "", "batch": f".batch-{batch_size}", "dataset": ".dataset"}[estimator]

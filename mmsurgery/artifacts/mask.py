@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from mmsurgery.artifacts.files import given_path
+from mmsurgery.artifacts.mask_metadata import check_metadata
 from mmsurgery.artifacts.tensors import MAX_DIMENSIONS, read_header, read_tensor, write_safetensors
-from mmsurgery.errors import InputRefused, Mismatch, UsageError, unknown
+from mmsurgery.errors import InputRefused, Mismatch, unknown
 from mmsurgery.names import GROUPS, Address, Selector, model_order
 from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, parse_json, seal, sha256, sha256_json
 
@@ -28,21 +29,6 @@ COMPOSED = "compose"
 """The rule of masks made from masks."""
 _LONG = 400
 """Characters of an expression from which a composed mask stands in others by its digest."""
-
-_KEYS = {
-    "schema",
-    "kind",
-    "rule",
-    "beta",
-    "estimator",
-    "mixture",
-    "modules",
-    "parameters",
-    "base",
-    "parents",
-    "counts",
-    "provenance",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,9 +355,7 @@ class Mask:
             raise InputRefused(f"{path} is a safetensors file but no mask of mmsurgery")
         where = f"metadata of {path}"
         value = check_seal(parse_json(header.metadata["mmsurgery"].encode(), where), where, kind="mask")
-        if set(value) != _KEYS:
-            raise InputRefused(f"{where} has unknown or missing keys: {', '.join(sorted(set(value) ^ _KEYS))}")
-        _check_metadata(value, where)
+        check_metadata(value, where)
         entries = value["parameters"]
         if set(entries) != set(header.tensors):
             difference = sorted(set(entries) ^ set(header.tensors))[:3]
@@ -387,40 +371,6 @@ class Mask:
             parents=tuple(value["parents"]),
             provenance=value["provenance"],
         )
-
-
-def _check_metadata(value: dict[str, Any], where: str) -> None:
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "rule": str,
-        "beta": (int, float, type(None)),
-        "estimator": (str, type(None)),
-        "mixture": (str, type(None)),
-        "modules": str,
-        "parameters": dict,
-        "base": dict,
-        "parents": list,
-        "counts": dict,
-    }
-    faults = [key for key, kind in kinds.items() if not isinstance(value[key], kind)]
-    if not faults:
-        base = value["base"]
-        sound = {
-            "base": set(base) == {"model_type", "model_sha256"} and all(isinstance(v, str) for v in base.values()),
-            "parents": all(isinstance(parent, dict) for parent in value["parents"]),
-            "counts": all(type(count) is int for count in value["counts"].values()),
-            "modules": _is_selector(value["modules"]),
-        }
-        faults = [key for key, good in sound.items() if not good]
-    if faults:
-        raise InputRefused(f"{where}: {', '.join(faults)} cannot be read")
-
-
-def _is_selector(text: str) -> bool:
-    try:
-        Selector(text)
-    except UsageError:
-        return False
-    return True
 
 
 def _parameter(path: Path, name: str, entry: Any, bits: Bytes) -> MaskParameter:

@@ -47,6 +47,12 @@ _STORED = {"encoding", "sha256"}
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+def is_patch(path: Path) -> bool:
+    """Whether a safetensors file says of itself that it is a patch; raises as `tensors.read_header`."""
+    value = parse_json(read_header(path).metadata.get("mmsurgery", "{}").encode(), f"metadata of {path}")
+    return isinstance(value, dict) and value.get("kind") == "patch"
+
+
 @dataclass(frozen=True)
 class PatchParameter:
     """What a patch says of one parameter."""

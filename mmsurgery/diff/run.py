@@ -74,7 +74,7 @@ def diff(
         UnusableData: naming the tensor, for weights that are not finite.
     """
     old_name, old = workspace.find_model(before or "vanilla")
-    new_name, new = workspace.find_model(after or _last_applied(workspace))
+    new_name, new = workspace.find_model(after or workspace.last_unlearned())
     path = workspace.diff_path(old_name, new_name)
     family = backbone(model_config(old)["model_type"])
     first, second = (CheckpointFiles(folder, family.canonical) for folder in (old, new))
@@ -122,15 +122,6 @@ def read_diff(path: Path) -> dict[str, Any]:
     if not record.keys() >= _KEYS:
         raise InputRefused(f"{path} lacks {', '.join(sorted(_KEYS - record.keys()))}", "mmsurgery diff --force")
     return record
-
-
-def _last_applied(workspace: Workspace) -> str:
-    applied = [str(entry.get("model")) for entry in workspace.journal_entries() if entry["event"] == "apply"]
-    there = set(workspace.models())
-    for name in reversed(applied):
-        if name in there:
-            return name
-    raise MissingArtifact(f"no model was unlearned in {workspace.root} yet", "mmsurgery apply --method npo")
 
 
 def _mask(workspace: Workspace, model: Path) -> tuple[str | None, Mask | None]:

@@ -20,8 +20,8 @@ import numpy as np
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
 from mmsurgery.artifacts.files import atomic_folder, check_space, write_pretty_json
 from mmsurgery.artifacts.mask import Mask, unpack
-from mmsurgery.artifacts.patch import Patch
-from mmsurgery.artifacts.tensors import read_header, to_float32, write_safetensors_stream
+from mmsurgery.artifacts.patch import Patch, is_patch
+from mmsurgery.artifacts.tensors import to_float32, write_safetensors_stream
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.errors import Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.names import GROUPS
@@ -160,8 +160,7 @@ def _find(workspace: Workspace, what: str, progress: Progress) -> Patch | Mask:
     path = Path(what).expanduser()
     if not path.is_file():
         raise MissingArtifact(f"no patch, model or mask '{what}' in {workspace.root}", "see mmsurgery status")
-    is_patch = '"kind":"patch"' in read_header(path).metadata.get("mmsurgery", "")
-    return Patch.load(path) if is_patch else Mask.load(path)
+    return Patch.load(path) if is_patch(path) else Mask.load(path)
 
 
 def _base(workspace: Workspace, source: Patch | Mask) -> tuple[str, _Base]:

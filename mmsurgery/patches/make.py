@@ -10,7 +10,7 @@ from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions
 from mmsurgery.artifacts.files import check_space
 from mmsurgery.artifacts.patch import Patch
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.errors import Mismatch, MissingArtifact, UnusableData, UsageError
+from mmsurgery.errors import Mismatch, UnusableData, UsageError
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import differences, provenance
 from mmsurgery.unlearn.record import SCRATCH, read_record
@@ -67,7 +67,7 @@ def create(
         UnusableData: if their weights are the same.
         MachineFault: if the disk is too small or the workspace is in use.
     """
-    after_name, after_folder = workspace.find_model(after or _last_unlearned(workspace))
+    after_name, after_folder = workspace.find_model(after or workspace.last_unlearned())
     before_name, before_folder = workspace.find_model(before or _start(workspace, after_folder))
     if before_folder.resolve() == after_folder.resolve():
         raise UsageError(f"before and after are both '{after_name}'", "name the model it was made from: --before")
@@ -140,11 +140,3 @@ def _start(workspace: Workspace, folder: Path) -> str:
         if start != SCRATCH:
             return start
     return "vanilla"
-
-
-def _last_unlearned(workspace: Workspace) -> str:
-    there = set(workspace.models())
-    for entry in reversed(workspace.journal_entries()):
-        if entry["event"] == "apply" and entry.get("model") in there:
-            return str(entry["model"])
-    raise MissingArtifact(f"no model was unlearned in {workspace.root} yet", "mmsurgery apply --method npo")

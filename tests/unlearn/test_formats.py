@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
-from mmsurgery.artifacts import mask as mask_module
+from mmsurgery.artifacts import mask_metadata, saliency_map
 from mmsurgery.artifacts import patch as patch_module
-from mmsurgery.artifacts import saliency_map
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.backbones.discovery import backbone
@@ -124,8 +123,9 @@ def test_no_key_may_miss_or_be_added(ws: Workspace, kind: str) -> None:
 
 
 def test_schemas_name_the_keys_that_the_readers_demand() -> None:
-    for kind, module in (("mask", mask_module), ("saliency", saliency_map), ("patch", patch_module)):
-        assert set(SCHEMAS[kind]["properties"]) == set(SCHEMAS[kind]["required"]) == module._KEYS
+    demanded = {"mask": mask_metadata.KEYS, "saliency": saliency_map._KEYS, "patch": patch_module._KEYS}
+    for kind, keys in demanded.items():
+        assert set(SCHEMAS[kind]["properties"]) == set(SCHEMAS[kind]["required"]) == keys
 
 
 def at(record: Any, path: str, value: Any) -> Any:
