@@ -13,6 +13,9 @@ from mmsurgery.errors import InputRefused, UsageError, nearest
 from mmsurgery.provenance import SCHEMA
 
 SETTINGS_FILE = "mmsurgery.toml"
+SALIENCY_TEXTS = ("held-out", "official")
+"""Which text pairs the parts `forget_qa` and `retain_qa` hold: pairs that are never scored, or, as the official
+code has it, the very text that is scored; results of the latter say so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,8 @@ class BenchmarkSettings:
     """portraits: which people are forgotten; 0 takes the first ones."""
     world: int = 0
     """portraits: seed of the fictitious world."""
+    saliency_text: str = "held-out"
+    """What text saliency is measured on, see `SALIENCY_TEXTS`."""
     allow: tuple[str, ...] = ()
     """Faults of the data that are accepted by name."""
 
@@ -174,6 +179,10 @@ def _value_faults(settings: Settings) -> list[str]:
             faults.append(f"{section}.{key} is {value}, should be 0 or more, below 2^32")
     if not 0 < settings.benchmark.forget < 100:
         faults.append(f"benchmark.forget is {settings.benchmark.forget}, should be a percentage of people")
+    if settings.benchmark.saliency_text not in SALIENCY_TEXTS:
+        faults.append(
+            f"benchmark.saliency_text is '{settings.benchmark.saliency_text}', should be held-out or official"
+        )
     if settings.models.setting not in ("saturated", "fragile"):
         faults.append(f"models.setting is '{settings.models.setting}', should be saturated or fragile")
     return faults

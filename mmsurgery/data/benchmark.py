@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import UsageError, unknown
+from mmsurgery.settings import SALIENCY_TEXTS
 
 if TYPE_CHECKING:
     from mmsurgery.workspace import Workspace
@@ -53,12 +54,17 @@ class Source:
     forget: int
     """Percentage of people to forget."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """`allow`: names of faults that are accepted (what has them is left out and counted); `world` and
-    `draw`, for portraits: what the files should be of."""
+    """`allow`: names of faults that are accepted (what has them is left out and counted); `saliency_text`:
+    see `SALIENCY_TEXTS`; `world` and `draw`, for portraits: what the files should be of."""
 
     @property
     def allow(self) -> frozenset[str]:
         return frozenset(self.options.get("allow", ()))
+
+    @property
+    def saliency_text(self) -> str:
+        """One of `SALIENCY_TEXTS`."""
+        return str(self.options.get("saliency_text", SALIENCY_TEXTS[0]))
 
 
 @runtime_checkable
@@ -136,7 +142,12 @@ def benchmark(name: str) -> Benchmark:
 def source_of(workspace: Workspace) -> Source:
     """The source that a workspace's settings name."""
     settings = workspace.settings.benchmark
-    options = {"allow": settings.allow, "world": settings.world, "draw": settings.draw}
+    options = {
+        "allow": settings.allow,
+        "saliency_text": settings.saliency_text,
+        "world": settings.world,
+        "draw": settings.draw,
+    }
     return Source(workspace.data_dir, settings.forget, options)
 
 
