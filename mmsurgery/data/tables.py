@@ -32,13 +32,22 @@ _KINDS = {
     "question": "string",
     "answer": "string",
     "questions": "list",
+    "caption": "string",
+    "name": "string",
+    "paraphrased_caption": "string",
+    "perturbed_captions": "list",
+    "perturbed_names": "list",
+    "options": "list",
 }
 """Column -> its kind of Arrow type."""
 
 
 FAULTS = {
+    "empty_id": "row without ID",
+    "no_pictures": "row with an empty list of pictures",
     "bad_picture": "picture that cannot be used",
     "bad_metadata": "metadata that is not a JSON list of objects",
+    "bad_biography": "biography that is not a JSON object",
     "empty_pair": "training pair without question or answer",
     "empty_question": "question without text or gold",
     "empty_option": "question with an empty option",
@@ -47,6 +56,11 @@ FAULTS = {
     "cloze_blank": "cloze without exactly one blank",
     "unknown_type": "type that is neither Image_Textual nor Pure_Text",
     "repeated_row": "row that stands twice",
+    "option_twice": "wrong option that stands twice",
+    "mixed_row": "row that is neither a picture with a caption nor a question with an answer",
+    "caption_without_name": "caption that does not name its person",
+    "forget_author_in_retain": "retain row of an author to be forgotten",
+    "author_of_other_split": "row of an author who is not of its split",
 }
 """Faults of rows, by the name under which they can be allowed; what has one is then left out."""
 ALLOWABLE = (*FAULTS, LEAKAGE, OVERLAP)
@@ -65,8 +79,15 @@ class Report:
     """What the benchmark is known to do: `additional` objects skipped, `unresolved_text` pairs."""
     without_questions: list[str] = field(default_factory=list)
     """`COLUMN PERSON` of people with no question in a column (the published data has one)."""
+    deviations: list[str] = field(default_factory=list)
+    """Where the files differ from what is known of the published ones, a line each; never a reason to refuse."""
+    _met: set[tuple[str, str]] = field(default_factory=set, repr=False)
 
     def fault(self, name: str, where: str) -> None:
+        """Count a fault, once for each place however often it is read."""
+        if (name, where) in self._met:
+            return
+        self._met.add((name, where))
         self.faults[name] += 1
         self.first.setdefault(name, where)
 
@@ -104,6 +125,13 @@ class Row:
         if not is_text(value):
             raise InputRefused(f"{self.where}: column {column} is empty")
         return value
+
+    def person(self, report: Report) -> str | None:
+        """The row's ID; None, and a fault, where it has none."""
+        if is_text(self.cells.get("ID")):
+            return str(self.cells["ID"])
+        report.fault("empty_id", f"{self.where}: column ID is empty")
+        return None
 
 
 @contextlib.contextmanager
@@ -146,6 +174,18 @@ def column_names(root: Path, config: str) -> set[str]:
             found = set(pq.read_schema(path).names)
             names = found if names is None else names & found
     return names or set()
+
+
+def row_count(root: Path, config: str) -> int:
+    """How many rows the files of a folder declare."""
+    import pyarrow.parquet as pq
+
+    count = 0
+    for path in files(root, config):
+        regular_file(path)
+        with _refusing(path):
+            count += pq.read_metadata(path).num_rows
+    return count
 
 
 def read_rows(
