@@ -1,4 +1,4 @@
-"""`inspect`: find an artifact by name or path, describe it, draw its heatmap."""
+"""`inspect`: describe an artifact, draw its heatmap."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmsurgery import patches
 from mmsurgery.artifacts.files import given_path
-from mmsurgery.artifacts.patch import is_patch as says_patch
-from mmsurgery.errors import MissingArtifact, UsageError, nearest
+from mmsurgery.artifacts.find import find
+from mmsurgery.errors import UsageError
 from mmsurgery.masks import inspect as masks
 from mmsurgery.workspace import SILENT, Progress
 
@@ -52,13 +52,16 @@ def inspect(
             for picture or page.
     """
     picture, page = (None if name is None else given_path(Path(name)) for name in (png, html))
-    path = find(workspace, artifact)
-    found = [find(workspace, other) for other in others]
-    for each in (path, *found) if others or stability else ():
-        if not is_mask(each):
+    found = find(workspace, artifact)
+    beside = [find(workspace, other) for other in others]
+    for each in (found, *beside) if others or stability else ():
+        if each.kind != "mask":
             why = "has overlaps" if others else "has a stability"
             raise UsageError(f"'{each.name}' is no mask, and only a mask {why}", "name a mask: mmsurgery status")
-    description = patches.describe(path) if is_patch(path) else masks.describe(path, others=found)
+    path, paths = found.path, [each.path for each in beside]
+    description = patches.describe(path) if found.kind == "patch" else masks.describe(path, others=paths)
+    if found.also:
+        progress.note(f"this is the {found.kind}; of the same name are {', '.join(found.also)}")
     if stability:
         from mmsurgery.stability import measure_stability
 
@@ -75,38 +78,3 @@ def inspect(
 
         write_inspection(page, path.name, description, heatmaps)
     return Inspection(path, description, heatmaps)
-
-
-def is_mask(path: Path) -> bool:
-    """Whether a path can be a mask: a safetensors file that is no patch."""
-    return path.is_file() and path.suffix == ".safetensors" and not is_patch(path)
-
-
-def is_patch(path: Path) -> bool:
-    """Whether a path is a safetensors file that says of itself that it is a patch."""
-    return path.is_file() and path.suffix == ".safetensors" and says_patch(path)
-
-
-def find(workspace: Callable[[], Workspace], artifact: str) -> Path:
-    """The path of an artifact named by path, or by name in the workspace (masks first)."""
-    if "/" in artifact or Path(artifact).exists():
-        path = Path(artifact)
-        if not path.exists():
-            raise MissingArtifact(f"{path} does not exist")
-        return path
-    here = workspace()
-    places = {
-        **{p.parent.name: p for p in here.path("experiments").glob("[!.]*/results.json")},
-        **{p.stem: p for p in here.path("diffs").glob("[!.]*.json")},
-        **{p.stem: p for p in here.path("evals").glob("[!.]*.json")},
-        **{name: here.patch_path(name) for name in here.patches()},
-        **{name: here.model_dir(name) for name in here.models()},
-        **{p.parent.name: p.parent for p in here.path("saliency").glob("[!.]*/manifest.json")},
-        **{name: here.mask_path(name) for name in here.masks()},
-    }
-    if artifact not in places:
-        guess = nearest(artifact, places)
-        known = ", ".join(sorted(places)[:20]) or "nothing yet"
-        hint = f"did you mean '{guess}'? " if guess else ""
-        raise MissingArtifact(f"no artifact '{artifact}' in {here.root}", f"{hint}there is: {known}")
-    return places[artifact]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmsurgery.api import Workspace
-from mmsurgery.look import find
+from mmsurgery.artifacts.find import find
 from mmsurgery.settings import BenchmarkSettings, Settings
 from mmsurgery.status import status
 from mmsurgery_cli.output import Output
@@ -102,4 +102,5 @@ def test_files_that_no_artifact_can_be_called_are_not_ours(workspace: Workspace)
         workspace.path(path).write_text("{}")
     found = status(workspace)
     assert (found.masks, found.patches) == (["m"], [])
-    assert find(lambda: workspace, "m") == workspace.mask_path("m")
+    found_mask = find(lambda: workspace, "m")
+    assert (found_mask.kind, found_mask.path) == ("mask", workspace.mask_path("m"))

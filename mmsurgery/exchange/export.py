@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.files import given_path
+from mmsurgery.artifacts.find import EXCHANGED, Found, find
 from mmsurgery.errors import Mismatch, UsageError, unknown
-from mmsurgery.exchange.find import Found, find
 from mmsurgery.provenance import sha256_file, sha256_json
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
@@ -83,7 +83,9 @@ def export(
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    chosen, found = FORMATS[format], find(workspace, artifact)
+    chosen, found = FORMATS[format], find(workspace, artifact, EXCHANGED, called="mask, saliency, patch or model")
+    if found.also:
+        progress.note(f"this is the {found.kind}; of the same name are {', '.join(found.also)}")
     if found.kind not in chosen.kinds:
         suits = [name for name, each in FORMATS.items() if found.kind in each.kinds]
         hint = f"its formats: {', '.join(suits)}" if suits else "a model is a Hugging Face folder as it is"
@@ -167,6 +169,5 @@ def _numpy(workspace: Workspace, found: Found, path: Path, progress: Progress) -
 def _shira(workspace: Workspace, found: Found, path: Path, progress: Progress) -> dict[str, Any]:
     from mmsurgery.exchange.shira import export_shira
 
-    what = found.name if found.kind == "model" else str(found.path)
-    result = export_shira(workspace, what, path, progress=progress)
+    result = export_shira(workspace, str(found.path.absolute()), path, progress=progress)
     return {key: value for key, value in dataclasses.asdict(result).items() if key != "path"}

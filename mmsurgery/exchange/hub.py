@@ -15,9 +15,9 @@ from pathlib import Path
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
 from mmsurgery.artifacts.files import atomic_file, atomic_folder
+from mmsurgery.artifacts.find import EXCHANGED, find
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.errors import InputRefused, Mismatch, RemoteFault, UsageError
-from mmsurgery.exchange.find import find
 from mmsurgery.exchange.parcel import KINDS, LIST, Parcel, open_parcel, pack_parcel, read_list, unpack_parcel
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import sha256_file
@@ -74,7 +74,9 @@ def push(
         Mismatch: if it holds a path of this machine, the repository is public without `public`, or holds other files.
         RemoteFault: if the hub cannot be reached, or refuses.
     """
-    found = find(workspace, artifact)
+    found = find(workspace, artifact, EXCHANGED, called="mask, saliency or patch")
+    if found.also:
+        progress.note(f"this is the {found.kind}; of the same name are {', '.join(found.also)}")
     if found.kind not in KINDS:
         raise UsageError(
             f"'{artifact}' is a {found.kind}, not shared by push", "push its patch: mmsurgery patch create"

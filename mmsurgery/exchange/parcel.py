@@ -17,13 +17,13 @@ from typing import Any
 
 from mmsurgery import patches
 from mmsurgery.artifacts.files import read_json, write_bytes, write_json
+from mmsurgery.artifacts.find import Found
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.patch import Patch
 from mmsurgery.artifacts.saliency_map import MANIFEST, SaliencyMap, read_manifest
 from mmsurgery.artifacts.tensors import read_header
 from mmsurgery.errors import InputRefused, Mismatch
 from mmsurgery.exchange.card import card
-from mmsurgery.exchange.find import Found
 from mmsurgery.masks import inspect
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import SCHEMA, check_seal, parse_json, seal, sha256_file

@@ -19,11 +19,12 @@ import numpy as np
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
 from mmsurgery.artifacts.files import atomic_folder, check_space, write_pretty_json
+from mmsurgery.artifacts.find import find
 from mmsurgery.artifacts.mask import Mask, unpack
-from mmsurgery.artifacts.patch import Patch, is_patch
+from mmsurgery.artifacts.patch import Patch
 from mmsurgery.artifacts.tensors import to_float32, write_safetensors_stream
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.errors import Mismatch, MissingArtifact, UnusableData, UsageError
+from mmsurgery.errors import Mismatch, UnusableData, UsageError
 from mmsurgery.names import GROUPS
 from mmsurgery.patches import create as create_patch
 from mmsurgery.workspace import SILENT, Progress, Workspace
@@ -80,7 +81,7 @@ def export_shira(
     A mask gives an adapter of zeros to be trained, whose free slots PEFT would train, too.
 
     Args:
-        what: name of a patch, model or mask, looked for in this order; or the path of a patch or mask file.
+        what: a mask, patch or model, see `find`.
         out: the folder to be written, with `adapter_config.json` and `adapter_model.safetensors`.
         force: replace an existing folder.
 
@@ -92,7 +93,7 @@ def export_shira(
         UnusableData: if nothing changes.
         MachineFault: if it cannot be written.
     """
-    source = _find(workspace, what, progress)
+    source = _source(workspace, what, progress)
     counts = (
         {name: source.parameters[name].changed for name in source.names}
         if isinstance(source, Patch)
@@ -150,17 +151,11 @@ class _Base:
     family: Backbone
 
 
-def _find(workspace: Workspace, what: str, progress: Progress) -> Patch | Mask:
-    if what in workspace.patches():
-        return Patch.load(workspace.patch_path(what))
-    if what in workspace.models():
-        return create_patch(workspace, what, progress=progress).patch
-    if what in workspace.masks():
-        return Mask.load(workspace.mask_path(what))
-    path = Path(what).expanduser()
-    if not path.is_file():
-        raise MissingArtifact(f"no patch, model or mask '{what}' in {workspace.root}", "see mmsurgery status")
-    return Patch.load(path) if is_patch(path) else Mask.load(path)
+def _source(workspace: Workspace, what: str, progress: Progress) -> Patch | Mask:
+    found = find(workspace, what, ("mask", "patch", "model"), called="mask, patch or model")
+    if found.kind == "model":
+        return create_patch(workspace, str(found.path.absolute()), progress=progress).patch
+    return Patch.load(found.path) if found.kind == "patch" else Mask.load(found.path)
 
 
 def _base(workspace: Workspace, source: Patch | Mask) -> tuple[str, _Base]:

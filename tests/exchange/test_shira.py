@@ -150,7 +150,7 @@ def test_a_mask_gives_an_adapter_to_train(tmp_path: Path, tiny_llava: Path) -> N
 
 def test_what_is_not_there_or_fits_nothing(tmp_path: Path, tiny_llava: Path) -> None:
     ws = make_pair(tmp_path / "ws", tiny_llava, change=sparse("q_proj.weight"))
-    with pytest.raises(MissingArtifact, match="no patch, model or mask 'nothing'"):
+    with pytest.raises(MissingArtifact, match="no mask, patch or model 'nothing'"):
         export_shira(ws, "nothing", tmp_path / "adapter")
     with pytest.raises(UsageError):
         export_shira(ws, "vanilla", tmp_path / "adapter")
