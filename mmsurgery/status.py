@@ -15,6 +15,7 @@ from mmsurgery.artifacts.files import read_json
 from mmsurgery.data.benchmark import SETS, source_of
 from mmsurgery.data.portraits import check_drawn_for
 from mmsurgery.errors import InputRefused, Mismatch
+from mmsurgery.masks.stale import stale
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _problems(workspace: Workspace, models: list[str]) -> list[Mismatch | InputR
             check()
         except (Mismatch, InputRefused) as problem:
             found.append(problem)
-    return found
+    return found or stale(workspace)
 
 
 def _names(folder: Path, pattern: str, name: Any) -> list[str]:

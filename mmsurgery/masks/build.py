@@ -7,15 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.mask import Mask
-from mmsurgery.artifacts.saliency_map import SaliencyMap, content_sha256, read_manifest, recorded
-from mmsurgery.backbones.discovery import backbone
+from mmsurgery.artifacts.saliency_map import SaliencyMap, content_sha256, read_manifest
 from mmsurgery.data.benchmark import SETS, benchmark, source_of
-from mmsurgery.data.samples import data_sha256
 from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
 from mmsurgery.masks import controls
 from mmsurgery.masks.rule import MIXTURES, SCOPES, Ratio, check_beta, check_density, ratio_mask
+from mmsurgery.masks.stale import check_fresh, saliency_command, vanilla_files
 from mmsurgery.names import Selector
 from mmsurgery.provenance import differences, provenance
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress
@@ -152,7 +150,7 @@ def _measure_missing(
     if not missing:
         return []
     if not measure:
-        command = _command(missing, estimator, batch_size)
+        command = saliency_command(missing, estimator, batch_size)
         raise MissingArtifact(f"the saliency of {', '.join(missing)} has not been measured", command)
     from mmsurgery.saliency.parts import measure_parts
 
@@ -161,39 +159,12 @@ def _measure_missing(
     return missing
 
 
-def _command(parts: Sequence[str], estimator: str, batch_size: int | None, *, force: bool = False) -> str:
-    sets = [name for name, members in SETS.items() if set(members) & set(parts)]
-    options = "" if estimator == "sample" else f" --estimator {estimator}"
-    options += f" --batch-size {batch_size}" if estimator == "batch" else ""
-    options += " --force" if force else ""
-    return " && ".join(f"mmsurgery saliency --set {name}{options}" for name in sets)
-
-
 def _inputs(workspace: Workspace, parts: Sequence[str], estimator: str, batch_size: int) -> dict[str, Any]:
     """Digests of the vanilla model and of each part's saliency, checked to belong to model and data."""
-    vanilla = _vanilla(workspace)
-    model, beside = vanilla.digest(), companions_sha256(vanilla.path)
-    offered, source = benchmark(workspace.settings.benchmark.name), source_of(workspace)
-    digests = {}
-    for part in parts:
-        manifest = read_manifest(workspace.saliency_dir(part, estimator, batch_size))
-        again = _command([part], estimator, batch_size, force=True)
-        if manifest["model_sha256"] != model:
-            raise Mismatch(
-                f"saliency '{part}' was measured on model {manifest['model_sha256'][:12]}, vanilla is {model[:12]}",
-                again,
-            )
-        if recorded(manifest["provenance"], "companions_sha256") not in (None, beside):
-            raise Mismatch(f"saliency '{part}' was measured with another configuration or processor of vanilla", again)
-        if manifest["data_sha256"] != data_sha256(offered.samples(source, part)):
-            raise Mismatch(f"saliency '{part}' was measured on other data than the workspace has now", again)
-        digests[part] = content_sha256(manifest)
-    return {"model_sha256": model, "saliency": digests}
-
-
-def _vanilla(workspace: Workspace) -> CheckpointFiles:
-    folder = workspace.existing_model("vanilla")
-    return CheckpointFiles(folder, backbone(model_config(folder)["model_type"]).canonical)
+    manifests = {part: read_manifest(workspace.saliency_dir(part, estimator, batch_size)) for part in parts}
+    check_fresh(workspace, [*manifests.values()])
+    digests = {part: content_sha256(manifest) for part, manifest in manifests.items()}
+    return {"model_sha256": vanilla_files(workspace).digest(), "saliency": digests}
 
 
 def _same(path: Path, origin: dict[str, Any]) -> Mask:
@@ -219,6 +190,6 @@ def _made(workspace: Workspace, maps: Sequence[SaliencyMap], settings: dict[str,
         case "inverse":
             return controls.inverse_mask(mask, Ratio(forget, preserve, settings["mixture"]))
         case "magnitude":
-            return controls.magnitude_mask(mask, _vanilla(workspace).float32)
+            return controls.magnitude_mask(mask, vanilla_files(workspace).float32)
         case _:
             return controls.forget_only_mask(mask, forget)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import mmsurgery.masks.build as build_module
+import mmsurgery.masks.stale as stale_module
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.saliency_map import SaliencyMap
@@ -21,6 +22,7 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.masks.build import MaskResult, build_mask
+from mmsurgery.masks.stale import stale
 from mmsurgery.settings import ModelSettings, Settings
 from mmsurgery.workspace import Workspace
 
@@ -94,7 +96,8 @@ def saliency(workspace: Workspace, part: str, seed: int, **changes: Any) -> Sali
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Fake:
     fake = Fake()
-    monkeypatch.setattr(build_module, "benchmark", lambda name: fake)
+    for module in (build_module, stale_module):
+        monkeypatch.setattr(module, "benchmark", lambda name: fake)
     return fake
 
 
@@ -200,7 +203,7 @@ def test_missing_saliency_without_measuring_names_the_command(workspace: Workspa
     with pytest.raises(MissingArtifact) as caught:
         build_mask(workspace, measure=False, estimator="batch", batch_size=3)
     command = "mmsurgery saliency --set {} --estimator batch --batch-size 3"
-    assert caught.value.next_step == f"{command.format('forget')} && {command.format('preserve')}"
+    assert caught.value.next_step == command.format("forget,preserve")
 
 
 def test_missing_saliency_is_measured_and_said(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +238,7 @@ def test_a_real_model_is_measured_then_masked(
             texts = [sample for sample in mixed_samples if sample.image_bytes is None]
             return texts if part.endswith("_qa") else mixed_samples
 
-    for module in (build_module, parts_module):
+    for module in (build_module, stale_module, parts_module):
         monkeypatch.setattr(module, "benchmark", lambda name: Real())
     workspace = Workspace(tmp_path, Settings(models=ModelSettings(vanilla=str(tiny_llava))))
     result = made(workspace, modules="lm,connector")
@@ -260,13 +263,30 @@ def test_saliency_of_another_model(workspace: Workspace) -> None:
     write_model(workspace.model_dir("vanilla"), 1)
     with pytest.raises(Mismatch, match="'forget_vqa' was measured on model") as caught:
         build_mask(workspace)
-    assert (caught.value.code, caught.value.next_step) == (4, "mmsurgery saliency --set forget --force")
+    assert (caught.value.code, caught.value.next_step) == (4, "mmsurgery saliency --set forget,preserve --force")
 
 
 def test_saliency_of_other_data(workspace: Workspace, benchmark: Fake) -> None:
     benchmark.answer = "oslo"
     with pytest.raises(Mismatch, match="other data"):
         build_mask(workspace)
+
+
+def test_what_a_change_leaves_behind_is_listed(workspace: Workspace, benchmark: Fake) -> None:
+    made(workspace)
+    workspace.data_dir.mkdir()
+    assert stale(workspace) == []
+    benchmark.answer = "oslo"
+    (workspace.data_dir / "rows").write_text("another file")  # else the digests of the data are remembered
+    (problem,) = stale(workspace)
+    assert "saliency 'forget_qa' was measured on other data" in problem.what
+    assert problem.next_step == "mmsurgery saliency --set forget,preserve --force"
+    benchmark.answer = "lisbon"
+    (workspace.data_dir / "rows").write_text("as it was")
+    for seed, part in enumerate(PARTS):
+        saliency(workspace, part, seed + 7).save(workspace.saliency_dir(part), replace=True)
+    (problem,) = stale(workspace)
+    assert "mask 'default' was made from saliency that is not there any more" in problem.what
 
 
 def test_saliency_of_another_configuration(workspace: Workspace) -> None:
@@ -279,7 +299,7 @@ def test_saliency_of_another_configuration(workspace: Workspace) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {"rms_norm_eps": 1e-5}}))
     with pytest.raises(Mismatch, match="'forget_vqa' was measured with another configuration") as caught:
         build_mask(workspace, name="other")
-    assert (caught.value.code, caught.value.next_step) == (4, "mmsurgery saliency --set forget --force")
+    assert (caught.value.code, caught.value.next_step) == (4, "mmsurgery saliency --set forget,preserve --force")
 
 
 def test_maps_of_different_configurations_do_not_meet(workspace: Workspace) -> None:
@@ -385,11 +405,11 @@ def test_no_torch_when_all_parts_exist(workspace: Workspace) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_build import Fake, build_module
+from test_build import Fake, build_module, stale_module
 from mmsurgery.settings import Settings
 from mmsurgery.workspace import Workspace
 from pathlib import Path
-build_module.benchmark = lambda name: Fake()
+build_module.benchmark = stale_module.benchmark = lambda name: Fake()
 result = build_module.build_mask(Workspace(Path({str(workspace.root)!r}), Settings()), control="magnitude")
 assert result.mask.selected
 heavy = {{"torch", "transformers", "peft", "matplotlib"}} & set(sys.modules)

@@ -1,0 +1,128 @@
+"""Saliency and masks that a changed setting, model or data set has left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
+from mmsurgery.artifacts.files import digest_cache, file_identity
+from mmsurgery.artifacts.saliency_map import MANIFEST, content_sha256, read_manifest, recorded
+from mmsurgery.artifacts.tensors import read_header
+from mmsurgery.backbones.discovery import backbone
+from mmsurgery.data.benchmark import SETS, benchmark, source_of
+from mmsurgery.data.samples import data_sha256
+from mmsurgery.errors import InputRefused, Mismatch
+from mmsurgery.provenance import parse_json, sha256_json, versions
+
+if TYPE_CHECKING:
+    from mmsurgery.workspace import Workspace
+
+
+def vanilla_files(workspace: Workspace) -> CheckpointFiles:
+    """The files of the workspace's vanilla model."""
+    folder = workspace.existing_model("vanilla")
+    return CheckpointFiles(folder, backbone(model_config(folder)["model_type"]).canonical)
+
+
+def saliency_command(parts: Sequence[str], estimator: str, batch_size: int | None, *, force: bool = False) -> str:
+    """The command that measures parts."""
+    sets = [name for name, members in SETS.items() if set(members) & set(parts)]
+    sets += [part for part in parts if not any(part in members for members in SETS.values())]
+    options = "" if estimator == "sample" else f" --estimator {estimator}"
+    options += f" --batch-size {batch_size}" if estimator == "batch" else ""
+    options += " --force" if force else ""
+    return f"mmsurgery saliency --set {','.join(sets)}{options}"
+
+
+def check_fresh(workspace: Workspace, manifests: Sequence[Mapping[str, Any]], *, remembered: bool = False) -> None:
+    """Check that saliency maps of one estimator are of the vanilla model and of the data as they are now.
+
+    Args:
+        manifests: of the parts.
+        remembered: take the data's digests from when its files were last read, if they have not changed.
+
+    Raises:
+        Mismatch: naming those that are not, and why the first is not.
+    """
+    vanilla = vanilla_files(workspace)
+    model, beside = vanilla.digest(), companions_sha256(vanilla.path)
+    faults: dict[str, str] = {}
+    for manifest in manifests:
+        part = manifest["part"]
+        if manifest["model_sha256"] != model:
+            faults[part] = f"was measured on model {manifest['model_sha256'][:12]}, vanilla is {model[:12]}"
+        elif recorded(manifest["provenance"], "companions_sha256") not in (None, beside):
+            faults[part] = "was measured with another configuration or processor of vanilla"
+        elif manifest["data_sha256"] != _part_sha256(workspace, part, remembered=remembered):
+            faults[part] = "was measured on other data than the workspace has now"
+    if faults:
+        first, *others = faults
+        more = f", and so are {', '.join(others)}" if others else ""
+        estimator, batch_size = manifests[0]["estimator"], manifests[0]["batch_size"]
+        again = saliency_command([*faults], estimator, batch_size, force=True)
+        raise Mismatch(f"saliency '{first}' {faults[first]}{more}", again)
+
+
+def _part_sha256(workspace: Workspace, part: str, *, remembered: bool) -> str:
+    reader, source = benchmark(workspace.settings.benchmark.name), source_of(workspace)
+
+    def read() -> str:
+        return data_sha256(reader.samples(source, part))
+
+    if not remembered:
+        return read()
+    files = sorted(path for path in source.folder.rglob("*") if path.is_file())
+    chosen = [
+        reader.name,
+        source.forget,
+        {key: list(v) if isinstance(v, tuple) else v for key, v in source.options.items()},
+    ]
+    identity = [versions().get("mmsurgery"), chosen, sha256_json([[str(p), *file_identity(p)] for p in files])]
+    return digest_cache.remember(f"part:{source.folder.resolve()}:{part}", identity, read)
+
+
+def stale(workspace: Workspace) -> list[Mismatch | InputRefused]:
+    """What of a workspace's saliency and masks no longer fits it, each with the command that mends it; what
+    cannot be read for this, too."""
+    found: list[Mismatch | InputRefused] = []
+    measured: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
+    digests = set()
+    for path in sorted(workspace.path("saliency").glob(f"[!.]*/{MANIFEST}")):
+        try:
+            manifest = read_manifest(path.parent)
+        except (Mismatch, InputRefused) as problem:
+            found.append(problem)
+            continue
+        digests.add(content_sha256(manifest))
+        if ".shard-" not in path.parent.name:
+            measured.setdefault((manifest["estimator"], manifest["batch_size"]), []).append(manifest)
+    if measured:
+        for manifests in measured.values():
+            try:
+                check_fresh(workspace, manifests, remembered=True)
+            except (Mismatch, InputRefused) as problem:
+                found.append(problem)
+    for name in workspace.masks():
+        try:
+            used = _saliency_of(workspace, name)
+        except InputRefused as problem:
+            found.append(problem)
+            continue
+        if not used <= digests:
+            found.append(
+                Mismatch(
+                    f"mask '{name}' was made from saliency that is not there any more", "make it again: mask --force"
+                )
+            )
+    return found
+
+
+def _saliency_of(workspace: Workspace, mask: str) -> set[str]:
+    """Digests of the saliency that a mask was made from; none for an imported or composed one."""
+    path = workspace.mask_path(mask)
+    text = read_header(path).metadata.get("mmsurgery")
+    value = parse_json(text.encode(), f"metadata of {path}") if text else None
+    inputs = (value.get("provenance") or {}).get("inputs") if isinstance(value, dict) else None
+    used = inputs.get("saliency") if isinstance(inputs, dict) else None
+    return set(used.values()) if isinstance(used, dict) else set()
