@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = [
     {"errors", "interruption", "names"},
-    {"provenance", "settings", "workspace"},
+    {"provenance", "settings", "workspace", "recipes"},
     {"artifacts", "figures"},
     {"backbones"},
     {"data", "methods"},
