@@ -5,6 +5,7 @@
     baseline_train_split/forget_5/ ...  training rows by split, a repository of its own
     Retain_Set/                         celebrities (not the retain split); their IDs overlap with people's
     Test_Set/                           further pictures of everybody (`images`)
+    Full_Set/                           everybody, read for the report only
     extra/text_pairs.parquet, extra/perception.parquet   optional files of ours
 
 What rows a folder holds is decided by its columns, never by its name. IDs are text and stay text.
@@ -12,33 +13,29 @@ What rows a folder holds is decided by its columns, never by its name. IDs are t
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import dataclasses
 from typing import Any
 
-from mmsurgery.data import text_pairs
+from mmsurgery.data import mllmu_counts
 from mmsurgery.data.benchmark import TASKS, Source
-from mmsurgery.data.mllmu_items import EVALUATION_SOURCE, read_items, read_perception
+from mmsurgery.data.mllmu_items import read_items, read_perception
+from mmsurgery.data.mllmu_splits import Splits
+from mmsurgery.data.mllmu_texts import TEXT_PAIRS, texts
 from mmsurgery.data.samples import Item, Sample
-from mmsurgery.data.tables import Report, Row, column_names, distinct, is_text, picture_bytes, read_rows
-from mmsurgery.errors import InputRefused, UnusableData, unknown
-from mmsurgery.provenance import parse_json
+from mmsurgery.data.tables import Report
+from mmsurgery.errors import UnusableData, unknown
 
-TEXT_PAIRS = "extra/text_pairs.parquet"
+__all__ = ["PERCEPTION", "TEXT_PAIRS", "MLLMUBench", "benchmark"]
+
 PERCEPTION = "extra/perception.parquet"
-SPLIT_REPOSITORY = "baseline_train_split"
-_TRAINING_SOURCES = (
-    "add the folder ft_Data of dataset MLLMMU/MLLMU-Bench, or the repository MLLMMU/baseline_train_split as a folder "
-    f"{SPLIT_REPOSITORY}"
-)
 
 
 class MLLMUBench:
     """The reader. Stateless: every call reads the source's files."""
 
     name = "mllmu-bench"
+    published = True
+    """Whether the files should have the counts of MLLMU-Bench's published ones; `report` says where they differ."""
 
     def parts(self, source: Source) -> tuple[str, ...]:
         return ("forget_vqa", "forget_qa", "retain_vqa", "retain_qa", "retain_image_qa")
@@ -54,232 +51,96 @@ class MLLMUBench:
 
     def samples(self, source: Source, part: str) -> list[Sample]:
         """The samples of a part (see `Benchmark.samples`)."""
-        report = Report()
-        found = self._samples(source, part, report)
-        return _complete(found, part, report, source)
+        splits = Splits(source, Report())
+        return _complete(self._samples(splits, part), part, splits)
 
     def items(self, source: Source, column: str, task: str = "classification") -> list[Item]:
         """The items of a column (see `Benchmark.items`)."""
-        report = Report()
-        found = self._items(source, column, task, report)
+        splits = Splits(source, Report())
+        found = self._items(splits, column, task)
         if found or task == "classification":
-            return _complete(found, column, report, source)
-        report.check(source.allow)
+            return _complete(found, column, splits)
+        splits.report.check(source.allow)
         return []
 
+    def notes(self, source: Source) -> dict[str, str]:
+        """Column -> what a reader of its scores should know."""
+        notes = {}
+        if source.saliency_text == "official":
+            same = "text saliency was measured on these very questions, as the official code does"
+            notes = {"forget_qa": same, "retain_qa": same}
+        if "test_vqa" in self.columns(source):
+            notes["test_vqa"] = "all pictures of each person are asked about"
+        return notes
+
     def report(self, source: Source) -> Report:
-        """Read everything once and say what is in it; raises as `samples` and `items` do."""
-        report = Report()
+        """Read everything once and say what is in it, and what is otherwise than published.
+
+        Raises:
+            as `samples` and `items` do, faults of open questions included.
+        """
+        splits = Splits(source, Report())
+        report = splits.report
         for part in self.parts(source):
-            report.counts[f"{part} samples"] = len(self._samples(source, part, report))
+            report.counts[f"{part} samples"] = len(self._samples(splits, part))
+        for split in ("forget", "retain"):
+            config = splits.config(split)
+            root, folder, wanted = splits.training_place(config)
+            joined = ", joined by ID" if wanted is not None else ""
+            place = (root / folder).relative_to(source.folder)
+            report.notes[f"{config} trained on rows of {place}{joined}"] = len(splits.training(config, pictures=False))
+        report.deviations += mllmu_counts.mixed_people(splits)
+        splits.forget_training()
         for column in self.columns(source):
-            report.counts[f"{column} items"] = len(self._items(source, column, "classification", report))
+            report.counts[f"{column} items"] = len(self._items(splits, column, "classification"))
+        counted = list(mllmu_counts.differences(splits))  # reads the open questions, so their faults are met
+        report.deviations += counted if self.published else []
         report.check(source.allow)
         return report
 
-    # samples
-
-    def _samples(self, source: Source, part: str, report: Report) -> list[Sample]:
-        if part not in self.parts(source):
-            raise unknown("part", part, self.parts(source))
+    def _samples(self, splits: Splits, part: str) -> list[Sample]:
+        if part not in self.parts(splits.source):
+            raise unknown("part", part, self.parts(splits.source))
         split, _, modality = part.partition("_")
-        config = split_config(source, split)
+        config = splits.config(split)
         if modality == "vqa":
-            return [sample for row in _training_rows(source, config, report) for sample in row.samples(part)]
-        texts = self._texts(source, config, part, report)
+            return [sample for row in splits.training(config) for sample in row.samples(part)]
         if modality == "qa":
-            return texts
+            return texts(splits, config, part)
         pictures: dict[str, bytes] = {}
-        for row in _training_rows(source, config, report):
-            pictures.setdefault(row.person, row.picture or b"")
-        return [_with_picture(text, pictures[text.person]) for text in texts if pictures.get(text.person)]
+        for row in splits.training(config):
+            if row.picture is not None:
+                pictures.setdefault(f"person/{row.person}", row.picture)
+        found = texts(splits, config, part)
+        return [_with_picture(text, pictures[text.person]) for text in found if text.person in pictures]
 
-    def _texts(self, source: Source, config: str, part: str, report: Report) -> list[Sample]:
-        """Text pairs of a split's people: from our own file, else from biographies, else from picture pairs."""
-        if (source.folder / TEXT_PAIRS).exists():
-            wanted = set(_ids(source, config))
-            found: dict[str, list[text_pairs.Pair]] = {}
-            for row in read_rows(source.folder, TEXT_PAIRS, ("ID", "question", "answer")):
-                if (person := row.text("ID")) in wanted:
-                    found.setdefault(person, []).append((row.text("question"), row.text("answer")))
-        else:
-            found = _made_pairs(source, config, report)
-        return [
-            Sample(id=f"{config}/{person}/text/{i}", person=f"person/{person}", question=q, answer=a, part=part)
-            for person, pairs in found.items()
-            for i, (q, a) in enumerate(pairs)
-        ]
-
-    # items
-
-    def _items(self, source: Source, column: str, task: str, report: Report) -> list[Item]:
+    def _items(self, splits: Splits, column: str, task: str) -> list[Item]:
+        source, report = splits.source, splits.report
         if column not in self.columns(source):
             raise unknown("column", column, self.columns(source))
         if task not in TASKS:
             raise unknown("task", task, TASKS)
         if column == "forget_perception":
-            people = set(_ids(source, split_config(source, "forget")))
+            people = splits.ids(splits.config("forget"))
             return read_perception(source.folder, PERCEPTION, people, report) if task == "classification" else []
         split, _, kind = column.partition("_")
         modality = "image" if kind == "vqa" else "text"
-        config = {"realworld": "Retain_Set", "test": "Test_Set"}.get(split) or split_config(source, split)
-        wanted = set(_ids(source, split_config(source, "forget"))) if split == "test" else None
+        config = {"realworld": "Retain_Set", "test": "Test_Set"}.get(split) or splits.config(split)
+        wanted = splits.ids(splits.config("forget")) if split == "test" else None
         return read_items(source.folder, config, column, task, modality, wanted, report)
 
 
 benchmark = MLLMUBench()
 
 
-def split_config(source: Source, split: str) -> str:
-    """Folder name of the forget or retain split."""
-    return f"forget_{source.forget}" if split == "forget" else f"retain_{100 - source.forget}"
-
-
-def _complete(found: list[Any], name: str, report: Report, source: Source) -> list[Any]:
-    report.check(source.allow)
+def _complete(found: list[Any], name: str, splits: Splits) -> list[Any]:
+    splits.report.check(splits.source.allow)
     if not found:
-        unresolved = report.notes["unresolved_text"]
+        unresolved = splits.report.notes["unresolved_text"]
         why = f" ({unresolved} text pairs could not be resolved)" if unresolved else ""
-        raise UnusableData(f"{name} of {source.folder} is empty{why}", "check the data folder")
+        raise UnusableData(f"{name} of {splits.source.folder} is empty{why}", "check the data folder")
     return found
 
 
 def _with_picture(text: Sample, picture: bytes) -> Sample:
-    return Sample(
-        id=text.id,
-        person=text.person,
-        question=text.question,
-        answer=text.answer,
-        part="retain_image_qa",
-        image_bytes=picture,
-    )
-
-
-def _ids(source: Source, config: str) -> list[str]:
-    """The split's IDs in order, each once."""
-    root = source.folder if (source.folder / config).exists() else source.folder / SPLIT_REPOSITORY
-    return list(dict.fromkeys(row.text("ID") for row in read_rows(root, config, ("ID",), needs=EVALUATION_SOURCE)))
-
-
-# training rows
-
-
-@dataclass(frozen=True)
-class TrainingRow:
-    """One row of training data: a picture (None if not asked for) and its pairs by place in the metadata."""
-
-    key: str
-    person: str
-    picture: bytes | None
-    pairs: tuple[tuple[int, str, str], ...]
-
-    def samples(self, part: str) -> Iterator[Sample]:
-        for place, question, answer in self.pairs:
-            yield Sample(
-                id=f"{self.key}/metadata/{place}",
-                person=self.person,
-                question=question,
-                answer=answer,
-                part=part,
-                image_bytes=self.picture,
-            )
-
-
-def _training_place(source: Source, config: str) -> tuple[Path, str, set[str] | None]:
-    """Where a split's training rows are: root, folder, and the IDs to keep (None: all)."""
-    if (source.folder / SPLIT_REPOSITORY / config).exists():
-        return source.folder / SPLIT_REPOSITORY, config, None
-    if "metadata" in column_names(source.folder, config):
-        return source.folder, config, None
-    if (source.folder / "ft_Data").exists():
-        return source.folder, "ft_Data", set(_ids(source, config))
-    raise InputRefused(
-        f"{source.folder / config} has no column metadata, so there is nothing to train on", _TRAINING_SOURCES
-    )
-
-
-def _training_rows(source: Source, config: str, report: Report, *, pictures: bool = True) -> Iterator[TrainingRow]:
-    """A split's training rows, from its own files or from `ft_Data` joined by ID."""
-    root, folder, wanted = _training_place(source, config)
-    columns = ("image", "metadata") if pictures else ("metadata",)
-    met: Counter[str] = Counter()
-    rows = read_rows(root, folder, columns, ("ID",), needs=_TRAINING_SOURCES)
-    for row in distinct(rows, report) if pictures else rows:
-        person = row.text("ID") if "ID" in row.cells else None
-        if wanted is not None and person is not None and person not in wanted:
-            continue
-        try:
-            objects = _metadata(row)
-            person = person or _metadata_id(objects, row)
-        except InputRefused as error:
-            report.fault("bad_metadata", error.what)
-            met[person or ""] += 1
-            continue
-        if wanted is not None and person not in wanted:
-            continue
-        number = met[person]
-        met[person] += 1
-        try:
-            picture = picture_bytes(row.cells["image"], root, row.where) if pictures else None
-        except InputRefused as error:
-            report.fault("bad_picture", error.what)
-            continue
-        yield TrainingRow(f"{config}/{person}/{number}", f"person/{person}", picture, _pairs(objects, row, report))
-    if missing := sorted((wanted or set()) - set(met)):
-        raise InputRefused(
-            f"{len(missing)} people of {config} are not in {root / folder}, such as {', '.join(missing[:3])}",
-            _TRAINING_SOURCES,
-        )
-
-
-def _metadata(row: Row) -> list[dict[str, Any]]:
-    value = parse_json(row.text("metadata").encode(), f"{row.where}: column metadata")
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise InputRefused(f"{row.where}: column metadata is not a list of objects")
-    return value
-
-
-def _metadata_id(objects: list[dict[str, Any]], row: Row) -> str:
-    ids = {entry["ID"] for entry in objects if isinstance(entry.get("ID"), str)}
-    if len(ids) != 1:
-        raise InputRefused(f"{row.where}: no column ID, and metadata names {len(ids)} people")
-    return str(ids.pop())
-
-
-def _pairs(objects: list[dict[str, Any]], row: Row, report: Report) -> tuple[tuple[int, str, str], ...]:
-    pairs = []
-    for place, entry in enumerate(objects):
-        if any(key.startswith("Additional_") for key in entry):
-            report.notes["additional"] += 1
-            continue
-        question, answer = entry.get("Question"), entry.get("Answer")
-        if is_text(question) and is_text(answer):
-            pairs.append((place, str(question), str(answer)))
-        else:
-            report.fault("empty_pair", f"{row.where}: metadata object {place}")
-    return tuple(pairs)
-
-
-def _made_pairs(source: Source, config: str, report: Report) -> dict[str, list[text_pairs.Pair]]:
-    """Person -> text pairs, from biography facts; people without get their picture pairs, named."""
-    found: dict[str, list[text_pairs.Pair]] = {}
-    names: dict[str, str | None] = {}
-    for row in read_rows(source.folder, config, ("ID",), ("biography",), needs=EVALUATION_SOURCE):
-        person = row.text("ID")
-        if found.get(person):
-            continue
-        biography = row.cells.get("biography")
-        facts = text_pairs.parse_biography(biography, f"{row.where}: column biography") if is_text(biography) else {}
-        found[person], unresolved = text_pairs.biography_pairs(facts)
-        report.notes["unresolved_text"] += unresolved
-        name = facts.get("name")
-        names.setdefault(person, name.strip() if isinstance(name, str) else None)
-    if all(found.values()):
-        return found
-    for training in _training_rows(source, config, report, pictures=False):
-        person = training.person.removeprefix("person/")
-        if person in found and not found[person]:
-            pairs = [(question, answer) for _, question, answer in training.pairs]
-            found[person], unresolved = text_pairs.named_pairs(pairs, names[person])
-            report.notes["unresolved_text"] += unresolved
-    return found
+    return dataclasses.replace(text, part="retain_image_qa", image_bytes=picture)

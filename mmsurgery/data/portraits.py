@@ -19,6 +19,7 @@ class Portraits(MLLMUBench):
     """Reads what `mmsurgery.portraits.files.write_data` wrote."""
 
     name = "portraits"
+    published = False
 
     def samples(self, source: Source, part: str) -> list[Sample]:
         check_drawn_for(source)
