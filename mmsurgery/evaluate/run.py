@@ -109,9 +109,11 @@ def evaluate(
         _check_column(column, items)
 
     def plans() -> list[_Plan]:
-        return [_plan(workspace, protocol, request, name, folder, items, force) for name, folder in found.items()]
+        made = [_plan(workspace, protocol, request, name, folder, items) for name, folder in found.items()]
+        return made if force else _finished(made)
 
     looked_up = plans()
+    _note_others(looked_up, progress)
     if all(plan.finished for plan in looked_up):
         return [plan.finished for plan in looked_up if plan.finished]
     with workspace.lock():
@@ -174,14 +176,8 @@ def _items(workspace: Workspace, protocol: str, request: str | None, progress: P
     return found
 
 
-def _plan(
-    workspace: Workspace, protocol: str, request: str | None, name: str, folder: Path, items: Columns, force: bool
-) -> _Plan:
-    """What is to be scored, and what is already there.
-
-    Raises:
-        Mismatch: if what is there has other inputs, and `force` is not set.
-    """
+def _plan(workspace: Workspace, protocol: str, request: str | None, name: str, folder: Path, items: Columns) -> _Plan:
+    """What is to be scored."""
     path = workspace.eval_path(name, protocol, request)
     config = model_config(folder)
     inputs = {
@@ -198,20 +194,51 @@ def _plan(
     }
     if request is not None:
         settings["request"] = request
-    plan = _Plan(protocol, request, name, folder, path, provenance("eval", settings, inputs), None)
-    if force or not path.exists():
-        return plan
-    record = records.read_eval(path)
-    if record["provenance"].get("key") != plan.provenance["key"]:
-        other = differences(record["provenance"], plan.provenance)
-        raise Mismatch(f"{path} holds scores with other inputs ({other})", f"{_command(plan)} --force")
-    return dataclasses.replace(plan, finished=_result(plan, record, up_to_date=True))
+    return _Plan(protocol, request, name, folder, path, provenance("eval", settings, inputs), None)
 
 
-def _command(plan: _Plan) -> str:
+def _finished(plans: Sequence[_Plan]) -> list[_Plan]:
+    """The plans, with the scores of those that are there already.
+
+    Raises:
+        Mismatch: naming those whose scores have other inputs.
+    """
+    found, others = [], []
+    for plan in plans:
+        record = records.read_eval(plan.path) if plan.path.exists() else None
+        if record is not None and record["provenance"].get("key") != plan.provenance["key"]:
+            others.append((plan, differences(record["provenance"], plan.provenance)))
+        elif record is not None:
+            plan = dataclasses.replace(plan, finished=_result(plan, record, up_to_date=True))
+        found.append(plan)
+    if others:
+        (first, why), *rest = others
+        more = f"; so do those of {', '.join(plan.name for plan, _ in rest)}" if rest else ""
+        again = _command(*(plan for plan, _ in others))
+        raise Mismatch(f"{first.path} holds scores with other inputs ({why}){more}", again)
+    return found
+
+
+def _note_others(plans: Sequence[_Plan], progress: Progress) -> None:
+    """Say which other models' scores beside these are about other items: their numbers do not compare."""
+    ours = {plan.path for plan in plans}
+    for path in sorted(plans[0].path.parent.glob("[!.]*.json")) if plans else ():
+        if path not in ours:
+            try:
+                inputs = records.read_eval(path)["provenance"].get("inputs")
+            except (InputRefused, Mismatch) as problem:
+                progress.note(str(problem))
+                continue
+            if not isinstance(inputs, dict) or inputs.get("items") != plans[0].provenance["inputs"]["items"]:
+                progress.note(f"the scores of '{path.stem}' are about other items, they do not compare with these")
+
+
+def _command(*plans: _Plan) -> str:
+    """The command that scores them again."""
+    plan = plans[0]
     protocol = "" if plan.protocol == scoring.PROTOCOL else f" --protocol {plan.protocol}"
     request = "" if plan.request is None else f" --request {plan.request}"
-    return f"mmsurgery eval {plan.name}{protocol}{request}"
+    return f"mmsurgery eval {' '.join(plan.name for plan in plans)}{protocol}{request} --force"
 
 
 def _result(plan: _Plan, record: Mapping[str, Any], *, up_to_date: bool) -> EvalResult:

@@ -72,7 +72,13 @@ def create(
     if before_folder.resolve() == after_folder.resolve():
         raise UsageError(f"before and after are both '{after_name}'", "name the model it was made from: --before")
     path = workspace.patch_path(check_artifact_name(name or after_name))
-    family = backbone(model_config(after_folder)["model_type"])
+    families = [model_config(folder)["model_type"] for folder in (before_folder, after_folder)]
+    if families[0] != families[1]:
+        raise Mismatch(
+            f"'{before_name}' is a {families[0]} model, '{after_name}' a {families[1]}: they share no weights",
+            "name the model that it was made from: --before",
+        )
+    family = backbone(families[1])
     old, new = (CheckpointFiles(folder, family.canonical) for folder in (before_folder, after_folder))
     sides = {"before": _side(before_name, old), "after": _side(after_name, new)}
     origin = provenance(

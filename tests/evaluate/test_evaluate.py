@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,7 +16,7 @@ from mmsurgery.evaluate import evaluate, gate, records, run
 from mmsurgery.evaluate.scoring import score
 from mmsurgery.provenance import sha256
 from mmsurgery.settings import Settings
-from mmsurgery.workspace import Workspace
+from mmsurgery.workspace import Silent, Workspace
 
 
 class Questions:
@@ -119,6 +119,31 @@ def test_other_items_are_refused_without_force(workspace: Workspace, questions: 
     assert contents(workspace) == before
     (result,) = evaluate(workspace, force=True)
     assert result.columns["retain_qa"]["n"] == 1
+
+
+def test_scores_of_other_items_are_named_together_and_noted_beside_others(
+    workspace: Workspace, questions: Questions
+) -> None:
+    shutil.copytree(workspace.model_dir("vanilla"), workspace.model_dir("npo"))
+    evaluate(workspace)
+    questions.found["retain_qa"].pop()
+    with pytest.raises(Mismatch, match=r"vanilla.json holds .*; so do those of npo") as caught:
+        evaluate(workspace)
+    assert caught.value.next_step == "mmsurgery eval vanilla npo --force"
+
+    class Notes(Silent):
+        notes: ClassVar[list[str]] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    evaluate(workspace, ["vanilla"], force=True, progress=Notes())
+    told = "the scores of 'npo' are about other items, they do not compare with these"
+    assert Notes.notes.count(told) == 1
+    evaluate(workspace, ["npo"], force=True, progress=Notes())
+    assert not [note for note in Notes.notes if "about other items" in note and note != told]
+    evaluate(workspace, ["vanilla"], progress=Notes())
+    assert Notes.notes.count(told) == 1
 
 
 def test_another_model_under_the_name_is_refused_before_anything_is_scored(

@@ -194,3 +194,11 @@ def test_a_named_source_is_checked_where_the_result_is_there(tmp_path: Path, tin
         revert(ws, "after", start="vanilla")
     with pytest.raises(Mismatch, match="belongs to weights"):
         apply(ws, "after", to="after")
+
+
+def test_models_of_two_families_share_no_patch(tmp_path: Path, tiny_llava: Path, tiny_qwen2_vl: Path) -> None:
+    ws = make_pair(tmp_path / "ws", tiny_llava)
+    with pytest.raises(Mismatch, match="'tiny-qwen2-vl' is a qwen2_vl model, 'after' a llava") as caught:
+        create(ws, "after", before=str(tiny_qwen2_vl))
+    assert caught.value.code == 4
+    assert not list(ws.path("patches").glob("*"))
