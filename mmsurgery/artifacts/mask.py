@@ -16,11 +16,18 @@ from typing import Any
 import numpy as np
 
 from mmsurgery.artifacts.files import given_path
-from mmsurgery.artifacts.mask_metadata import check_metadata
-from mmsurgery.artifacts.tensors import MAX_DIMENSIONS, read_header, read_tensor, write_safetensors
+from mmsurgery.artifacts.mask_metadata import check_metadata, check_modules
+from mmsurgery.artifacts.tensors import (
+    AGAIN,
+    MAX_DIMENSIONS,
+    read_header,
+    read_metadata,
+    read_tensor,
+    write_safetensors,
+)
 from mmsurgery.errors import InputRefused, Mismatch, unknown
 from mmsurgery.names import GROUPS, Address, Selector, model_order
-from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, parse_json, seal, sha256, sha256_json
+from mmsurgery.provenance import SCHEMA, canonical_json, seal, sha256, sha256_json
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -216,15 +223,17 @@ class Mask:
         """Check that two masks belong to the same model.
 
         Raises:
-            Mismatch: naming up to three parameters that differ, or the model.
+            Mismatch: naming both models, and up to three parameters that differ.
         """
+        models = " and ".join(f"{m.base['model_type']} {m.base['model_sha256'][:12]}" for m in (self, other))
+        step = "use masks of one model; mmsurgery inspect says which model a mask is of"
         mine = {name: p.shape for name, p in self.parameters.items()}
         theirs = {name: p.shape for name, p in other.parameters.items()}
         if mine != theirs:
             names = [n for n in sorted({*mine, *theirs}) if mine.get(n) != theirs.get(n)][:3]
-            raise Mismatch(f"the masks belong to different models; they differ in {', '.join(names)}")
+            raise Mismatch(f"the masks belong to different models, {models}: they differ in {', '.join(names)}", step)
         if dict(self.base) != dict(other.base):
-            raise Mismatch("the masks were built for models with different weights")
+            raise Mismatch(f"the masks were built for models with different weights, {models}", step)
 
     def _combine(self, other: Mask, sign: str, operation: Callable[[Any, Any], Any]) -> Mask:
         if not isinstance(other, Mask):
@@ -351,20 +360,21 @@ class Mask:
         """
         path = Path(path)
         header = read_header(path)
-        if set(header.metadata) != {"mmsurgery"}:
-            raise InputRefused(f"{path} is a safetensors file but no mask of mmsurgery")
-        where = f"metadata of {path}"
-        value = check_seal(parse_json(header.metadata["mmsurgery"].encode(), where), where, kind="mask")
+        value, where = read_metadata(header, "mask"), f"metadata of {path}"
         check_metadata(value, where)
         entries = value["parameters"]
         if set(entries) != set(header.tensors):
             difference = sorted(set(entries) ^ set(header.tensors))[:3]
-            raise InputRefused(f"{path}: tensors and metadata name different parameters: {', '.join(difference)}")
+            what = f"{path}: tensors and metadata name different parameters: {', '.join(difference)}"
+            raise InputRefused(what, AGAIN)
         parameters = {}
         for name, info in header.tensors.items():
             if info.dtype != "U8" or len(info.shape) != 1:
-                raise InputRefused(f"{path}: tensor {name} is {info.dtype} {list(info.shape)}, packed U8 expected")
+                what = f"{path}: tensor {name} is {info.dtype} {list(info.shape)}, packed U8 expected"
+                raise InputRefused(what, AGAIN)
             parameters[name] = _parameter(path, name, entries[name], read_tensor(path, info))
+        addresses = {name: p.address for name, p in parameters.items()}
+        check_modules(value["modules"], addresses, {name: p.selected for name, p in parameters.items()}, where)
         return cls(
             **{key: value[key] for key in ("rule", "beta", "estimator", "mixture", "modules", "base", "counts")},
             parameters=parameters,
@@ -380,17 +390,19 @@ def _parameter(path: Path, name: str, entry: Any, bits: Bytes) -> MaskParameter:
         if any(type(n) is not int or not 0 <= n < 1 << 48 for n in shape) or len(shape) > MAX_DIMENSIONS:
             raise ValueError("shape")
     except (KeyError, TypeError, ValueError, AttributeError, InputRefused) as error:
-        raise InputRefused(f"{path}: the metadata entry of {name} cannot be read") from error
+        raise InputRefused(f"{path}: the metadata entry of {name} cannot be read", AGAIN) from error
     numel = math.prod(shape)
     if bits.size != (numel + 7) // 8:
-        raise InputRefused(f"{path}: {name} has {bits.size} bytes, {(numel + 7) // 8} expected for shape {list(shape)}")
+        what = f"{path}: {name} has {bits.size} bytes, {(numel + 7) // 8} expected for shape {list(shape)}"
+        raise InputRefused(what, AGAIN)
     parameter = MaskParameter(shape, address, bits)
     if parameter.sha256 != digest:
         raise InputRefused(f"{path} is damaged: content digest of {name} differs", "make the mask again")
     if numel % 8 and bits[-1] >> (numel % 8):
-        raise InputRefused(f"{path}: pad bits of {name} are not zero")
+        raise InputRefused(f"{path}: pad bits of {name} are not zero", AGAIN)
     if parameter.selected != selected:
-        raise InputRefused(f"{path}: {name} selects {parameter.selected:,} weights, its metadata says {selected}")
+        what = f"{path}: {name} selects {parameter.selected:,} weights, its metadata says {str(selected)[:40]}"
+        raise InputRefused(what, AGAIN)
     return parameter
 
 

@@ -22,17 +22,19 @@ import numpy as np
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import Bytes, count_ones, pack, unpack
 from mmsurgery.artifacts.tensors import (
+    AGAIN,
     DTYPES,
     MAX_DIMENSIONS,
     MAX_HEADER,
     Header,
     read_header,
+    read_metadata,
     read_tensor,
     write_safetensors_stream,
 )
 from mmsurgery.errors import InputRefused, UnusableData
 from mmsurgery.names import Address, check_parameter_name
-from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, parse_json, seal, sha256
+from mmsurgery.provenance import SCHEMA, canonical_json, parse_json, seal, sha256
 from mmsurgery.workspace import SILENT, Progress
 
 PARTS = ("changed", "xor")
@@ -113,9 +115,10 @@ class Patch:
         parameter = self.parameters[name]
         bits = self._stored(name, "changed", (parameter.numel + 7) // 8)
         if parameter.numel % 8 and bits[-1] >> (parameter.numel % 8):
-            raise InputRefused(f"{self.path}: pad bits of {name} are not zero")
+            raise InputRefused(f"{self.path}: pad bits of {name} are not zero", AGAIN)
         if (found := count_ones(bits)) != parameter.changed:
-            raise InputRefused(f"{self.path}: {name} marks {found:,} weights, its metadata says {parameter.changed:,}")
+            what = f"{self.path}: {name} marks {found:,} weights, its metadata says {parameter.changed:,}"
+            raise InputRefused(what, AGAIN)
         return bits
 
     def xor(self, name: str) -> Array:
@@ -131,7 +134,7 @@ class Patch:
             data = np.ascontiguousarray(data.reshape(pattern.itemsize, parameter.changed).T).reshape(-1)
         values = data.view(pattern)
         if not values.all():
-            raise InputRefused(f"{self.path}: {name} marks weights as changed that do not change")
+            raise InputRefused(f"{self.path}: {name} marks weights as changed that do not change", AGAIN)
         return values
 
     def turned(self, name: str, array: Array) -> Array:
@@ -151,7 +154,7 @@ class Patch:
         if self.parameters[name].encoding[part] != RAW:
             return _inflate(data, size, where)
         if data.size != size:
-            raise InputRefused(f"{where} holds {data.size:,} bytes, {size:,} expected")
+            raise InputRefused(f"{where} holds {data.size:,} bytes, {size:,} expected", AGAIN)
         return data
 
     def _read(self, name: str, part: str) -> Bytes:
@@ -218,10 +221,7 @@ class Patch:
         """
         path = Path(path)
         header = read_header(path)
-        if set(header.metadata) != {"mmsurgery"}:
-            raise InputRefused(f"{path} is a safetensors file but no patch of mmsurgery")
-        where = f"metadata of {path}"
-        value = check_seal(parse_json(header.metadata["mmsurgery"].encode(), where), where, kind="patch")
+        value, where = read_metadata(header, "patch"), f"metadata of {path}"
         _check_metadata(value, where)
         parameters = {name: _parameter(path, name, entry) for name, entry in value["parameters"].items()}
         _check_tensors(path, header, parameters)
@@ -313,7 +313,8 @@ def _totals(parameters: list[tuple[int, str, int]]) -> dict[str, int]:
 
 def _check_metadata(value: dict[str, Any], where: str) -> None:
     if set(value) != _KEYS:
-        raise InputRefused(f"{where} has unknown or missing keys: {', '.join(sorted(set(value) ^ _KEYS))}")
+        keys = ", ".join(key[:80] for key in sorted(set(value) ^ _KEYS)[:5])
+        raise InputRefused(f"{where} has unknown or missing keys: {keys}", AGAIN)
     sides = [value["before"], value["after"]]
     sound = {
         "before and after": all(isinstance(side, dict) and set(side) == _SIDE for side in sides)
@@ -325,7 +326,7 @@ def _check_metadata(value: dict[str, Any], where: str) -> None:
         "sizes": isinstance(value["sizes"], dict),
     }
     if faults := [key for key, good in sound.items() if not good]:
-        raise InputRefused(f"{where}: {', '.join(faults)} cannot be read")
+        raise InputRefused(f"{where}: {', '.join(faults)} cannot be read", AGAIN)
 
 
 def _parameter(path: Path, name: str, entry: Any) -> PatchParameter:
@@ -348,7 +349,7 @@ def _parameter(path: Path, name: str, entry: Any) -> PatchParameter:
         if any(code not in _ENCODINGS[part] for part, code in encoding.items()):
             raise ValueError("encoding")
     except (KeyError, TypeError, ValueError, AttributeError, InputRefused) as error:
-        raise InputRefused(f"{path}: the metadata entry of {name[:200]} cannot be read") from error
+        raise InputRefused(f"{path}: the metadata entry of {name[:200]} cannot be read", AGAIN) from error
     return PatchParameter(shape, dtype, address, changed, encoding, digests)
 
 
@@ -357,17 +358,19 @@ def _check_tensors(path: Path, header: Header, parameters: Mapping[str, PatchPar
     expected = {f"{name}.{part}": (name, part) for name, p in parameters.items() if p.changed for part in PARTS}
     if set(expected) != set(header.tensors):
         difference = sorted(set(expected) ^ set(header.tensors))[:3]
-        raise InputRefused(f"{path}: tensors and metadata name different parameters: {', '.join(difference)}")
+        what = f"{path}: tensors and metadata name different parameters: {', '.join(difference)}"
+        raise InputRefused(what, AGAIN)
     for tensor, info in header.tensors.items():
         name, part = expected[tensor]
         p = parameters[name]
         size = (p.numel + 7) // 8 if part == "changed" else p.changed * DTYPES[p.dtype].itemsize
         if info.dtype != "U8" or len(info.shape) != 1 or info.numel > size:
-            raise InputRefused(f"{path}: tensor {tensor} is {info.dtype} {list(info.shape)}, at most {size:,} U8")
+            what = f"{path}: tensor {tensor} is {info.dtype} {list(info.shape)}, at most {size:,} U8"
+            raise InputRefused(what, AGAIN)
 
 
 def _check_sizes(sizes: Any, header: Header, parameters: Mapping[str, PatchParameter], where: str) -> None:
     found = _totals([(p.numel, p.dtype, p.changed) for p in parameters.values()])
     found["payload"] = sum(info.numel for info in header.tensors.values())
     if sizes != found:
-        raise InputRefused(f"{where}: sizes do not agree with its parameters")
+        raise InputRefused(f"{where}: sizes do not agree with its parameters", AGAIN)

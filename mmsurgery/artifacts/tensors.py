@@ -19,7 +19,7 @@ import numpy as np
 from mmsurgery.artifacts.files import atomic_file, regular_file, unreadable
 from mmsurgery.errors import InputRefused
 from mmsurgery.names import check_parameter_name
-from mmsurgery.provenance import parse_json
+from mmsurgery.provenance import check_seal, parse_json
 
 MAX_HEADER = 16 << 20
 MAX_TENSORS = 100_000
@@ -41,6 +41,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 """safetensors dtype -> NumPy dtype; bfloat16 is read as its 16-bit pattern."""
+
+AGAIN = "make or copy it again"
+"""What to do about a damaged artifact."""
+_SAVE_AGAIN = f"{AGAIN}; of your own program: save it with the safetensors library"
 
 _CODES = {dtype: code for code, dtype in DTYPES.items() if code != "BF16"}
 
@@ -81,24 +85,56 @@ def read_header(path: Path) -> Header:
     """
     size = regular_file(path).st_size
     raw = _raw_header(path, size)
-    value = parse_json(raw, f"header of {path}")
+    value = _parsed(raw, f"header of {path}")
     if not isinstance(value, dict):
-        raise InputRefused(f"header of {path} is not a JSON object")
+        raise InputRefused(f"header of {path} is not a JSON object", _SAVE_AGAIN)
     metadata = value.pop("__metadata__", {})
     if not isinstance(metadata, dict) or any(not isinstance(v, str) for v in metadata.values()):
-        raise InputRefused(f"metadata of {path} is not a table of strings")
+        raise InputRefused(f"metadata of {path} is not a table of strings", _SAVE_AGAIN)
     if len(value) > MAX_TENSORS:
-        raise InputRefused(f"{path} declares {len(value):,} tensors, more than {MAX_TENSORS:,}")
+        what = f"{path} declares {len(value):,} tensors, more than {MAX_TENSORS:,}"
+        raise InputRefused(what, "save them in several files")
     position = start = 8 + len(raw)
     tensors = {_checked_name(path, name): _tensor(path, name, entry, start) for name, entry in value.items()}
     for name, info in sorted(tensors.items(), key=lambda pair: (pair[1].begin, pair[1].end)):
         if info.begin != position:
-            raise InputRefused(f"{path}: tensor {name} leaves a gap or overlaps another")
+            raise InputRefused(f"{path}: tensor {name} leaves a gap or overlaps another", _SAVE_AGAIN)
         position = info.end
     if position != size:
         what = "is cut" if size < position else "has bytes left over"
-        raise InputRefused(f"{path} {what} ({position:,} bytes expected, {size:,} found)", "make or copy it again")
+        raise InputRefused(f"{path} {what} ({position:,} bytes expected, {size:,} found)", AGAIN)
     return Header(path, tensors, metadata, len(raw))
+
+
+def read_metadata(header: Header, kind: str) -> dict[str, Any]:
+    """What an artifact of ours says of itself under its one metadata key `mmsurgery`; its seal is checked.
+
+    Args:
+        kind: what it must be: `mask` or `patch`.
+
+    Raises:
+        InputRefused: if it is another kind of file, or was changed after it was written.
+        Mismatch: if it was written by another schema.
+    """
+    path, step = header.path, f"name a {kind}: mmsurgery status lists them"
+    if set(header.metadata) != {"mmsurgery"}:
+        raise InputRefused(f"{path} is a safetensors file but no {kind} of mmsurgery", step)
+    where = f"metadata of {path}"
+    value = _parsed(header.metadata["mmsurgery"].encode(), where)
+    found = value.get("kind") if isinstance(value, dict) else None
+    if found != kind:
+        said = f"it says that it is a {found[:40]}" if isinstance(found, str) else "it does not say what it is"
+        raise InputRefused(f"{path} is no {kind} of mmsurgery: {said}", step)
+    if not isinstance(value.get("provenance"), dict):
+        raise InputRefused(f"{where}: provenance is missing or no table", f"make or copy the {kind} again")
+    return check_seal(value, where, kind=kind)
+
+
+def _parsed(data: bytes, where: str) -> Any:
+    try:
+        return parse_json(data, where)
+    except InputRefused as error:
+        raise InputRefused(error.what, _SAVE_AGAIN) from error
 
 
 def _raw_header(path: Path, size: int) -> bytes:
@@ -106,15 +142,16 @@ def _raw_header(path: Path, size: int) -> bytes:
         with path.open("rb") as handle:
             prefix = handle.read(8)
             if len(prefix) < 8:
-                raise InputRefused(f"{path} is cut ({size} bytes, no safetensors header)", "make or copy it again")
+                raise InputRefused(f"{path} is cut ({size} bytes, no safetensors header)", AGAIN)
             (length,) = struct.unpack("<Q", prefix)
             if length > MAX_HEADER:
-                raise InputRefused(f"{path} is no safetensors file: its header claims {length:,} bytes")
+                what = f"{path} is no safetensors file: its header claims {length:,} bytes, over {MAX_HEADER:,}"
+                raise InputRefused(what, "name a safetensors file, or copy it again")
             raw = handle.read(length)
     except OSError as error:
         raise unreadable(path, error) from error
     if len(raw) < length:
-        raise InputRefused(f"{path} is cut inside its header ({size:,} bytes)", "make or copy it again")
+        raise InputRefused(f"{path} is cut inside its header ({size:,} bytes)", AGAIN)
     return raw
 
 
@@ -122,7 +159,7 @@ def _checked_name(path: Path, name: str) -> str:
     try:
         return check_parameter_name(name)
     except InputRefused as error:
-        raise InputRefused(f"{path}: {error.what}") from error
+        raise InputRefused(f"{path}: {error.what}", "rename the tensor and save the file again") from error
 
 
 def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
@@ -132,9 +169,9 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
         itemsize = DTYPES[dtype].itemsize
         integers = all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputRefused(f"{path}: the header entry of tensor {name} cannot be read") from error
+        raise InputRefused(f"{path}: the header entry of tensor {name} cannot be read", _SAVE_AGAIN) from error
     if not known or not integers or len(shape) > MAX_DIMENSIONS or math.prod(shape) * itemsize != end - begin:
-        raise InputRefused(f"{path}: shape, dtype and size of tensor {name} do not agree")
+        raise InputRefused(f"{path}: shape, dtype and size of tensor {name} do not agree", _SAVE_AGAIN)
     return TensorInfo(dtype, shape, start + begin, start + end)
 
 
@@ -160,9 +197,10 @@ def read_tensor(path: Path, info: TensorInfo) -> np.ndarray[Any, np.dtype[Any]]:
     except OSError as error:
         raise unreadable(path, error) from error
     except MemoryError as error:
-        raise InputRefused(f"{path} declares {info.end - info.begin:,} bytes, more than fits into memory") from error
+        what = f"{path} declares {info.end - info.begin:,} bytes, more than fits into memory"
+        raise InputRefused(what, "free some memory, or copy the file again") from error
     if len(data) != info.end - info.begin:
-        raise InputRefused(f"{path} was cut while it was read", "make or copy it again")
+        raise InputRefused(f"{path} was cut while it was read", AGAIN)
     return np.frombuffer(data, DTYPES[info.dtype]).reshape(info.shape)
 
 

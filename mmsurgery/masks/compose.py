@@ -49,11 +49,15 @@ class Expression:
     text: str
     names: tuple[str, ...] = field(init=False)
     """The masks it names, each once, in order."""
+    canonical: str = field(init=False)
+    """The one way to write it: one blank around operators, no parentheses or quotes but where they are needed."""
     _evaluate: Callable[[Mapping[str, Mask]], Mask] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         parser = _Parser(self.text)
-        object.__setattr__(self, "_evaluate", parser.whole())
+        node = parser.whole()
+        object.__setattr__(self, "_evaluate", node.evaluate)
+        object.__setattr__(self, "canonical", node.text)
         object.__setattr__(self, "names", tuple(dict.fromkeys(parser.names)))
 
     def __call__(self, masks: Mapping[str, Mask]) -> Mask:
@@ -73,7 +77,7 @@ def compose(expression: str, masks: Mapping[str, Mask]) -> Mask:
     """The mask of an expression over named masks, such as `(forget & ~language) @ lm.8-15`.
 
     The result's rule is `compose`; its parents are the masks named, and what they were made from; the
-    expression stands in its provenance.
+    expression stands in its provenance, in its canonical writing.
 
     Raises:
         UsageError: for an expression that cannot be read, an unknown name, a selector that matches nothing.
@@ -98,7 +102,7 @@ def compose(expression: str, masks: Mapping[str, Mask]) -> Mask:
         counts={"selected": result.selected, "total": result.total},
         provenance=provenance(
             "compose",
-            {"expression": expression},
+            {"expression": parsed.canonical},
             {
                 name: {"content_sha256": masks[name].content_sha256, "modules": masks[name].modules}
                 for name in parsed.names
@@ -149,7 +153,9 @@ def compose_masks(workspace: Workspace, expression: str, *, name: str, force: bo
                 f"the mask '{expression}' selects 0 of {result.total:,} weights", "see what the masks share: inspect"
             )
         result.write(path)
-        workspace.journal("compose", name=name, selected=result.selected, total=result.total, expression=expression)
+        workspace.journal(
+            "compose", name=name, selected=result.selected, total=result.total, expression=parsed.canonical
+        )
     return ComposeResult(name, path, result, False)
 
 
@@ -161,37 +167,51 @@ def _same(path: Path, made: Mask) -> Mask:
     return there
 
 
-Node = Callable[[Mapping[str, Mask]], Mask]
+_SUM, _PRODUCT, _RESTRICTION, _ATOM = range(4)
+"""How tightly what is parsed binds."""
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A part of an expression: its canonical text, how tightly it binds, and its mask as a function of the masks."""
+
+    text: str
+    binds: int
+    evaluate: Callable[[Mapping[str, Mask]], Mask]
+
+    def within(self, least: int) -> str:
+        """Its text where something that binds as `least` or more tightly must stand."""
+        return self.text if self.binds >= least else f"({self.text})"
 
 
 class _Parser:
-    """Recursive descent; every node is a function of the masks."""
+    """Recursive descent to one node."""
 
     def __init__(self, text: str) -> None:
         self.text, self.place, self.operators = text, 0, 0
         self.names: list[str] = []
 
-    def whole(self) -> Node:
+    def whole(self) -> _Node:
         node = self._expression()
         if self._peek():
             raise self._fault("'&', '|', '-', '^' or '@' expected")
         return node
 
-    def _expression(self) -> Node:
+    def _expression(self) -> _Node:
         node = self._term()
         while (sign := self._peek()) in _BINARY:
             self._step()
-            node = _pair(_BINARY[sign], node, self._term())
+            node = _pair(_BINARY[sign], sign, _SUM, node, self._term())
         return node
 
-    def _term(self) -> Node:
+    def _term(self) -> _Node:
         node = self._factor()
         while self._peek() == "&":
             self._step()
-            node = _pair(operator.and_, node, self._factor())
+            node = _pair(operator.and_, "&", _PRODUCT, node, self._factor())
         return node
 
-    def _factor(self) -> Node:
+    def _factor(self) -> _Node:
         node = self._negation()
         while self._peek() == "@":
             self._step()
@@ -202,12 +222,12 @@ class _Parser:
             node = _restricted(node, str(Selector(found[1])))
         return node
 
-    def _negation(self) -> Node:
+    def _negation(self) -> _Node:
         sign = self._peek()
         if sign == "~":
             self._step()
             inner = self._negation()
-            return lambda masks: ~inner(masks)
+            return _Node(f"~{inner.within(_ATOM)}", _ATOM, lambda masks: ~inner.evaluate(masks))
         if sign == "(":
             self._step()
             inner = self._expression()
@@ -224,7 +244,7 @@ class _Parser:
         if self.operators > MAX_OPERATORS:
             raise UsageError(f"the expression has more than {MAX_OPERATORS} operators", "compose in steps")
 
-    def _name(self) -> Node:
+    def _name(self) -> _Node:
         found = _BARE.match(self.text, self.place)
         quoted = None if found else _QUOTED.match(self.text, self.place)
         if found is None and quoted is None:
@@ -232,7 +252,8 @@ class _Parser:
         name = found[0] if found else check_artifact_name(quoted[1]) if quoted else ""
         self.place = found.end() if found else quoted.end() if quoted else self.place
         self.names.append(name)
-        return lambda masks: masks[name]
+        text = name if _BARE.fullmatch(name) else f"'{name}'"
+        return _Node(text, _ATOM, lambda masks: masks[name])
 
     def _peek(self) -> str:
         """The next character that is no blank, or nothing at the end."""
@@ -246,9 +267,11 @@ class _Parser:
         return UsageError(f"the expression '{self.text[:80]}' cannot be read {where}: {what}", hint)
 
 
-def _pair(combine: Callable[[Mask, Mask], Mask], left: Node, right: Node) -> Node:
-    return lambda masks: combine(left(masks), right(masks))
+def _pair(combine: Callable[[Mask, Mask], Mask], sign: str, binds: int, left: _Node, right: _Node) -> _Node:
+    text = f"{left.within(binds)} {sign} {right.within(binds + 1)}"
+    return _Node(text, binds, lambda masks: combine(left.evaluate(masks), right.evaluate(masks)))
 
 
-def _restricted(node: Node, selector: str) -> Node:
-    return lambda masks: node(masks).restrict(selector)
+def _restricted(node: _Node, selector: str) -> _Node:
+    text = f"{node.within(_RESTRICTION)} @ {selector}"
+    return _Node(text, _RESTRICTION, lambda masks: node.evaluate(masks).restrict(selector))

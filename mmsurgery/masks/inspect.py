@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,13 @@ def describe(path: Path, *, others: Sequence[Path] = ()) -> dict[str, Any]:
         UsageError: if an overlap is asked of something else than masks.
         Mismatch: if the two masks are of different models.
     """
-    if not path.exists():
-        raise MissingArtifact(f"{path} does not exist")
+    for each in (path, *others):
+        if not each.exists():
+            raise MissingArtifact(f"{each} does not exist", "name an artifact that does: mmsurgery status")
+        if not (each.is_file() or each.is_dir()):
+            raise InputRefused(f"{each} is a pipe, a device or a socket", "write it to a file and name that")
     if others:
         for each in (path, *others):
-            if not each.exists():
-                raise MissingArtifact(f"{each} does not exist")
             if not (each.is_file() and each.suffix == ".safetensors"):
                 raise UsageError(f"{each} is no mask; only masks overlap", "name masks before and after --with")
     if path.suffix == ".safetensors" and path.is_file():
@@ -63,7 +65,17 @@ def describe(path: Path, *, others: Sequence[Path] = ()) -> dict[str, Any]:
     if not isinstance(kind, str):
         raise _not_ours(path, "JSON that does not say its kind")
     record = check_seal(value, str(path), kind=kind)
+    if kind == "request":
+        record = {**record, "people_named": _people_named(record, path)}
     return record if "origin" in record else {**record, "origin": of_record(record)}
+
+
+def _people_named(record: dict[str, Any], path: Path) -> int:
+    """How many people a request names."""
+    people = record.get("people")
+    if not (isinstance(people, list) and people and all(isinstance(person, str) for person in people)):
+        raise InputRefused(f"{path}: people is no list of names", "bring it back, or make the model again")
+    return len(set(people))
 
 
 def _not_ours(path: Path, what: str) -> InputRefused:
@@ -92,7 +104,7 @@ def _describe_mask(path: Path, others: Sequence[Path]) -> dict[str, Any]:
         "density": mask.density(),
         "in_modules": {"total": within, "density": mask.selected / within if within else 0.0},
         "counts": dict(mask.counts),
-        **{f"by_{key}": _tallied(mask, key) for key in ("group", "layer", "component")},
+        **{f"by_{key}": _tallied(mask, key, inside) for key in ("group", "layer", "component")},
         "parents": [dict(parent) for parent in mask.parents],
         "origin": of_mask(mask.base, mask.parents),
         "provenance": dict(mask.provenance),
@@ -102,9 +114,16 @@ def _describe_mask(path: Path, others: Sequence[Path]) -> dict[str, Any]:
     return described
 
 
-def _tallied(mask: Mask, by: str) -> dict[str, Any]:
+def _tallied(mask: Mask, by: str, inside: set[str]) -> dict[str, Any]:
+    """`selected`, `total` and `density` by key; `frozen`, whether the mask's modules leave it out whole."""
+    open_to_change = replace(mask, parameters={name: mask.parameters[name] for name in inside}).tally(by)
     return {
-        key: {"selected": ones, "total": total, "density": ones / total if total else 0.0}
+        key: {
+            "selected": ones,
+            "total": total,
+            "density": ones / total if total else 0.0,
+            "frozen": key not in open_to_change,
+        }
         for key, (ones, total) in mask.tally(by).items()
     }
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from mutations import flips, mutations
 
 from mmsurgery.artifacts.mask import Mask, MaskParameter, count_ones, pack, unpack
@@ -396,6 +397,112 @@ def test_sealed_nonsense_is_refused(
         Mask.load(write(tmp_path / "bad.safetensors", tensors, changed(value, path, new)))
     assert caught.value.code == 3
     assert "\n" not in caught.value.line()
+    assert caught.value.next_step
+    assert "bad.safetensors" in caught.value.what
+
+
+A_MASK = {"kind": "mask", "rule": "ratio", "modules": "lm", "content_sha256": "c" * 64}
+A_PART = {"kind": "saliency", "part": "forget_vqa"}
+FIELDS: list[tuple[str, Any, str]] = [
+    ("beta", True, "beta is true, a number or null expected"),
+    ("beta", {"a": 1}, "beta is a table, a number or null expected"),
+    ("rule", None, "rule is null, text expected"),
+    ("mixture", ..., "mixture is missing"),
+    ("extra", 1, "has unknown keys: extra"),
+    ("counts", {"selected": -1}, "counts is a table, a table of whole numbers expected"),
+    ("base", {"model_type": "llava"}, "base.model_sha256 is missing"),
+    ("base/name", "x", "base has unknown keys: name"),
+    ("parents", [A_PART, 3], r"parents\[1\] is no table of kind"),
+    ("parents", [{**A_PART, "kind": "model"}], r"parents\[0\] is no table of kind"),
+    ("parents", [{"kind": []}], r"parents\[0\] is no table of kind"),
+    ("parents", [{"kind": "saliency"}], r"parents\[0\].part is missing"),
+    ("parents", [{**A_PART, "part": 1}], r"parents\[0\].part is 1, text expected"),
+    ("parents", [{**A_PART, "units": "7"}], r"parents\[0\].units is '7', a whole number expected"),
+    ("parents", [{**A_PART, "batch_size": -1}], r"parents\[0\].batch_size is -1"),
+    ("parents", [{**A_PART, "data_sha256": "d"}], r"parents\[0\].data_sha256 is 'd', a SHA-256"),
+    ("parents", [{**A_PART, "sha256": None}], r"parents\[0\].sha256 is null"),
+    ("parents", [{"kind": "mask"}], r"parents\[0\].rule is missing"),
+    ("parents", [A_MASK, {**A_MASK, "content_sha256": "C" * 64}], r"parents\[1\].content_sha256 is 'CC"),
+    (
+        "parents",
+        [{k: v for k, v in A_MASK.items() if k != "content_sha256"}],
+        r"parents\[0\].content_sha256 is missing",
+    ),
+    ("parents", [{**A_MASK, "modules": ["lm"]}], r"parents\[0\].modules is a list"),
+    ("parents", [{**A_MASK, "name": 3}], r"parents\[0\].name is 3"),
+    ("provenance/command", 1, "provenance.command is 1, text expected"),
+    ("provenance/settings", [], "provenance.settings is a list, a table expected"),
+    ("provenance/inputs", "x", "provenance.inputs is 'x', a table expected"),
+    ("provenance/inputs", [["model_sha256", "0"]], "provenance.inputs is a list, a table expected"),
+    ("provenance/versions", {"mmsurgery": 1}, "provenance.versions is a table, a table of texts expected"),
+    ("provenance/key", "x", "provenance.key is 'x', a SHA-256"),
+]
+SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "schemas" / "mask.json"
+
+
+@pytest.mark.parametrize(("path", "new", "message"), FIELDS, ids=[f"{f[0]}-{i}" for i, f in enumerate(FIELDS)])
+def test_reader_and_schema_agree_on_what_a_field_must_be(
+    path: str, new: Any, message: str, parts: tuple[dict[str, np.ndarray], dict[str, Any]], tmp_path: Path
+) -> None:
+    bad = changed(parts[1], path, new)
+    assert not Draft202012Validator(json.loads(SCHEMA_FILE.read_text())).is_valid(bad)
+    with pytest.raises(InputRefused, match=f"bad.safetensors:? {message}") as caught:
+        Mask.load(write(tmp_path / "bad.safetensors", parts[0], bad))
+    assert "docs/formats.md" in str(caught.value.next_step)
+
+
+def test_parents_of_every_kind_that_is_written_are_read(
+    parts: tuple[dict[str, np.ndarray], dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = {**A_PART, "estimator": "batch", "batch_size": 4, "units": 7, "data_sha256": "d" * 64, "sha256": "e" * 64}
+    of_a_control = {key: value for key, value in A_MASK.items() if key != "modules"}
+    parents = [A_PART, whole, {**whole, "batch_size": None}, A_MASK, {**A_MASK, "name": "npo"}, of_a_control]
+    good = changed(parts[1], "parents", parents)
+    assert Draft202012Validator(json.loads(SCHEMA_FILE.read_text())).is_valid(good)
+    assert list(Mask.load(write(tmp_path / "good.safetensors", parts[0], good)).parents) == parents
+
+
+def test_a_seal_of_ours_may_not_be_taken_off(
+    parts: tuple[dict[str, np.ndarray], dict[str, Any]], tmp_path: Path
+) -> None:
+    tensors, value = parts
+    schema = Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
+    origin = {key: entry for key, entry in value["provenance"].items() if key != "seal"}
+    bare = {**value, "provenance": origin}
+    assert schema.is_valid(value)
+    assert not schema.is_valid(bare)
+    with pytest.raises(InputRefused, match=r"provenance\.seal is missing") as caught:
+        Mask.load(write(tmp_path / "bare.safetensors", tensors, bare))
+    assert "versions" in str(caught.value.next_step)
+    with pytest.raises(InputRefused, match="was changed or damaged"):
+        Mask.load(write(tmp_path / "other.safetensors", tensors, {**value, "rule": "random"}))
+    for foreign in ({**origin, "versions": {"numpy": "2"}}, {k: v for k, v in origin.items() if k != "versions"}):
+        of_another = {**value, "provenance": foreign}
+        assert schema.is_valid(of_another)
+        assert Mask.load(write(tmp_path / "foreign.safetensors", tensors, of_another)).provenance == foreign
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ("lm", r"modules 'lm' leave out p03 \(vision.2.norm\), where \d bits are set"),
+        ("vision,connector,lm.0", r"modules 'vision,connector,lm.0' leave out p01 \(lm.11.mlp.up\)"),
+        ("vision,connector,lm.1", "modules: selector 'lm.1' matches no parameter"),
+        ("vision,connector,lm,lm.0-12", "modules: selector 'lm.0-12' goes beyond the last layer"),
+    ],
+)
+def test_modules_that_contradict_the_bits_are_refused(modules: str, message: str, tmp_path: Path) -> None:
+    replace(random_mask(2), modules=modules).save(tmp_path / "bad.safetensors")
+    with pytest.raises(InputRefused, match=f"bad.safetensors: {message}") as caught:
+        Mask.load(tmp_path / "bad.safetensors")
+    assert caught.value.next_step
+
+
+def test_modules_that_name_all_that_is_selected_are_enough(tmp_path: Path) -> None:
+    mask = random_mask(2).restrict("connector,lm.11")
+    for modules in ("connector,lm.11", "lm,connector", "connector, lm.11.mlp"):
+        replace(mask, modules=modules).save(tmp_path / "good.safetensors")
+        assert Mask.load(tmp_path / "good.safetensors").modules == modules
 
 
 def test_a_newer_schema_is_a_mismatch(parts: tuple[dict[str, np.ndarray], dict[str, Any]], tmp_path: Path) -> None:
@@ -415,8 +522,9 @@ def test_changed_tensors_are_refused(parts: tuple[dict[str, np.ndarray], dict[st
         "short": {**tensors, "p09": tensors["p09"][:1]},
     }
     for why, changed_tensors in bad.items():
-        with pytest.raises(InputRefused):
+        with pytest.raises(InputRefused) as caught:
             Mask.load(write(tmp_path / f"{why}.safetensors", changed_tensors, value))
+        assert caught.value.next_step, why
 
 
 def test_pad_bits_must_be_zero(parts: tuple[dict[str, np.ndarray], dict[str, Any]], tmp_path: Path) -> None:
@@ -445,8 +553,14 @@ def test_other_safetensors_files_are_no_masks(
     with pytest.raises(InputRefused, match="no mask"):
         Mask.load(write(tmp_path / "a.safetensors", tensors, value, key="format"))
     write_safetensors(tmp_path / "b.safetensors", tensors, {})
-    with pytest.raises(InputRefused, match="no mask"):
+    with pytest.raises(InputRefused, match="no mask") as caught:
         Mask.load(tmp_path / "b.safetensors")
+    assert caught.value.next_step == "name a mask: mmsurgery status lists them"
+    for text, said in (('{"kind": "patch"}', "it says that it is a patch"), ("[1]", "it does not say what it is")):
+        write_safetensors(tmp_path / "b.safetensors", tensors, {"mmsurgery": text})
+        with pytest.raises(InputRefused, match=f"no mask of mmsurgery: {said}") as caught:
+            Mask.load(tmp_path / "b.safetensors")
+        assert caught.value.next_step == "name a mask: mmsurgery status lists them"
     for text in ("[]", "3", "{", '{"a": 1, "a": 2}', '{"schema": NaN}', '"\\ud800"'):
         write_safetensors(tmp_path / "c.safetensors", tensors, {"mmsurgery": text})
         with pytest.raises(InputRefused):
@@ -460,9 +574,10 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Mask, bytes]:
     shapes = [(13,), (2, 8), ()]
     values = [np.random.default_rng(i).random(shape) < 0.5 for i, shape in enumerate(shapes)]
     parameters = {f"lm.p{i}": MaskParameter(v.shape, ADDRESSES[i], pack(v)) for i, v in enumerate(values)}
-    mask = replace(random_mask(0), parameters=parameters)
+    mask = replace(random_mask(0), parameters=parameters, modules="lm")
     path = tmp_path_factory.mktemp("small") / "mask.safetensors"
     mask.save(path)
+    assert same(mask, Mask.load(path))
     return mask, path.read_bytes()
 
 

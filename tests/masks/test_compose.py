@@ -106,6 +106,32 @@ def test_expressions_mean_what_python_and_booleans_mean(part: Part, tight: bool)
     assert made.content_sha256 == by_python.content_sha256
     assert made.modules == by_python.modules
     assert made.selected == sum(int(value.sum()) for value in booleans.values()) == made.counts["selected"]
+    assert made.expression == text
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("x&y", "x & y"),
+        ("  x\t&\n y ", "x & y"),
+        ("'x' & 'z_2'", "x & z_2"),
+        ("'npo.default'&x", "'npo.default' & x"),
+        ("((x))", "x"),
+        ("(x & y) & z_2", "x & y & z_2"),
+        ("x & (y & z_2)", "x & (y & z_2)"),
+        ("(x & y) | z_2", "x & y | z_2"),
+        ("x & (y | z_2)", "x & (y | z_2)"),
+        ("x-(y-z_2)", "x - (y - z_2)"),
+        ("(x - y) - z_2", "x - y - z_2"),
+        ("~ ( ~x )", "~~x"),
+        ("(~x)@lm", "~x @ lm"),
+        ("~(x@lm)", "~(x @ lm)"),
+        ("((x@lm)@lm.0)&y", "x @ lm @ lm.0 & y"),
+        ("(x & y)@ lm.0-1-y", "(x & y) @ lm.0-1 - y"),
+    ],
+)
+def test_there_is_one_way_to_write_an_expression(written: str, canonical: str) -> None:
+    assert Expression(written).canonical == Expression(canonical).canonical == canonical
 
 
 @pytest.mark.parametrize(
@@ -200,8 +226,16 @@ def test_python_operators_keep_the_history() -> None:
 
 def test_other_models_do_not_compose() -> None:
     other = replace(MASKS["y"], base={"model_type": "llava", "model_sha256": "c" * 64})
-    with pytest.raises(Mismatch, match="different weights"):
+    with pytest.raises(Mismatch, match=f"different weights, llava {'b' * 12} and llava {'c' * 12}") as caught:
         compose("x & y", {"x": MASKS["x"], "y": other})
+    assert "one model" in str(caught.value.next_step)
+    fewer = {name: p for name, p in MASKS["y"].parameters.items() if name != "b"}
+    other = replace(MASKS["y"], parameters=fewer, base={"model_type": "qwen2_vl", "model_sha256": "c" * 64})
+    with pytest.raises(
+        Mismatch, match=f"different models, llava {'b' * 12} and qwen2_vl {'c' * 12}: .* in b"
+    ) as caught:
+        compose("x & y", {"x": MASKS["x"], "y": other})
+    assert "one model" in str(caught.value.next_step)
 
 
 # in a workspace
@@ -222,6 +256,14 @@ def test_the_same_again_is_up_to_date(workspace: Workspace) -> None:
     again = compose_masks(workspace, "x & ~'npo.default'", name="both")
     assert (again.up_to_date, again.path.read_bytes()) == (True, data)
     assert Mask.load(first.path) == mmsurgery.compose("x & ~'npo.default'", MASKS)
+
+
+def test_the_same_written_otherwise_is_up_to_date(workspace: Workspace) -> None:
+    data = compose_masks(workspace, "x&y", name="both").path.read_bytes()
+    again = compose_masks(workspace, " ('x' & y)", name="both")
+    assert (again.up_to_date, again.path.read_bytes(), again.mask.expression) == (True, data, "x & y")
+    with pytest.raises(Mismatch, match=r"expression x & y -> x \| y"):
+        compose_masks(workspace, "x|y", name="both")
 
 
 def test_another_result_needs_force(workspace: Workspace) -> None:

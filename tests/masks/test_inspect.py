@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.tensors import write_safetensors
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
+from mmsurgery.look import Inspection
 from mmsurgery.masks.inspect import describe, heatmaps, mask_heatmaps, overlap, saliency_summary
 from mmsurgery.names import Address
 from mmsurgery.provenance import SCHEMA, provenance, seal
+from mmsurgery_cli.output import Output
+from mmsurgery_cli.show.looking import inspected
 
 BASE = {"model_type": "llava", "model_sha256": "m" * 64}
 
@@ -41,7 +44,11 @@ VALUES = {
 
 
 def test_mask(tmp_path: Path) -> None:
-    mask = mask_of(VALUES, counts={"selected": 7, "total": 19, "zero_over_zero": 2}, parents=({"kind": "saliency"},))
+    mask = mask_of(
+        VALUES,
+        counts={"selected": 7, "total": 19, "zero_over_zero": 2},
+        parents=({"kind": "saliency", "part": "forget_vqa"},),
+    )
     mask.save(tmp_path / "one.safetensors")
     described = describe(tmp_path / "one.safetensors")
     assert described["kind"] == "mask"
@@ -49,15 +56,15 @@ def test_mask(tmp_path: Path) -> None:
     assert described["density"] == 7 / 19
     assert described["in_modules"] == {"total": 14, "density": 0.5}
     assert described["by_group"] == {
-        "connector": {"selected": 1, "total": 1, "density": 1.0},
-        "lm": {"selected": 6, "total": 13, "density": 6 / 13},
-        "vision": {"selected": 0, "total": 5, "density": 0.0},
+        "connector": {"selected": 1, "total": 1, "density": 1.0, "frozen": False},
+        "lm": {"selected": 6, "total": 13, "density": 6 / 13, "frozen": False},
+        "vision": {"selected": 0, "total": 5, "density": 0.0, "frozen": True},
     }
     assert list(described["by_group"]) == ["vision", "connector", "lm"]
     assert list(described["by_layer"]) == ["vision.0", "connector", "lm.0", "lm.1", "lm"]
     assert described["by_layer"]["lm.0"]["density"] == 5 / 8
     assert described["by_layer"]["lm"]["density"] == 0.5
-    assert described["by_component"]["lm.0.attn.q"] == {"selected": 5, "total": 8, "density": 5 / 8}
+    assert described["by_component"]["lm.0.attn.q"] == {"selected": 5, "total": 8, "density": 5 / 8, "frozen": False}
     assert described["counts"]["zero_over_zero"] == 2
     assert described["model_sha256"] == "m" * 64
     assert described["content_sha256"] == mask.content_sha256
@@ -210,8 +217,9 @@ def test_record(tmp_path: Path) -> None:
 
 
 def test_nothing_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(MissingArtifact):
+    with pytest.raises(MissingArtifact) as caught:
         describe(tmp_path / "none")
+    assert caught.value.next_step
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputRefused):
         describe(tmp_path / "empty")
@@ -229,5 +237,53 @@ def test_nothing_of_ours(tmp_path: Path) -> None:
 
 
 def test_a_mask_of_no_layer_group_is_described(tmp_path: Path) -> None:
-    replace(mask_of(VALUES), modules="connector").save(tmp_path / "m.safetensors")
+    mask_of(VALUES).restrict("connector").save(tmp_path / "m.safetensors")
     assert describe(tmp_path / "m.safetensors")["in_modules"]["total"] == 1
+
+
+def test_what_the_modules_leave_out_is_frozen_and_what_they_name_is_not(tmp_path: Path) -> None:
+    mask_of(VALUES).restrict("lm.0-1").save(tmp_path / "m.safetensors")
+    described = describe(tmp_path / "m.safetensors")
+    frozen = {
+        key: [name for name, entry in described[key].items() if entry["frozen"]] for key in ("by_group", "by_layer")
+    }
+    assert frozen == {"by_group": ["vision", "connector"], "by_layer": ["vision.0", "connector", "lm"]}
+    assert described["by_layer"]["lm.1"] == {"selected": 0, "total": 3, "density": 0.0, "frozen": False}
+
+
+def test_the_table_says_frozen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask_of(VALUES).save(tmp_path / "m.safetensors")
+    path = tmp_path / "m.safetensors"
+    Output().show(*inspected(Inspection(path, describe(path), [])))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["vision", "0", "5", "frozen"] in rows
+    assert ["lm", "6", "13", "46.2"] in rows
+
+
+def test_a_request_says_how_many_people_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "request.json"
+    record = {"schema": SCHEMA, "kind": "request", "people": ["person-1", "person-2"], "provenance": {}}
+    write_json(path, seal(record))
+    described = describe(path)
+    assert described["people_named"] == 2
+    Output().show(*inspected(Inspection(path, described, [])))
+    assert ["people_named", "2"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    for people in ([], "person-1", [1], None):
+        write_json(path, seal({**record, "people": people}))
+        with pytest.raises(InputRefused, match=r"request\.json: people"):
+            describe(path)
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.json", "pipe.safetensors"])
+def test_a_pipe_is_no_artifact(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    mask_of(VALUES).save(tmp_path / "mask.safetensors")
+    for path, others in ((tmp_path / name, []), (tmp_path / "mask.safetensors", [tmp_path / name])):
+        with pytest.raises(InputRefused, match="is a pipe, a device or a socket") as caught:
+            describe(path, others=others)
+        assert caught.value.next_step
+
+
+def test_a_device_is_no_artifact() -> None:
+    with pytest.raises(InputRefused, match="/dev/null is a pipe, a device or a socket"):
+        describe(Path("/dev/null"))

@@ -91,8 +91,9 @@ def test_cut_empty_missing_and_foreign_files(ws: Workspace, tmp_path: Path) -> N
         with pytest.raises(InputRefused):
             Patch.load(path)
     write_safetensors(path, {"a": np.zeros(3, np.float32)}, {"format": "pt"})
-    with pytest.raises(InputRefused, match="no patch"):
+    with pytest.raises(InputRefused, match="no patch") as caught:
         Patch.load(path)
+    assert caught.value.next_step == "name a patch: mmsurgery status lists them"
     with pytest.raises(MissingArtifact):
         Patch.load(tmp_path / "none.safetensors")
 
@@ -173,8 +174,9 @@ def test_well_sealed_patches_that_mislead(
 @pytest.mark.parametrize(("change", "message"), [(pad_bits, "pad bits"), (other_count, "marks 0 weights")])
 def test_bits_that_mislead(ws: Workspace, tmp_path: Path, change: Callable[..., None], message: str) -> None:
     patch = Patch.load(rebuilt(ws.patch_path("after"), tmp_path / "p.safetensors", change))
-    with pytest.raises(InputRefused, match=message):
+    with pytest.raises(InputRefused, match=message) as caught:
         list(map(patch.changed, patch.names))
+    assert caught.value.next_step
 
 
 @pytest.mark.parametrize(
@@ -198,5 +200,23 @@ def test_impossible_entries(ws: Workspace, tmp_path: Path, key: str, entry: Any)
             del value["parameters"][name]["sha256"]
 
     path = rebuilt(ws.patch_path("after"), tmp_path / "p.safetensors", change)
-    with pytest.raises(InputRefused, match="cannot be read"):
+    with pytest.raises(InputRefused, match="cannot be read") as caught:
         Patch.load(path)
+    assert caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("extra", "unknown or missing keys: extra"),
+        ("sizes", "sizes do not agree"),
+        ("before", "before and after cannot"),
+    ],
+)
+def test_metadata_that_is_refused_says_what_to_do(ws: Workspace, tmp_path: Path, key: str, message: str) -> None:
+    def change(value: dict[str, Any], tensors: dict[str, Array]) -> None:
+        value[key] = {"payload": 0}
+
+    with pytest.raises(InputRefused, match=message) as caught:
+        Patch.load(rebuilt(ws.patch_path("after"), tmp_path / "p.safetensors", change))
+    assert caught.value.next_step

@@ -66,7 +66,8 @@ def _inspected_tables(described: dict[str, Any]) -> Lines:
         what = "changed" if described["kind"] == "patch" else "selected"
         rows = table("group", what, "weights", "share %", numbers=1)
         for group, entry in described["by_group"].items():
-            rows.add_row(group, f"{entry[what]:,}", f"{entry['total']:,}", percent(entry["density"]))
+            share = "frozen" if entry.get("frozen") else percent(entry["density"])
+            rows.add_row(group, f"{entry[what]:,}", f"{entry['total']:,}", share)
         yield rows
     if described["kind"] == "saliency":
         yield from _quantiles(described["groups"])
