@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -85,11 +86,10 @@ class Report:
 
     def fault(self, name: str, where: str) -> None:
         """Count a fault, once for each place however often it is read."""
-        if (name, where) in self._met:
-            return
-        self._met.add((name, where))
-        self.faults[name] += 1
-        self.first.setdefault(name, where)
+        if (name, where) not in self._met:
+            self._met.add((name, where))
+            self.faults[name] += 1
+            self.first.setdefault(name, where)
 
     def check(self, allow: Collection[str]) -> None:
         """Raise for the first fault that is not allowed by name.
@@ -210,7 +210,8 @@ def read_rows(
             if head.read(4) != b"PAR1":  # the reader looks at the end of a file only
                 raise InputRefused(f"{path} is no parquet file", "download or copy it again")
         with _refusing(path):
-            file = pq.ParquetFile(path, page_checksum_verification=True)
+            # buffered: pages are read as they are used, else a column of pictures would be held whole
+            file = pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 20)
             wanted = [*columns, *(c for c in optional if c in file.schema_arrow.names)]
             _check_columns(path, file.schema_arrow, wanted, needs)
             declared = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
@@ -219,7 +220,7 @@ def read_rows(
             if file.metadata.num_rows == 0:
                 raise InputRefused(f"{path} has no rows", "download it again")
             number = 0
-            for batch in file.iter_batches(batch_size=64, columns=wanted):
+            for batch in file.iter_batches(batch_size=16, columns=wanted):
                 for cells in batch.to_pylist():
                     yield Row(f"{path} row {number}", cells)
                     number += 1
@@ -229,12 +230,17 @@ def distinct(rows: Iterable[Row], report: Report) -> Iterator[Row]:
     """The rows without those that stand twice, cell for cell; these are counted as faults."""
     seen: set[bytes] = set()
     for row in rows:
-        digest = hashlib.sha256(repr(row.cells).encode("utf-8", "surrogatepass")).digest()
+        digest = hashlib.sha256(json.dumps(row.cells, default=_shown).encode()).digest()
         if digest in seen:
             report.fault("repeated_row", row.where)
             continue
         seen.add(digest)
         yield row
+
+
+def _shown(value: object) -> str:
+    """What JSON has no form for; binary members by their digest, since their own text is slow to make."""
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)
 
 
 def is_text(value: object) -> TypeGuard[str]:
