@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,11 @@ from mmsurgery.data.folder import COLUMNS, PARTS, OwnPictures
 from mmsurgery.data.leakage import check_overlap, check_text
 from mmsurgery.data.samples import data_sha256
 from mmsurgery.errors import InputRefused, MissingArtifact, MmsurgeryError, UnusableData, UsageError
+from mmsurgery.settings import SETTINGS_FILE, Settings
+from mmsurgery.start import initialise
 
 READER = OwnPictures()
+PAGE = Path(__file__).parents[2] / "docs" / "folder.md"
 KEYS = ("role", "use", "person", "question", "answer", "image", "options")
 JOBS = ["Pilot", "Chef", "Poet"]
 
@@ -40,8 +45,8 @@ def row(role: str = "forget", person: str = "Ada", **values: Any) -> dict[str, A
 
 def small() -> Rows:
     """Every part and column once."""
-    bo = {"role": "retain", "person": "Bo", "image": "bo.jpg"}
-    sun = {"role": "realworld", "person": "Sun", "image": "sun.webp"}
+    bo: dict[str, Any] = {"role": "retain", "person": "Bo", "image": "bo.jpg"}
+    sun: dict[str, Any] = {"role": "realworld", "person": "Sun", "image": "sun.webp"}
     return [
         row(),
         row(question="Is Ada a pilot?", answer='Yes, "Ada" is,\na good one.', image=None),
@@ -247,6 +252,7 @@ def test_saliency_on_scored_text_is_refused(folder: Path) -> None:
 
 BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     (row(role="forgot"), "unknown role 'forgot' (did you mean 'forget'?)"),
+    (row(role="RETAIN"), "unknown role 'RETAIN' (did you mean 'retain'?)"),
     (row(use="eval"), "unknown use 'eval'"),
     (row(use="Test"), "unknown use 'Test' (did you mean 'test'?)"),
     (row(question=""), "question is missing or empty"),
@@ -384,6 +390,10 @@ def test_all_faults_are_found_in_one_reading(folder: Path) -> None:
     said = refused(write_json(folder, [*REST, row(role="forgot"), row(use="no")]))
     assert "has 2 faults" in said
     assert "more" not in said
+    # in the order of lines, whatever is looked at first
+    path = write_json(folder, [row(role="forgot"), *REST]) / "rows.jsonl"
+    path.write_text(path.read_text() + "{}}")
+    assert "2 faults: line 1: unknown role 'forgot' (did you mean 'forget'?); line 4: the row is not" in refused(folder)
 
 
 # faults that can be allowed
@@ -448,6 +458,10 @@ def test_what_is_no_file_of_rows(folder: Path, name: str) -> None:
     path.rmdir()
     path.symlink_to(write_json(folder.parent, REST) / "rows.jsonl")
     assert f"{path} leads out of the data folder" in refused(folder)
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(MissingArtifact, match=f"{name} does not exist"):
+        READER.parts(source(folder))
     path.unlink()
     path.write_bytes(b"")
     assert f"{path} is empty" in refused(folder)
@@ -532,9 +546,45 @@ def test_a_picture_that_changes_is_looked_at_again(folder: Path) -> None:
     assert "line 2: image: picture cannot be decoded" in refused(folder)
 
 
-def test_damaged_files_are_refused_or_read(folder: Path) -> None:
-    import random
+def test_init_checks_and_counts_it(folder: Path) -> None:
+    write_csv(folder, [r for r in small() if r["role"] != "realworld"])
+    model = folder.parent / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llava"}')
+    made = initialise(folder.parent / "work", benchmark="folder", data=str(folder), vanilla=str(model))
+    kinds = {**dict.fromkeys(PARTS[:4], 1), **{f"{column} items": 1 for column in COLUMNS[:4]}}
+    assert made.counts == kinds
+    assert Settings.read(folder.parent / "work" / SETTINGS_FILE).benchmark.name == "folder"
+    write_csv(folder, [*small(), row(role="forgot")])
+    with pytest.raises(InputRefused, match="unknown role 'forgot'"):
+        initialise(folder.parent / "other", benchmark="folder", data=str(folder), vanilla=str(model))
+    assert not (folder.parent / "other").exists()
 
+
+def _block(kind: str) -> str:
+    found = re.search(rf"```{kind}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_examples_of_the_page(tmp_path: Path) -> None:
+    for name in ("ada/1.jpg", "ada/2.jpg", "ada/3.jpg", "mug/1.jpg", "mug/2.jpg", "moon.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    (tmp_path / "rows.jsonl").write_text(_block("json"))
+    from_json = everything(tmp_path)
+    assert len(from_json) == 9
+    (tmp_path / "rows.jsonl").unlink()
+    (tmp_path / "rows.csv").write_text(_block("csv"))
+    assert everything(tmp_path) == from_json
+    bad = f"{HEADER}\nforgot,,Ada,Q,A,,\nforget,,Ada,Q,A,ada/4.jpg,\nforget,,Ada,Q,Pilot,,A chef|A pilot\n"
+    (tmp_path / "rows.csv").write_text(bad)
+    said = refused(tmp_path).replace(str(tmp_path), "mine")
+    assert f"error[3]: {said}" in " ".join(PAGE.read_text(encoding="utf-8").split())
+
+
+def test_damaged_files_are_refused_or_read(folder: Path) -> None:
     rng = random.Random(6)
     for write, name in ((write_json, "rows.jsonl"), (write_csv, "rows.csv")):
         path = write(folder, small()) / name
