@@ -210,8 +210,9 @@ def read_rows(
             if head.read(4) != b"PAR1":  # the reader looks at the end of a file only
                 raise InputRefused(f"{path} is no parquet file", "download or copy it again")
         with _refusing(path):
-            # buffered: pages are read as they are used, else a column of pictures would be held whole
-            file = pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 20)
+            # buffered, but not ahead: pages are read as they are used, else a column of pictures (buffer_size) or
+            # all row groups (pre_buffer) would be held whole
+            file = pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 20, pre_buffer=False)
             wanted = [*columns, *(c for c in optional if c in file.schema_arrow.names)]
             _check_columns(path, file.schema_arrow, wanted, needs)
             declared = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))

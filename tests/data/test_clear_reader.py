@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from clear_files import PUBLISHED, ClearFiles, text_row
+from clear_files import PICTURE, PUBLISHED, ClearFiles, text_row
 
 from mmsurgery.data.benchmark import Source
 from mmsurgery.data.clear import Clear
@@ -18,6 +19,7 @@ from mmsurgery.data.clear_items import CAPTION_QUESTIONS, TRUTH
 from mmsurgery.data.clear_people import authors
 from mmsurgery.data.leakage import check_overlap, check_text
 from mmsurgery.data.samples import Item
+from mmsurgery.data.tables import read_rows
 from mmsurgery.errors import InputRefused, UnusableData, UsageError
 
 READER = Clear()
@@ -223,6 +225,20 @@ def test_shards_are_read_in_order_and_change_nothing(tmp_path: Path) -> None:
     one = everything(source(ClearFiles(tmp_path / "one").write(lambda _: 1)))
     three = everything(source(ClearFiles(tmp_path / "three").write(lambda _: 3)))
     assert three == one
+
+
+def test_rows_stream(tmp_path: Path) -> None:
+    """A megabyte a row group; no more than a few of twenty are held at once."""
+    (tmp_path / "forget05").mkdir()
+    cells = [{"bytes": random.Random(n).randbytes(1 << 16), "path": None} for n in range(320)]
+    table = pa.table({"image": pa.array(cells, PICTURE)})
+    pq.write_table(table, tmp_path / "forget05" / "train.parquet", row_group_size=16, compression="none")
+    del cells, table
+    before, held = pa.total_allocated_bytes(), []
+    for _ in read_rows(tmp_path, "forget05", ("image",)):
+        held.append(pa.total_allocated_bytes() - before)
+    assert len(held) == 320
+    assert max(held) < 5 << 20
 
 
 def test_the_order_of_pictures_and_texts_changes_nothing(tmp_path: Path) -> None:
