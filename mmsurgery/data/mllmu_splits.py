@@ -88,7 +88,7 @@ class Splits:
         return self._ids[config].keys()
 
     def training(self, config: str, *, pictures: bool = True) -> tuple[TrainingRow, ...]:
-        """A split's training rows, in the order of the file.
+        """A split's training rows: people in the order of the evaluation rows, whatever file they come from.
 
         Args:
             pictures: whether pictures are wanted; rows already read with them serve both ways.
@@ -99,7 +99,9 @@ class Splits:
         for key in ((config, True), (config, pictures)):
             if key in self._rows:
                 return self._rows[key]
-        self._rows[config, pictures] = tuple(self._read(config, pictures))
+        place = {person: number for number, person in enumerate(self.ids(config))}
+        rows = sorted(self._read(config, pictures), key=lambda row: place.get(row.person, len(place)))
+        self._rows[config, pictures] = tuple(rows)
         return self._rows[config, pictures]
 
     def forget_training(self) -> None:
