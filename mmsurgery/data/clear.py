@@ -115,8 +115,8 @@ class Clear:
     def _items(self, source: Source, column: str, task: str, report: Report) -> Iterator[Item]:
         if column not in (known := self.columns(source)):
             raise unknown("column", column, known)
-        if task not in (*TASKS, TRUTH):
-            raise unknown("task", task, (*TASKS, TRUTH))
+        if task not in (tasks := {*TASKS, TRUTH}):
+            raise unknown("task", task, tasks)
         if task not in _tasks(column):
             return
         split, _, kind = column.partition("_")

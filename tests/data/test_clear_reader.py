@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from clear_files import PICTURE, PUBLISHED, ClearFiles, text_row
 
-from mmsurgery.data.benchmark import Source
+from mmsurgery.data.benchmark import Benchmark, Source, benchmark
 from mmsurgery.data.clear import Clear
 from mmsurgery.data.clear_items import CAPTION_QUESTIONS, TRUTH
 from mmsurgery.data.clear_people import authors
@@ -59,6 +59,11 @@ def everything(where: Source) -> dict[str, list[Any]]:
 def options(item: Item) -> dict[str, str]:
     assert item.options is not None
     return item.options
+
+
+def test_the_reader_keeps_the_protocol() -> None:
+    assert isinstance(READER, Benchmark)
+    assert benchmark("clear").name == READER.name == "clear"
 
 
 # counts
@@ -387,6 +392,21 @@ def test_somebody_of_neither_split_may_be_cited() -> None:
     texts = _tofu(("Mira Oduya", 20), ("Karl Ode", 20))
     texts[5] = "Whom does this author admire? Ines Vale, above all."
     assert authors(texts, ["Mira Oduya", "Karl Ode", "Ines Vale"], 2) == ["Mira Oduya"] * 20 + ["Karl Ode"] * 20
+
+
+def test_without_blocks_of_one_length_nobody_gets_the_row_of_another() -> None:
+    rng = random.Random(6)
+    people = ["Mira Oduya", "Karl Ode", "Ines Vale", "Jon Falk", "Ada Sten"]
+    open_rows = 0
+    for _ in range(200):
+        rng.shuffle(people)
+        truth = [name for name in people for _ in range(rng.randrange(1, 12))]
+        texts = [f"What did {name} write?" if rng.random() < 0.5 else "What is it?" for name in truth]
+        found = authors(texts, people, 0)
+        assert [name for name in found if name] == [t for t, name in zip(truth, found, strict=True) if name]
+        assert all(found[i] == truth[i] for i, text in enumerate(texts) if truth[i] in text)
+        open_rows += found.count(None)
+    assert 0 < open_rows < 200 * 5 * 6 / 3
 
 
 def test_rows_of_an_unknown_author_make_a_block(clear: ClearFiles) -> None:
