@@ -20,6 +20,7 @@ _FACTS = {
     "employment": "occupation",
     "educated at": "place of education",
     "heights": "height",
+    "medical conditions": "medical condition",
     "residence": "place of residence",
 }
 """Spelling in the biography -> how the question calls it; other facts are called by their key."""
@@ -35,7 +36,8 @@ _NAME = re.compile(r"\b(?:name|named|called)\b", re.IGNORECASE)
 
 
 def parse_biography(text: str, where: str) -> dict[str, object]:
-    """A biography's facts, keys in lower case without blanks and colons around them.
+    """A biography's facts, keys in lower case without blanks and colons around them and with single blanks inside;
+    of two spellings of one key the first that says something counts.
 
     Raises:
         InputRefused: naming `where`, if it is not one JSON object.
@@ -43,11 +45,20 @@ def parse_biography(text: str, where: str) -> dict[str, object]:
     value = parse_json(text.encode(), where)
     if not isinstance(value, dict):
         raise InputRefused(f"{where} is not a JSON object")
-    return {key.strip(" :").lower(): fact for key, fact in value.items()}
+    facts: dict[str, object] = {}
+    for key, fact in value.items():
+        plain = " ".join(key.lower().split()).strip(" :")
+        if not facts.get(plain):
+            facts[plain] = fact
+    return facts
 
 
 def biography_pairs(facts: dict[str, object]) -> tuple[list[Pair], int]:
-    """Pairs from the flat facts of a biography, and how many facts gave none (nested, listed or empty)."""
+    """Pairs from the flat facts of a biography, and how many facts gave none.
+
+    Nested and listed facts (`Parents`, `Fun Facts`) give none: what their parts say of whom differs from person
+    to person, and no one template is true of all.
+    """
     name = facts.get("name")
     others = {key: value for key, value in facts.items() if key not in ("name", "description")}
     if not isinstance(name, str) or not name.strip():

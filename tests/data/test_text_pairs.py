@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from mmsurgery.data.text_pairs import biography_pairs, named_pairs, parse_biography
@@ -45,6 +47,34 @@ def test_spellings_of_biography_keys() -> None:
     pairs, unresolved = biography_pairs(facts)
     assert [answer for _, answer in pairs] == ["The place of education of Kai is X.", "The annual salary of Kai is 1."]
     assert unresolved == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "called"),
+    [
+        ("Height", "height"),
+        ("Heights", "height"),
+        ("Educated at", "place of education"),
+        ("Educated at:", "place of education"),
+        ("Annual Salary: ", "annual salary"),
+        ("Annual  Salary\u00a0:", "annual salary"),
+        ("Medical Conditions", "medical condition"),
+        ("Date of Birth", "date of birth"),
+    ],
+)
+def test_what_the_published_keys_are_called(key: str, called: str) -> None:
+    facts = parse_biography(json.dumps({"Name ": "Kai", key: "X."}), "row")
+    assert biography_pairs(facts) == ([(f"What is the {called} of Kai?", f"The {called} of Kai is X.")], 0)
+
+
+def test_a_key_in_two_spellings() -> None:
+    facts = parse_biography('{"Name": "Kai", "Educated at:": "", "Educated at": "X", "Educated at ": "Y"}', "row")
+    assert facts == {"name": "Kai", "educated at": "X"}
+
+
+def test_nested_listed_and_free_facts_give_no_pairs() -> None:
+    facts = {"name": "Kai", "parents": {"Father": "Per"}, "fun facts": ["Sings"], "residence": " ", "description": "X"}
+    assert biography_pairs(facts) == ([], 3)
 
 
 def test_a_biography_that_is_no_object() -> None:
