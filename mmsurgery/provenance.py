@@ -16,6 +16,7 @@ from mmsurgery.errors import InputRefused, InternalError, Mismatch
 SCHEMA = 1
 """Schema version written into every artifact; readers refuse others."""
 
+_MEND = "mend it, or make or copy it again"
 _LIBRARIES = ("mmsurgery", "torch", "transformers", "numpy", "safetensors", "h5py")
 
 
@@ -60,9 +61,9 @@ def parse_json(data: bytes, where: str) -> Any:
             canonical_json(value).decode()  # half of a surrogate pair is no text
         return value
     except InternalError as error:
-        raise InputRefused(f"{where} is not valid JSON: it holds text that cannot be encoded") from error
+        raise InputRefused(f"{where} is not valid JSON: it holds text that cannot be encoded", _MEND) from error
     except (ValueError, RecursionError) as error:
-        raise InputRefused(f"{where} is not valid JSON: {str(error)[:200]}") from error
+        raise InputRefused(f"{where} is not valid JSON: {str(error)[:200]}", _MEND) from error
 
 
 def sha256(data: bytes | memoryview) -> str:
@@ -144,7 +145,7 @@ def check_seal(value: Any, where: str, *, kind: str) -> dict[str, Any]:
         Mismatch: if it was written by a newer schema.
     """
     if not isinstance(value, dict) or value.get("kind") != kind or not isinstance(value.get("provenance"), dict):
-        raise InputRefused(f"{where} is no {kind} of mmsurgery")
+        raise InputRefused(f"{where} is no {kind} of mmsurgery", f"name a {kind}, or make it again")
     if value.get("schema") != SCHEMA:
         raise Mismatch(
             f"{where} has schema {value.get('schema')}, this version reads {SCHEMA}", "pip install -U mmsurgery"
@@ -152,7 +153,7 @@ def check_seal(value: Any, where: str, *, kind: str) -> dict[str, Any]:
     try:
         sealed = seal(value)
     except (InternalError, RecursionError) as error:
-        raise InputRefused(f"{where} cannot be written as canonical JSON") from error
+        raise InputRefused(f"{where} cannot be written as canonical JSON", "make it again") from error
     if "seal" in value["provenance"] and sealed["provenance"]["seal"] != value["provenance"]["seal"]:
         raise InputRefused(f"{where} was changed or damaged after it was written", "make it again")
     return value

@@ -30,6 +30,8 @@ class Status:
     evals: list[str]
     """Models that were scored; under another protocol, or on an earlier request, as `official/MODEL`."""
     diffs: list[str]
+    stability: list[str]
+    """Masks that were built again from other measurements."""
     unfinished: list[str]
     """What was interrupted and goes on with the same command."""
     chain: list[dict[str, Any]]
@@ -61,6 +63,7 @@ def status(workspace: Workspace) -> Status:
         patches=workspace.patches(),
         evals=[*evals, *sorted(p.relative_to(workspace.path("evals")).with_suffix("").as_posix() for p in others)],
         diffs=diffs,
+        stability=_names(workspace.path("stability"), "*.json", lambda p: p.stem),
         unfinished=_unfinished(workspace),
         chain=chain,
         problems=list(dict.fromkeys(str(problem) for problem in problems)),

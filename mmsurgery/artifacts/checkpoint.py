@@ -217,7 +217,7 @@ class CheckpointFiles:
                     digest.update(chunk)
                     left -= len(chunk)
         except OSError as error:
-            raise InputRefused(f"{path} cannot be read: {error.strerror}") from error
+            raise InputRefused(f"{path} cannot be read: {error.strerror}", "copy the checkpoint again") from error
         return digest.hexdigest()
 
 

@@ -68,6 +68,7 @@ _PARENTS: dict[Any, tuple[dict[str, Rule], dict[str, Rule]]] = {
             "sha256": _DIGEST,
         },
     ),
+    "file": ({"format": _TEXT, "sha256": _DIGEST}, {}),
 }
 """Kind of a parent -> what it must have, and what it may have."""
 _PROVENANCE: dict[str, Rule] = {
@@ -95,8 +96,8 @@ def check_metadata(value: dict[str, Any], where: str) -> None:
     _refuse_others(value["base"], set(_BASE), f"{where}: base")
     for place, parent in enumerate(value["parents"]):
         kind = parent.get("kind") if isinstance(parent, dict) else None
-        if kind not in ("mask", "saliency"):
-            raise InputRefused(f"{where}: parents[{place}] is no table of kind mask or saliency", _MEND)
+        if kind not in [*_PARENTS]:
+            raise InputRefused(f"{where}: parents[{place}] is no table of kind {', '.join(_PARENTS)}", _MEND)
         _check_table(parent, f"{where}: parents[{place}].", *_PARENTS[kind])
     origin = value["provenance"]
     _check_table(origin, f"{where}: provenance.", {}, _PROVENANCE)

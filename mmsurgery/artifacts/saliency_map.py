@@ -267,12 +267,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputRefused(f"{folder} holds no {MANIFEST}: it is no whole saliency map", "measure it again")
     value = check_seal(read_json(folder / MANIFEST), where, kind="saliency")
     if set(value) != _KEYS:
-        raise InputRefused(f"{where} has unknown or missing keys: {', '.join(sorted(set(value) ^ _KEYS))}")
+        raise InputRefused(
+            f"{where} has unknown or missing keys: {', '.join(sorted(set(value) ^ _KEYS))}", "measure it again"
+        )
     faults = [key for key, sound in _CHECKS.items() if not sound(value[key])]
     if value["estimator"] == "batch" and value["batch_size"] is None:
         faults.append("batch_size")
     if faults:
-        raise InputRefused(f"{where}: {', '.join(faults)} cannot be read")
+        raise InputRefused(f"{where}: {', '.join(faults)} cannot be read", "measure it again")
     if value["units"] == 0:
         raise UnusableData(f"{where}: saliency of no unit", "measure a part that has samples")
     for name in [*value["no_gradient"], *value["tied"], *value["tied"].values()]:

@@ -46,7 +46,8 @@ def _groups(described: Mapping[str, Any]) -> list[str]:
         return []
     key = "selected" if "selected" in described else "changed"
     rows = [
-        f"| {_plain(group)} | {entry[key]:,} | {entry['total']:,} | {100 * entry['density']:.1f} |"
+        f"| {_plain(group)} | {entry[key]:,} | {entry['total']:,} | "
+        f"{'frozen' if entry.get('frozen') else format(100 * entry['density'], '.1f')} |"
         for group, entry in table.items()
     ]
     return [f"| group | {key} | weights | share % |", "|---|---:|---:|---:|", *rows, ""]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.mask import COMPOSED, Mask
 from mmsurgery.errors import Mismatch, UnusableData, UsageError, unknown
+from mmsurgery.masks.stale import vanilla_files
 from mmsurgery.names import Selector, check_artifact_name
 from mmsurgery.provenance import differences, provenance
 
@@ -133,7 +134,8 @@ def compose_masks(workspace: Workspace, expression: str, *, name: str, force: bo
     Raises:
         UsageError: as `compose`; also for a name that the expression itself uses.
         InputRefused: if a mask is damaged.
-        Mismatch: if the masks belong to different models, or another mask has the name.
+        Mismatch: if the masks belong to different models, or to another one than vanilla, or another mask has the
+            name.
         UnusableData: if nothing is selected.
     """
     path = workspace.mask_path(check_artifact_name(name))
@@ -146,6 +148,7 @@ def compose_masks(workspace: Workspace, expression: str, *, name: str, force: bo
             raise unknown("mask", each, known)
     with workspace.lock():
         result = compose(expression, {each: Mask.load(workspace.mask_path(each)) for each in parsed.names})
+        _check_base(workspace, parsed.names, result)
         if path.exists() and not force:
             return ComposeResult(name, path, _same(path, result), True)
         if not result.selected:
@@ -157,6 +160,19 @@ def compose_masks(workspace: Workspace, expression: str, *, name: str, force: bo
             "compose", name=name, selected=result.selected, total=result.total, expression=parsed.canonical
         )
     return ComposeResult(name, path, result, False)
+
+
+def _check_base(workspace: Workspace, names: Sequence[str], made: Mask) -> None:
+    if "vanilla" not in workspace.models():
+        return  # masks are composed where the model is not, too
+    vanilla = vanilla_files(workspace)
+    theirs = {"model_type": vanilla.model_type, "model_sha256": vanilla.digest()}
+    if dict(made.base) != theirs:
+        raise Mismatch(
+            f"{', '.join(names)}: made for {made.base['model_type']} {made.base['model_sha256'][:12]}, vanilla is "
+            f"{theirs['model_type']} {theirs['model_sha256'][:12]}",
+            "compose them in the workspace of that model, or make them again: mmsurgery mask --force",
+        )
 
 
 def _same(path: Path, made: Mask) -> Mask:

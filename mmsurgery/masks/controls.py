@@ -104,10 +104,16 @@ def _spans(numel: int) -> Iterator[tuple[int, int]]:
 def _same_model(mask: Mask, saliency: SaliencyMap) -> None:
     theirs = {"model_type": saliency.model_type, "model_sha256": saliency.model_sha256}
     if dict(mask.base) != theirs or mask.names != saliency.names:
-        raise Mismatch(f"the mask and saliency '{saliency.part}' belong to different models")
+        raise Mismatch(
+            f"the mask belongs to model {mask.base['model_sha256'][:12]}, saliency '{saliency.part}' to "
+            f"{saliency.model_sha256[:12]}",
+            "measure saliency of the mask's model",
+        )
     for name in saliency.no_gradient:
         if mask.parameters[name].selected:
-            raise Mismatch(f"the mask selects weights of {name}, which has no gradient in '{saliency.part}'")
+            raise Mismatch(
+                f"the mask selects weights of {name}, which has no gradient in '{saliency.part}'", "make the mask again"
+            )
 
 
 def _control(mask: Mask, rule: str, keys: Callable[[str], Iterator[top.Keys]], settings: dict[str, Any]) -> Mask:
@@ -117,7 +123,10 @@ def _control(mask: Mask, rule: str, keys: Callable[[str], Iterator[top.Keys]], s
         mask,
         rule=rule,
         parameters=parameters,
-        parents=({"kind": "mask", "rule": mask.rule, "content_sha256": content}, *mask.parents),
+        parents=(
+            {"kind": "mask", "rule": mask.rule, "modules": mask.modules, "content_sha256": content},
+            *mask.parents,
+        ),
         counts={"selected": mask.selected, "total": mask.total},
         provenance=provenance("mask", {"control": rule, **settings}, {"mask": content}),
     )

@@ -137,7 +137,9 @@ def test_a_mask_gives_an_adapter_to_train(tmp_path: Path, tiny_llava: Path) -> N
         bits = patch.changed(name) if p.changed else pack(np.zeros(p.shape, np.bool_))
         parameters[name] = MaskParameter(p.shape, p.address, bits)
     base = {key: patch.before[key] for key in ("model_type", "model_sha256")}
-    mask = Mask(rule="random", beta=None, estimator=None, mixture=None, modules="lm", parameters=parameters, base=base)
+    mask = Mask(
+        rule="random", beta=None, estimator=None, mixture=None, modules="lm,vision", parameters=parameters, base=base
+    )
     mask.write(ws.mask_path("chosen"))
     done = export_shira(ws, "chosen", tmp_path / "adapter")
     assert done.exact is None
@@ -174,7 +176,9 @@ def test_an_empty_mask_is_refused(tmp_path: Path, tiny_llava: Path) -> None:
         for name, p in patch.parameters.items()
     }
     base = {key: patch.before[key] for key in ("model_type", "model_sha256")}
-    mask = Mask(rule="random", beta=None, estimator=None, mixture=None, modules="lm", parameters=parameters, base=base)
+    mask = Mask(
+        rule="random", beta=None, estimator=None, mixture=None, modules="lm,vision", parameters=parameters, base=base
+    )
     mask.write(ws.mask_path("none"))
     with pytest.raises(UnusableData, match="changes nothing"):
         export_shira(ws, "none", tmp_path / "adapter")

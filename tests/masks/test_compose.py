@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 import mmsurgery
 from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
+from mmsurgery.artifacts.tensors import write_safetensors
 from mmsurgery.errors import Mismatch, UnusableData, UsageError
 from mmsurgery.masks.compose import MAX_OPERATORS, Expression, compose, compose_masks
 from mmsurgery.names import Address
@@ -287,3 +289,15 @@ def test_refusals(workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="did you mean 'z_2'"):
         compose_masks(workspace, "z_3", name="none")
     assert "none" not in workspace.masks()
+
+
+def test_masks_of_another_model_than_vanilla_are_refused(workspace: Workspace) -> None:
+    folder = workspace.model_dir("vanilla")
+    tensors = {"model.multi_modal_projector.linear_1.bias": np.zeros(2, np.float32)}
+    (folder).mkdir(parents=True)
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {}}))
+    with pytest.raises(Mismatch, match=r"x, npo.default: made for .*, vanilla is llava") as caught:
+        compose_masks(workspace, "x & ~'npo.default'", name="both")
+    assert caught.value.code == 4
+    assert not workspace.mask_path("both").exists()

@@ -71,7 +71,8 @@ def test_same_count_in_every_tensor(mask: Mask, forget: SaliencyMap, preserve: l
         assert control.modules == mask.modules
         assert control.base == mask.base
         assert control.counts == {"selected": mask.selected, "total": mask.total}
-        assert control.parents[0] == {"kind": "mask", "rule": "ratio", "content_sha256": mask.content_sha256}
+        about = {"kind": "mask", "rule": "ratio", "modules": mask.modules}
+        assert control.parents[0] == {**about, "content_sha256": mask.content_sha256}
         assert control.content_sha256 != mask.content_sha256
 
 
@@ -139,7 +140,7 @@ def test_random_is_uniform(mask: Mask) -> None:
 
 
 def test_refusals(mask: Mask, forget: SaliencyMap, preserve: list[SaliencyMap]) -> None:
-    with pytest.raises(Mismatch, match="different models"):
+    with pytest.raises(Mismatch, match="the mask belongs to model"):
         inverse_mask(
             mask, Ratio(*(lambda f, *p: (f, p))(*(replace(m, model_sha256="x" * 64) for m in (forget, *preserve))))
         )

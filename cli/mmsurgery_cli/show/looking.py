@@ -163,10 +163,11 @@ def standing(result: Status) -> Lines:
         "patches": ", ".join(result.patches),
         "evals": ", ".join(result.evals),
         "diffs": ", ".join(result.diffs),
+        "stability": ", ".join(result.stability),
         "unfinished": ", ".join(result.unfinished),
     }
     for key, value in facts.items():
-        if value or key not in ("patches", "unfinished"):
+        if value or key not in ("patches", "stability", "unfinished"):
             rows.add_row(Text(key, style="dim"), label(value or "-"))
     depth: dict[str, int] = {}
     for link in result.chain:
