@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of positions outside the answer."""
 
+_TEMPLATE = "copy the chat template from the model it was made of"
 PICTURE_BYTES = 256 << 20
 """Most bytes of pictures that one cache remembers."""
 
@@ -55,7 +56,7 @@ class _Cache:
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
-        self.texts: dict[tuple[str, str | None, int, str | None], _Encoded] = {}
+        self.texts: dict[tuple[str, str | None, tuple[int, ...], str | None], _Encoded] = {}
         self.pictures: OrderedDict[str, Picture] = OrderedDict()
         self.picture_bytes = 0
 
@@ -68,11 +69,9 @@ class _Cache:
                 cache[cls] = found
         return found
 
-    def picture(self, sample: Question, encode: PictureEncoder) -> Picture | None:
-        """The sample's picture, or None for a text sample."""
-        key = sample.image_sha256
-        if key is None:
-            return None
+    def picture(self, sample: Question, encode: PictureEncoder) -> Picture:
+        """The picture of a sample that has one."""
+        key = str(sample.image_sha256)
         if key in self.pictures:
             self.pictures.move_to_end(key)
             return self.pictures[key]
@@ -86,9 +85,11 @@ class _Cache:
             self.picture_bytes -= _size(self.pictures.popitem(last=False)[1])
         return picture
 
-    def text(self, sample: Question, answer: str | None, tokens: int, prompt: str | None = None) -> _Encoded:
+    def text(
+        self, sample: Question, answer: str | None, tokens: tuple[int, ...], prompt: str | None = None
+    ) -> _Encoded:
         """The encoded prompt (`answer` None; `prompt` unless it is rendered here) or whole text of a sample;
-        `tokens` of its picture, 0 for none."""
+        `tokens` of each picture in it."""
         key = (sample.question, answer, tokens, prompt)
         if key not in self.texts:
             self.texts[key] = _encode(self.processor, sample, answer, tokens, prompt)
@@ -105,7 +106,7 @@ def collate(
 ) -> Batch:
     """See `Backbone.collate`."""
     answers = [sample.answer for sample in samples]
-    rows = list(zip(samples, answers, [None] * len(samples), strict=True))
+    rows = list(zip(samples, answers, [None] * len(samples), [None] * len(samples), strict=True))
     batch, encoded = _assembled(_Cache.of(processor, cache), rows, picture, padding_side)
     batch["labels"] = _pad([each.labels for each in encoded], IGNORED, padding_side)
     return batch
@@ -117,19 +118,28 @@ def prompts(
     picture: PictureEncoder,
     *,
     texts: Sequence[str] | None = None,
+    shown: Sequence[Sequence[Question]] | None = None,
     cache: dict[Any, Any] | None = None,
 ) -> Batch:
     """See `Backbone.prompts`."""
     given: Sequence[str | None] = [None] * len(questions) if texts is None else texts
-    rows = [(question, None, text) for question, text in zip(questions, given, strict=True)]
+    pictured: Sequence[Sequence[Question] | None] = [None] * len(questions) if shown is None else shown
+    rows = [(question, None, text, others) for question, text, others in zip(questions, given, pictured, strict=True)]
     return _assembled(_Cache.of(processor, cache), rows, picture, "left")[0]
 
 
 def render(processor: Any, question: str, answer: str | None, *, image: bool) -> str:
     """See `Backbone.render`. What templates put after an answer (a space and no end token; an end
     token and a line break) is made one end token."""
-    content: list[dict[str, str]] = [{"type": "image"}] if image else []
-    turns = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    return render_parts(processor, [(question, image)], answer)
+
+
+def render_parts(processor: Any, parts: Sequence[tuple[str, bool]], answer: str | None = None) -> str:
+    """As `render`, of a turn whose texts each have a picture before them or none."""
+    content: list[dict[str, str]] = []
+    for text, image in parts:
+        content += [*([{"type": "image"}] if image else []), {"type": "text", "text": text}]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if answer is not None:
         turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     try:
@@ -164,20 +174,22 @@ def template_digest(processor: Any, **geometry: Any) -> str:
 
 def _assembled(
     remembered: _Cache,
-    rows: Sequence[tuple[Question, str | None, str | None]],
+    rows: Sequence[tuple[Question, str | None, str | None, Sequence[Question] | None]],
     picture: PictureEncoder,
     padding_side: str,
 ) -> tuple[Batch, list[_Encoded]]:
-    """Batch and encoded texts of rows (sample, answer, prompt unless it is rendered here)."""
+    """Batch and encoded texts of rows (sample, answer, prompt unless it is rendered here, whose pictures are in
+    it if not the sample's own)."""
     import torch
 
     if not rows:
         raise UnusableData("a batch without samples")
-    pictures = [remembered.picture(sample, picture) for sample, _, _ in rows]
-    encoded = [
-        remembered.text(sample, answer, 0 if found is None else found.tokens, prompt)
-        for (sample, answer, prompt), found in zip(rows, pictures, strict=True)
-    ]
+    pictures, encoded = [], []
+    for sample, answer, prompt, shown in rows:
+        own = [sample] if sample.image_sha256 is not None else []
+        found = [remembered.picture(each, picture) for each in (own if shown is None else shown)]
+        encoded.append(remembered.text(sample, answer, tuple(each.tokens for each in found), prompt))
+        pictures += found
     padding = remembered.processor.tokenizer.pad_token_id
     if padding is None:
         raise InputRefused("the model's tokenizer has no padding token", "set pad_token in tokenizer_config.json")
@@ -185,25 +197,30 @@ def _assembled(
         "input_ids": _pad([each.ids for each in encoded], padding, padding_side),
         "attention_mask": _pad([torch.ones_like(each.ids) for each in encoded], 0, padding_side),
     }
-    present = [found.inputs for found in pictures if found is not None]
-    for name in present[0] if present else ():
-        batch[name] = torch.cat([inputs[name] for inputs in present])
+    for name in pictures[0].inputs if pictures else ():
+        batch[name] = torch.cat([found.inputs[name] for found in pictures])
     return batch, encoded
 
 
-def _encode(processor: Any, sample: Question, answer: str | None, tokens: int, prompt: str | None) -> _Encoded:
+def _encode(
+    processor: Any, sample: Question, answer: str | None, tokens: tuple[int, ...], prompt: str | None
+) -> _Encoded:
     import torch
 
     tokenizer, placeholder = processor.tokenizer, processor.image_token
     _check_text(processor, sample, answer)
     if prompt is None:
-        prompt = render(processor, sample.question, None, image=tokens > 0)
-    text = prompt if answer is None else render(processor, sample.question, answer, image=tokens > 0)
-    if not text.startswith(prompt) or text.count(placeholder) != (tokens > 0):
-        raise InputRefused("the model's chat template does not put an answer after its prompt, with one picture")
-    encoded = tokenizer(
-        text.replace(placeholder, placeholder * tokens), return_offsets_mapping=True, verbose=False, truncation=False
-    )
+        prompt = render(processor, sample.question, None, image=bool(tokens))
+    text = prompt if answer is None else render(processor, sample.question, answer, image=bool(tokens))
+    pieces = text.split(placeholder)
+    if not text.startswith(prompt):
+        raise InputRefused("the model's chat template does not put an answer after its prompt", _TEMPLATE)
+    if len(pieces) != len(tokens) + 1:
+        raise InputRefused(
+            f"the prompt of sample {sample.id} has {len(pieces) - 1} places for {len(tokens)} pictures", _TEMPLATE
+        )
+    expanded = pieces[0] + "".join(placeholder * n + piece for n, piece in zip(tokens, pieces[1:], strict=True))
+    encoded = tokenizer(expanded, return_offsets_mapping=True, verbose=False, truncation=False)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     if len(ids) > tokenizer.model_max_length:
         raise UnusableData(f"sample {sample.id} has {len(ids)} tokens, the model takes {tokenizer.model_max_length}")

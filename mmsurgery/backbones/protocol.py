@@ -137,23 +137,30 @@ class Backbone(Protocol):
         questions: Sequence[Question],
         *,
         texts: Sequence[str] | None = None,
+        shown: Sequence[Sequence[Question]] | None = None,
         cache: dict[Any, Any] | None = None,
     ) -> Batch:
         """Model inputs for generation: prompts only, left-padded, no labels; answers are ignored.
 
         Args:
-            texts: the rendered prompts, one placeholder where a question's picture is; by default the
-                chat template's.
+            texts: the rendered prompts, one placeholder where a picture is; by default the chat template's.
+            shown: whose pictures stand in each prompt, in order; by default the question's own.
+
+        Raises:
+            InputRefused: naming the question, if a prompt has not as many places as pictures.
         """
         ...
 
-    def mllmu_prompt(self, processor: Any, task: str, text: str, *, image: bool) -> str:
+    def mllmu_prompt(
+        self, processor: Any, task: str, text: str, *, image: bool, demonstrations: Sequence[str] = ()
+    ) -> str:
         """The prompt that MLLMU-Bench's own evaluation gives this family: a string written by hand or
         the chat template, as it has it.
 
         Args:
             task: `classification`, `cloze` or `generation`.
             text: the question in the benchmark's wording, options and instruction included.
+            demonstrations: solved questions that stand before it, each with a picture of its own if `image`.
         """
         ...
 

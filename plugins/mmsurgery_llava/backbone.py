@@ -129,12 +129,15 @@ class LlavaBackbone:
         questions: Sequence[Question],
         *,
         texts: Sequence[str] | None = None,
+        shown: Sequence[Sequence[Question]] | None = None,
         cache: dict[Any, Any] | None = None,
     ) -> Batch:
-        return encoding.prompts(processor, questions, batches.picture, texts=texts, cache=cache)
+        return encoding.prompts(processor, questions, batches.picture, texts=texts, shown=shown, cache=cache)
 
-    def mllmu_prompt(self, processor: Any, task: str, text: str, *, image: bool) -> str:
-        return mllmu.raw_prompt(task, text, processor.image_token if image else None)
+    def mllmu_prompt(
+        self, processor: Any, task: str, text: str, *, image: bool, demonstrations: Sequence[str] = ()
+    ) -> str:
+        return mllmu.raw_prompt(task, text, processor.image_token if image else None, demonstrations)
 
     def render(self, processor: Any, question: str, answer: str | None, *, image: bool) -> str:
         return encoding.render(processor, question, answer, image=image)

@@ -137,18 +137,23 @@ class Qwen2VLBackbone:
         questions: Sequence[Question],
         *,
         texts: Sequence[str] | None = None,
+        shown: Sequence[Sequence[Question]] | None = None,
         cache: dict[Any, Any] | None = None,
     ) -> Batch:
-        return batches.prompts(processor, questions, texts=texts, cache=cache)
+        return batches.prompts(processor, questions, texts=texts, shown=shown, cache=cache)
 
-    def mllmu_prompt(self, processor: Any, task: str, text: str, *, image: bool) -> str:
+    def mllmu_prompt(
+        self, processor: Any, task: str, text: str, *, image: bool, demonstrations: Sequence[str] = ()
+    ) -> str:
         """Pictures and cloze go through the chat template; choices and open questions without a picture are
         asked in the string written for LLaVA. (The template's picture slot that the original leaves
-        empty in cloze questions without a picture is left out.)"""
+        empty in cloze questions without a picture is left out. Its demonstrations are text with `<image>` in it,
+        so that the model sees the first of their pictures under the question; here each has its own place.)"""
         if not image and task != "cloze":
-            return mllmu.raw_prompt(task, text, None)
+            return mllmu.raw_prompt(task, text, None, demonstrations)
         lead = "\n" if image and task != "generation" else ""
-        return encoding.render(processor, lead + text, None, image=image)
+        shots = [(f"{each}\n", image) for each in demonstrations]
+        return encoding.render_parts(processor, [*shots, (lead + text, image)])
 
     def render(self, processor: Any, question: str, answer: str | None, *, image: bool) -> str:
         return encoding.render(processor, question, answer, image=image)

@@ -32,10 +32,11 @@ def prompts(
     questions: Sequence[Question],
     *,
     texts: Sequence[str] | None = None,
+    shown: Sequence[Sequence[Question]] | None = None,
     cache: dict[Any, Any] | None = None,
 ) -> Batch:
     """See `Backbone.prompts`."""
-    return _typed(processor, encoding.prompts(processor, questions, picture, texts=texts, cache=cache))
+    return _typed(processor, encoding.prompts(processor, questions, picture, texts=texts, shown=shown, cache=cache))
 
 
 def picture(processor: Any, image: Any) -> Picture:

@@ -273,7 +273,7 @@ def test_tokenizers_that_cannot_be_used(processor: Any, mixed_samples: list[Samp
     [
         ("{{ raise_exception('no') }}", "chat template fails: no"),
         ("{{ messages[0].content[-1].text if add_generation_prompt else 'other' }}", "does not put an answer after"),
-        ("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}", "with one picture"),
+        ("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}", "places for 1 pictures"),
     ],
 )
 def test_templates_that_cannot_be_used(
