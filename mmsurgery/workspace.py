@@ -104,7 +104,8 @@ class Workspace:
                 "reference": "mmsurgery train reference",
             }
             guess = nearest(name, self.models())
-            hint = f"did you mean '{guess}'?" if guess else "mmsurgery apply --method METHOD"
+            known = f"there is: {', '.join(self.models()) or 'none yet'}"
+            hint = f"did you mean '{guess}'?" if guess else known
             raise MissingArtifact(f"no model '{name}' in {self.root}", made_by.get(name, hint))
         return folder
 
