@@ -14,7 +14,7 @@ import argparse
 import functools
 import io
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,17 @@ class Files:
 
 def person_id(number: int) -> str:
     return f"{number + 1:03}"
+
+
+def change(folder: Path, config: str, edit: Callable[[list[Row]], Any]) -> None:
+    """Rewrite a folder's rows as one file, by changing their list in place."""
+    paths = sorted((folder / config).iterdir())
+    schema = pq.read_schema(paths[0])
+    rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
+    edit(rows)
+    for path in paths:
+        path.unlink()
+    pq.write_table(pa.Table.from_pylist(rows, schema), folder / config / "train-00000-of-00001.parquet")
 
 
 def _batches(rows: Iterator[Row], count: int | None) -> Iterator[list[Row]]:
