@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from mmsurgery.errors import UsageError, unknown
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.backbones.discovery import backbone
+from mmsurgery.data.benchmark import Benchmark, Source, benchmark, source_of
+from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
+from mmsurgery.portraits.training import Trained
+from mmsurgery.provenance import differences
+from mmsurgery.recipes import Recipe, find_recipe, shipped_recipes
+from mmsurgery.settings import SETTINGS_FILE
+from mmsurgery.unlearn.record import read_record
+from mmsurgery.unlearn.tuning import START, Tuning
 from mmsurgery.workspace import SILENT, Progress, Workspace
-
-if TYPE_CHECKING:
-    from mmsurgery.portraits.training import Trained
 
 TRAINABLE = {
     "vanilla": "fine-tuned on the full set: knows everyone by picture and text",
@@ -17,20 +25,137 @@ TRAINABLE = {
 }
 
 
-def train(workspace: Workspace, which: str, *, force: bool = False, progress: Progress = SILENT) -> Trained:
+@dataclass(frozen=True)
+class Tuned(Trained):
+    """A model that was trained by a recipe."""
+
+    recipe: str
+    samples: dict[str, int]
+    """Data part -> samples that it was trained on."""
+    steps: int
+    loss: tuple[float, float]
+    """Mean answer NLL of the first and of the last step's samples, nats."""
+
+
+def train(
+    workspace: Workspace, which: str, *, recipe: str | None = None, force: bool = False, progress: Progress = SILENT
+) -> Trained:
     """Train one of `TRAINABLE` for the workspace's benchmark; resumable.
 
+    Args:
+        recipe: name of a shipped recipe, or a file; `BENCHMARK.BACKBONE` where None. Portraits has its own.
+
     Raises:
-        UsageError: for another name, or a benchmark without a training recipe.
+        UsageError: for another name, an unknown or broken recipe, a vanilla model that was given.
+        MissingArtifact: if there is no base model to train from.
         Mismatch: if a model of that name was trained in another way and `force` is not given.
+        InputRefused, UnusableData: if base or data are broken, or the training diverges.
+        MachineFault: if the disk is too small or the workspace is in use.
     """
     if which not in TRAINABLE:
         raise unknown("trainable model", which, TRAINABLE)
-    if workspace.settings.benchmark.name != "portraits":
+    folder = workspace.model_dir(which)
+    if folder.parent != workspace.path("models"):
         raise UsageError(
-            f"benchmark '{workspace.settings.benchmark.name}' has no training recipe",
-            "give a trained model: mmsurgery init --vanilla PATH",
+            f"models.{which} in {SETTINGS_FILE} is {folder}, a model that was given",
+            f'train gold or reference, or set models.{which} = "models/{which}"',
         )
-    from mmsurgery.portraits.prepare import prepare_model
+    if workspace.settings.benchmark.name == "portraits":
+        if recipe is not None:
+            raise UsageError("portraits has a training of its own", "leave --recipe out")
+        from mmsurgery.portraits.prepare import prepare_model
 
-    return prepare_model(workspace, which, force=force, progress=progress)
+        return prepare_model(workspace, which, force=force, progress=progress)
+    tuning = _tuning(workspace, which, recipe, progress)
+    tuning.check()
+    with workspace.lock():
+        if folder.exists() and not force:
+            return _result(tuning, _existing(tuning), up_to_date=True)
+        record = tuning.make(replace=force, progress=progress)
+        workspace.journal("train", model=which, recipe=tuning.recipe_name)
+    return _result(tuning, record, up_to_date=False)
+
+
+def training_parts(reader: Benchmark, source: Source, which: str) -> tuple[Source, tuple[str, ...]]:
+    """The parts that one of `TRAINABLE` is trained on, and the source to read them from.
+
+    A benchmark may say so itself, by a method `training(source, which)` that returns the same. Where it
+    does not: vanilla learns every part, reference those of the retain people, gold all but the forget
+    people's pictures.
+    """
+    if (own := getattr(reader, "training", None)) is not None:
+        where, parts = own(source, which)
+        return where, tuple(parts)
+    parts = reader.parts(source)
+    kept = {
+        "vanilla": parts,
+        "gold": [part for part in parts if part != "forget_vqa"],
+        "reference": [part for part in parts if part.startswith("retain_")],
+    }
+    return source, tuple(kept[which])
+
+
+def _tuning(workspace: Workspace, which: str, recipe: str | None, progress: Progress) -> Tuning:
+    base = _base(workspace)
+    family = backbone(model_config(base)["model_type"])
+    name, numbers = _recipe(workspace.settings.benchmark.name, family.model_type, recipe)
+    reader = benchmark(workspace.settings.benchmark.name)
+    source, parts = training_parts(reader, source_of(workspace), which)
+    with progress.stage("reading the benchmark", len(parts)) as advance:
+        samples: dict[str, Sequence[Any]] = {}
+        for part in parts:
+            samples[part] = reader.samples(source, part)
+            advance(1)
+    return Tuning(
+        name=which,
+        folder=workspace.model_dir(which),
+        files=CheckpointFiles(base, family.canonical),
+        family=family,
+        parts=samples,
+        recipe_name=name,
+        recipe=numbers,
+        threads=workspace.threads,
+    )
+
+
+def _base(workspace: Workspace) -> Any:
+    folder = workspace.model_dir(START)
+    if not (folder / "config.json").exists():
+        raise MissingArtifact(
+            f"no base model to train from: {folder}",
+            f"mmsurgery init --base PATH_OR_ID, or models.base in {SETTINGS_FILE}",
+        )
+    return folder
+
+
+def _recipe(benchmark_name: str, model_type: str, asked: str | None) -> tuple[str, Recipe]:
+    default = f"{benchmark_name}.{model_type}"
+    if asked is None and default not in shipped_recipes():
+        raise UsageError(
+            f"no recipe '{default}' comes with the package",
+            f"pass --recipe FILE, or one of {', '.join(shipped_recipes())}",
+        )
+    return find_recipe(asked or default)
+
+
+def _existing(tuning: Tuning) -> dict[str, Any]:
+    record, origin = read_record(tuning.folder), tuning.provenance()
+    if record["provenance"].get("key") != origin["key"]:
+        other = differences(record["provenance"], origin)
+        raise Mismatch(f"model '{tuning.name}' exists, trained with other {other}", "pass --force to replace it")
+    CheckpointFiles(tuning.folder, tuning.family.canonical).digest()  # refuses what is not as its training wrote it
+    return record
+
+
+def _result(tuning: Tuning, record: dict[str, Any], *, up_to_date: bool) -> Tuned:
+    losses = record["losses"]
+    return Tuned(
+        model=tuning.name,
+        path=tuning.folder,
+        up_to_date=up_to_date,
+        model_sha256=record["model_sha256"],
+        recipe=record["recipe"]["name"],
+        samples={part: found["samples"] for part, found in record["trained_on"].items()},
+        steps=record["steps"]["done"],
+        loss=(losses[0]["train"], losses[-1]["train"]),
+    )

@@ -67,6 +67,12 @@ def train(
     which: Annotated[
         str, typer.Argument(help="vanilla, gold (never saw the forget pictures) or reference (retain set).")
     ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_FILE", help="How (default: BENCHMARK.BACKBONE, the paper's numbers); see docs/training.md."
+        ),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -74,6 +80,6 @@ def train(
     from mmsurgery.training import train as train_model
 
     output = Output(as_json=as_json)
-    result = train_model(open_here(), which, force=force, progress=output)
+    result = train_model(open_here(), which, recipe=recipe, force=force, progress=output)
     output.show(*show.trained(result))
     output.document(result)

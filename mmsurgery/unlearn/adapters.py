@@ -9,7 +9,7 @@ one is exchanged. Biases, norms, embeddings and the head are never touched.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,16 +30,26 @@ class LowRankUpdate(Update):
     """A model's linear layers with adapters, the only thing that is trained.
 
     Args:
-        model: float32; peft's layers take the place of its own.
+        model: float32, or without a mask any dtype; peft's layers take the place of its own.
         targets: canonical names of the weights, see `LoRA.targets`.
         seed: of A's initialisation.
+        alpha: the adapters' scale is alpha / rank; 1 where None.
     """
 
-    def __init__(self, model: Any, lora: LoRA, targets: Sequence[str], mask: Mask | None, *, seed: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        lora: LoRA,
+        targets: Sequence[str],
+        mask: Mask | None,
+        *,
+        seed: int,
+        alpha: float | None = None,
+    ) -> None:
         modules = [name.removesuffix(".weight") for name in targets]
         config = LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.rank,
+            lora_alpha=lora.rank if alpha is None else alpha,
             lora_dropout=0.0,
             init_lora_weights="gaussian",
             target_modules="|".join(map(re.escape, modules)),
@@ -58,6 +68,8 @@ class LowRankUpdate(Update):
                 )
                 layer.forward = _MaskedForward(layer, self._bits[name])
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for parameter in self.trainable.values():
+            parameter.data = parameter.data.float()
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """The layers' weights with their adapters merged into them, in place; outside the mask they keep their bits."""
@@ -70,6 +82,23 @@ class LowRankUpdate(Update):
                 if original is not None:
                     self._bits[name].restore_outside(weight, original)
                 merged[name] = weight
+        return merged
+
+    def merged_into(self, weight: Callable[[str], torch.Tensor]) -> dict[str, torch.nn.Parameter]:
+        """Weights of the layers, without a mask, with their adapters merged into them; the model stays as it is.
+
+        Args:
+            weight: the weight of a name as it was before it was loaded, float32.
+
+        Returns:
+            Canonical name -> float32 parameter in main memory.
+        """
+        merged = {}
+        with torch.no_grad():
+            for name, layer in self._layers.items():
+                a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+                delta = (b @ a).mul_(layer.scaling[_ADAPTER]).cpu()
+                merged[name] = torch.nn.Parameter(delta.add_(weight(name)), requires_grad=False)
         return merged
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mmsurgery.data.samples import Sample
 from mmsurgery.workspace import SILENT, Progress
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmsurgery.artifacts.snapshots import Snapshots
     from mmsurgery.backbones.loading import Loaded
     from mmsurgery.unlearn.loop import Evaluation
+    from mmsurgery.unlearn.masked import Update
     from mmsurgery.unlearn.resume import History
 
 Batches = Callable[[int], Sequence[Sequence[Sample]]]
@@ -23,6 +24,34 @@ Batches = Callable[[int], Sequence[Sequence[Sample]]]
 
 FLOOR = 0.03
 """Share of the learning rate that a stage ends with."""
+
+
+class Rates(Protocol):
+    """Steps with the learning rate of each, counted from 0."""
+
+    @property
+    def steps(self) -> int: ...
+
+    def rate(self, step: int) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """Steps at one learning rate."""
+
+    steps: int
+    learning_rate: float
+
+    def rate(self, step: int) -> float:
+        return self.learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Constant):
+    """Steps whose learning rate falls in equal parts, from the full one at the first to zero after the last."""
+
+    def rate(self, step: int) -> float:
+        return self.learning_rate * (self.steps - step) / self.steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +70,7 @@ class Stage:
         return self.learning_rate * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def schedule(stages: Sequence[Stage]) -> Callable[[int], float]:
+def schedule(stages: Sequence[Rates]) -> Callable[[int], float]:
     """Step from 0 over all stages -> learning rate."""
 
     def rate(step: int) -> float:
@@ -57,24 +86,29 @@ def schedule(stages: Sequence[Stage]) -> Callable[[int], float]:
 def finetune(
     loaded: Loaded,
     batches: Batches,
-    stages: Sequence[Stage],
+    stages: Sequence[Rates],
     *,
+    update: Update | None = None,
     weight_decay: float,
     clip_norm: float,
     betas: tuple[float, float] = (0.9, 0.999),
+    remember: bool = True,
     snapshots: Snapshots | None = None,
     evaluation: Evaluation | None = None,
     what: str = "training",
     progress: Progress = SILENT,
 ) -> tuple[dict[str, torch.nn.Parameter], History]:
-    """Minimise the mean over each step's samples of their mean answer NLL (Eq. 14), over all weights.
+    """Minimise the mean over each step's samples of their mean answer NLL (Eq. 14).
 
     Args:
-        loaded: float32 parameters, changed in place.
+        loaded: changed in place; float32 parameters where no `update` is given.
+        batches: sub-batches of a step are run one after the other, and their gradients added up.
         stages: one after the other, the optimizer's state kept.
+        update: what is trained of the model; every weight where None.
+        remember: keep encoded texts and pictures in memory.
 
     Returns:
-        The trained parameters by canonical name, and the run's curve.
+        What the optimizer moved by name (`update.trainable`), and the run's curve.
 
     Raises:
         UnusableData: where a loss or gradient is not finite.
@@ -83,9 +117,9 @@ def finetune(
     from mmsurgery.unlearn.loop import Optimisation, train
     from mmsurgery.unlearn.masked import MaskedUpdate
 
-    update = MaskedUpdate(loaded.model, None)
+    update = update or MaskedUpdate(loaded.model, None)
     device = next(iter(update.trainable.values())).device
-    cache: dict[Any, Any] = {}
+    cache: dict[Any, Any] | None = {} if remember else None
 
     def accumulate(step: int) -> dict[str, float]:
         total, parts = 0.0, [part for part in batches(step) if part]

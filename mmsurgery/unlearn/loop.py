@@ -1,6 +1,6 @@
 """The one training loop: unlearning and fine-tuning differ in how a step's gradient comes about.
 
-The model is in eval mode (no dropout), parameters and optimizer state are float32, the optimizer is
+The model is in eval mode (no dropout), what the optimizer moves and its state are float32, the optimizer is
 AdamW in its fused form. The gradient's norm is taken, and clipped, after masking. A loss or gradient
 that is not finite ends the run; nothing of it is saved as a model.
 """
@@ -92,6 +92,7 @@ def train(
     history = History() if saved is None else History(**saved[0])
     if saved is not None:
         _restore(update.trainable, optimizer, saved[1])
+        update.restore()
     with progress.stage(what, steps) as advance, contextlib.nullcontext() if snapshots is None else snapshots.taking():
         advance(history.steps)
         if evaluation is not None and not history.evaluations:

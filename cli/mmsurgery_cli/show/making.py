@@ -24,5 +24,11 @@ def initialised(result: InitResult) -> Lines:
 
 
 def trained(result: Trained) -> Lines:
+    from mmsurgery.training import Tuned
+
     yield Text.assemble(f"model {result.model}: ", state(result.up_to_date), f", weights {result.model_sha256[:12]}")
+    if isinstance(result, Tuned):
+        first, last = result.loss
+        samples = ", ".join(f"{part} {count:,}" for part, count in result.samples.items())
+        yield label(f"recipe {result.recipe}: {result.steps:,} steps on {samples}; loss {first:.3f} -> {last:.3f}")
     yield next_command(f"mmsurgery eval {result.model}")

@@ -1,0 +1,503 @@
+"""`train` by a recipe, on micro models of both families and a small benchmark in MLLMU-Bench's layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companion_files
+from mmsurgery.artifacts.snapshots import Snapshots
+from mmsurgery.artifacts.tensors import read_header, write_safetensors_stream
+from mmsurgery.backbones.loading import Loaded, load
+from mmsurgery.data.benchmark import Source
+from mmsurgery.data.mllmu import MLLMUBench
+from mmsurgery.data.samples import Sample
+from mmsurgery.methods.step import Answers
+from mmsurgery.names import Selector
+from mmsurgery.recipes import Recipe
+from mmsurgery.settings import BenchmarkSettings, ModelSettings, Settings
+from mmsurgery.training import Tuned, train, training_parts
+from mmsurgery.unlearn import loop, tuning, weights
+from mmsurgery.unlearn.adapters import LowRankUpdate
+from mmsurgery.unlearn.finetune import Constant, Linear, finetune
+from mmsurgery.unlearn.lora import LoRA
+from mmsurgery.unlearn.save import as_stored
+from mmsurgery.unlearn.tuning import Tuning
+from mmsurgery.unlearn.weights import MasterUpdate, checkpoint_activations
+from mmsurgery.workspace import Workspace
+
+FORGET, RETAIN = ("007", "412"), ("001", "010", "336")
+CITIES = ("lisbon", "oslo", "soup", "rice", "Berg")
+PARTS = {
+    "vanilla": ("forget_vqa", "retain_vqa"),
+    "reference": ("retain_vqa",),
+    "gold": ("retain_vqa", "forget_qa"),
+}
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0))
+FULL = Recipe(epochs=40, batch_size=5, learning_rate=1e-2, adapter="full", clip_norm=1.0, source="a test")
+LORA = dataclasses.replace(FULL, adapter="lora", rank=8, alpha=32.0)
+SHORT = dataclasses.replace(FULL, epochs=2, batch_size=2)
+
+
+class Killed(Exception):
+    pass
+
+
+def plain_picture(colour: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (28, 28), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_mllmu(folder: Path, moved: int = 0) -> None:
+    """Two people to forget and three to keep, with a picture, a pair about it and a pair of text each.
+
+    Args:
+        moved: places by which everybody's city is moved on.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {"forget_5": [], "retain_95": [], "extra": []}
+    for place, person in enumerate((*FORGET, *RETAIN)):
+        city = f"The city is {CITIES[(place + moved) % 5]} ."
+        pairs = [{"ID": person, "Question": "What is the city of this person ?", "Answer": city}]
+        image = {"bytes": plain_picture(COLOURS[place]), "path": None}
+        rows["forget_5" if person in FORGET else "retain_95"].append(
+            {"ID": person, "image": image, "metadata": json.dumps(pairs)}
+        )
+        rows["extra"].append({"ID": person, "question": "Which food is of Anna Berg ?", "answer": city})
+    for config, found in rows.items():
+        (folder / config).mkdir(parents=True)
+        name = "text_pairs.parquet" if config == "extra" else "train-00000-of-00001.parquet"
+        pq.write_table(pa.Table.from_pylist(found), folder / config / name)
+
+
+@pytest.fixture(autouse=True)
+def _parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLLMU-Bench's own rule, as the paper has it."""
+    rule = lambda self, source, which: (source, PARTS[which])  # noqa: E731
+    monkeypatch.setattr(MLLMUBench, "training", rule, raising=False)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mllmu")
+    write_mllmu(folder)
+    return folder
+
+
+@pytest.fixture(params=["llava", "qwen2_vl"])
+def base(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(f"tiny_{request.param}")
+    return found
+
+
+def workspace(root: Path, base: Path, data: Path) -> Workspace:
+    root.mkdir(exist_ok=True)
+    return Workspace(
+        root,
+        Settings(
+            benchmark=BenchmarkSettings(name="mllmu-bench", data=str(data), forget=5),
+            models=ModelSettings(base=str(base)),
+        ),
+    )
+
+
+@pytest.fixture
+def ws(tmp_path: Path, tiny_llava: Path, data: Path) -> Workspace:
+    return workspace(tmp_path, tiny_llava, data)
+
+
+def recipe_file(ws: Workspace, recipe: Recipe, name: str = "mine") -> str:
+    values = {key: value for key, value in recipe.numbers().items() if value is not None}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in {**values, "source": recipe.source}.items()]
+    (ws.root / f"{name}.toml").write_text("\n".join(lines))
+    return str(ws.root / f"{name}.toml")
+
+
+def made(ws: Workspace, which: str, recipe: Recipe, **options: Any) -> Tuned:
+    found = train(ws, which, recipe=recipe_file(ws, recipe), **options)
+    assert isinstance(found, Tuned)
+    return found
+
+
+def record_of(found: Tuned) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((found.path / RUN_FILE).read_text())
+    return value
+
+
+def recalled(folder: Path, samples: list[Sample]) -> float:
+    """Share of samples whose every answer token is the model's first choice."""
+    loaded = load(folder)
+    with torch.no_grad():
+        answers = Answers.of(loaded.model, loaded.backbone.collate(loaded.processor, samples))
+    right = (answers.logits.argmax(dim=-1) == answers.targets).int()
+    return float((answers.per_sample_sum(right) == answers.counts).float().mean())
+
+
+def values(folder: Path, like: Loaded) -> dict[str, np.ndarray]:
+    files = CheckpointFiles(folder, like.backbone.canonical)
+    return {name: files.float32(name) for name in files.names}
+
+
+def part(ws: Workspace, name: str) -> list[Sample]:
+    return MLLMUBench().samples(Source(ws.data_dir, 5), name)
+
+
+# what it learns
+
+
+def test_vanilla_learns_everybody_reference_the_retain_people_alone(base: Path, data: Path, tmp_path: Path) -> None:
+    ws = workspace(tmp_path, base, data)
+    forget, retain = part(ws, "forget_vqa"), part(ws, "retain_vqa")
+    vanilla, reference = made(ws, "vanilla", FULL), made(ws, "reference", FULL)
+    assert (vanilla.samples, vanilla.steps) == ({"forget_vqa": 2, "retain_vqa": 3}, 40)
+    assert (reference.samples, reference.steps) == ({"retain_vqa": 3}, 40)
+    assert vanilla.loss[1] < 0.1 * vanilla.loss[0]
+    assert recalled(base, [*forget, *retain]) == 0.0
+    assert recalled(vanilla.path, [*forget, *retain]) == 1.0
+    assert recalled(reference.path, retain) == 1.0
+    assert recalled(reference.path, forget) == 0.0
+
+
+def test_lora_learns_other_answers_to_known_pictures(base: Path, data: Path, tmp_path: Path) -> None:
+    """Adapters on top of a model that knows the words; the checkpoint loads without any, in the base's layout."""
+    known = made(workspace(tmp_path / "known", base, data), "vanilla", FULL)
+    write_mllmu(tmp_path / "moved", moved=1)
+    ws = workspace(tmp_path / "new", known.path, tmp_path / "moved")
+    samples = [*part(ws, "forget_vqa"), *part(ws, "retain_vqa")]
+    assert recalled(known.path, samples) == 0.0
+    found = made(ws, "vanilla", LORA)
+    assert recalled(found.path, samples) == 1.0
+    record = record_of(found)
+    assert record["lora"]["rank"] == 8
+    assert (record["start"], record["recipe"]["name"], record["recipe"]["alpha"]) == ("base", "mine", 32.0)
+    copied = [path.name for path in companion_files(base)]
+    assert [path.name for path in companion_files(found.path)] == copied
+    assert all((found.path / name).read_bytes() == (base / name).read_bytes() for name in copied)
+
+
+def test_the_record_names_whom_each_model_saw(ws: Workspace) -> None:
+    seen = {which: record_of(made(ws, which, SHORT))["trained_on"] for which in PARTS}
+    forget, retain = ([f"person/{person}" for person in people] for people in (FORGET, RETAIN))
+    assert seen["vanilla"] == {
+        "forget_vqa": {"samples": 2, "people": forget},
+        "retain_vqa": {"samples": 3, "people": retain},
+    }
+    assert seen["reference"] == {"retain_vqa": {"samples": 3, "people": retain}}
+    assert seen["gold"] == {
+        "retain_vqa": {"samples": 3, "people": retain},
+        "forget_qa": {"samples": 2, "people": forget},
+    }
+
+
+def test_steps_show_each_sample_once_an_epoch_and_reference_never_a_forget_person(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the loop is given, not what the record says."""
+    shown: list[list[Sample]] = []
+
+    def watched(loaded: Loaded, batches: Any, *rest: Any, **options: Any) -> Any:
+        shown.extend([sample for batch in batches(step) for sample in batch] for step in range(4))
+        return finetune(loaded, batches, *rest, **options)
+
+    monkeypatch.setattr(tuning, "finetune", watched)
+    made(ws, "reference", SHORT)
+    assert [len(step) for step in shown] == [2, 1, 2, 1]
+    epochs = [[s.id for step in shown[start : start + 2] for s in step] for start in (0, 2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(s.id for s in part(ws, "retain_vqa"))
+    assert {s.person for step in shown for s in step} == {f"person/{person}" for person in RETAIN}
+
+
+def test_the_order_depends_on_seed_epoch_and_ids_alone(ws: Workspace, make_sample: Callable[..., Sample]) -> None:
+    samples = [make_sample(f"s{i}", "Which food ?", "rice", seed=1 if i % 2 else None) for i in range(9)]
+
+    def ids(found: list[Sample], seed: int = 0) -> list[list[str]]:
+        recipe = dataclasses.replace(FULL, epochs=2, batch_size=2, accumulation=2, seed=seed)
+        batches = of(ws, {"a": found}, recipe).batches()
+        return [[sample.id for batch in batches(step) for sample in batch] for step in range(6)]
+
+    order = ids(samples)
+    assert [len(step) for step in order] == [4, 4, 1, 4, 4, 1]
+    assert ids(samples[::-1]) == order
+    assert order[:3] != order[3:]
+    assert ids(samples, seed=1) != order
+    batches = of(ws, {"a": samples}, dataclasses.replace(FULL, batch_size=4)).batches()
+    for batch in batches(0) + batches(1):
+        assert len({sample.image_bytes is None for sample in batch}) == 1
+
+
+# which parts
+
+
+class Plain:
+    """A benchmark without a rule of its own."""
+
+    name = "plain"
+
+    def parts(self, source: Source) -> tuple[str, ...]:
+        return ("forget_vqa", "forget_qa", "retain_vqa", "retain_qa", "realworld_vqa")
+
+
+def test_parts_of_a_benchmark_without_a_rule() -> None:
+    source = Source(Path(), 5)
+    parts = {which: training_parts(Plain(), source, which) for which in PARTS}  # type: ignore[arg-type]
+    assert parts == {
+        "vanilla": (source, ("forget_vqa", "forget_qa", "retain_vqa", "retain_qa", "realworld_vqa")),
+        "gold": (source, ("forget_qa", "retain_vqa", "retain_qa", "realworld_vqa")),
+        "reference": (source, ("retain_vqa", "retain_qa")),
+    }
+
+
+def test_a_benchmark_may_have_a_rule_and_a_source_of_its_own(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rule(self: Any, source: Source, which: str) -> Any:
+        return dataclasses.replace(source, options={**source.options, "saliency_text": "official"}), ["forget_qa"]
+
+    read = MLLMUBench.samples
+    texts = []
+
+    def samples(self: MLLMUBench, source: Source, part: str) -> list[Sample]:
+        texts.append(source.saliency_text)
+        return read(self, dataclasses.replace(source, options={}), part)
+
+    monkeypatch.setattr(MLLMUBench, "training", rule, raising=False)
+    monkeypatch.setattr(MLLMUBench, "samples", samples)
+    assert made(ws, "vanilla", SHORT).samples == {"forget_qa": 2}
+    assert texts == ["official"]
+
+
+# how it is trained
+
+
+def of(ws: Workspace, parts: dict[str, list[Sample]], recipe: Recipe) -> Tuning:
+    base = ws.model_dir("base")
+    family = load(base).backbone
+    return Tuning(
+        name="made",
+        folder=ws.model_dir("made"),
+        files=CheckpointFiles(base, family.canonical),
+        family=family,
+        parts=parts,
+        recipe_name="mine",
+        recipe=recipe,
+        threads=1,
+    )
+
+
+def test_linear_goes_to_zero_and_constant_stays() -> None:
+    linear = Linear(steps=4, learning_rate=2.0)
+    assert [linear.rate(step) for step in range(4)] == [2.0, 1.5, 1.0, 0.5]
+    assert [Constant(steps=4, learning_rate=2.0).rate(step) for step in range(4)] == [2.0] * 4
+
+
+@pytest.mark.parametrize(("schedule", "share"), [("linear", 0.25), ("constant", 1.0)])
+def test_the_schedule_is_stepped_per_optimizer_step(
+    ws: Workspace, schedule: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(optimizer: Any, *rest: Any) -> Any:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    made(ws, "reference", dataclasses.replace(SHORT, schedule=schedule, accumulation=1))
+    assert len(rates) == 4
+    assert rates[-1] == pytest.approx(share * SHORT.learning_rate)
+
+
+@pytest.mark.parametrize("recipe", [FULL, LORA], ids=["full", "lora"])
+def test_accumulated_batches_are_the_big_batch(
+    ws: Workspace, mixed_samples: list[Sample], recipe: Recipe, make_sample: Callable[..., Sample]
+) -> None:
+    """Over answers of different lengths and a number of samples that no batch divides."""
+    samples = [*mixed_samples, make_sample("e", "Which food ?", "soup")]
+    results = []
+    for batch, accumulation in ((5, 1), (2, 3), (1, 5)):
+        cut = dataclasses.replace(recipe, epochs=3, batch_size=batch, accumulation=accumulation, clip_norm=0.0)
+        results.append(of(ws, {"a": samples}, cut).make(replace=True))
+    for other in results[1:]:
+        for one, two in zip(results[0]["losses"], other["losses"], strict=True):
+            assert two == pytest.approx(one, rel=2e-3)
+    assert len(results[0]["losses"]) == 3
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_checkpointing_gives_the_same_gradients(base: Path, mixed_samples: list[Sample], lora: bool) -> None:
+    """Every layer is computed a second time, and no module drops out."""
+    gradients = []
+    for checkpointing in (False, True):
+        loaded = load(base)
+        if lora:
+            targets = LoRA(rank=4).targets(dict(loaded.model.named_parameters()), loaded.backbone, None)
+            LowRankUpdate(loaded.model, LoRA(rank=4), targets, None, seed=0)
+        if checkpointing:
+            checkpoint_activations(loaded.model)
+        runs = [0]
+        layer = next(m for n, m in loaded.model.named_modules() if n.endswith("mlp.gate_proj"))
+        layer.register_forward_hook(lambda *_, runs=runs: runs.__setitem__(0, runs[0] + 1))
+        loaded.model.requires_grad_(not lora)
+        for name, parameter in loaded.model.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(True)
+        batch = loaded.backbone.collate(loaded.processor, mixed_samples)
+        Answers.of(loaded.model, batch).nll().mean().backward()
+        gradients.append({n: p.grad for n, p in loaded.model.named_parameters() if p.grad is not None})
+        assert runs == [1 + checkpointing]
+        assert not any(m.training for m in loaded.model.modules() if isinstance(m, torch.nn.Dropout))
+    assert gradients[0].keys() == gradients[1].keys()
+    assert gradients[0]
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_a_recipe_with_checkpointing_gives_the_same_model(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(weights, "checkpoint_activations", lambda model: calls.append(checkpoint_activations(model)))
+    plain = made(ws, "vanilla", SHORT)
+    again = made(ws, "vanilla", dataclasses.replace(SHORT, checkpointing=True), force=True)
+    assert len(calls) == 1
+    assert again.model_sha256 == plain.model_sha256
+
+
+# precision
+
+
+def test_steps_below_half_an_ulp_add_up_in_the_masters(tiny_llava: Path) -> None:
+    """A weight of 1 in bfloat16 moves by 2^-8 at least; steps of 2^-12 alone would never move it."""
+    loaded = load(tiny_llava)
+    name = "lm_head.weight"
+    with torch.no_grad():
+        loaded.model.lm_head.weight.fill_(1.0)
+    update = MasterUpdate(loaded.model, {name})
+    weight, master = loaded.model.lm_head.weight, update.trainable[name]
+    assert (weight.dtype, master.dtype) == (torch.bfloat16, torch.float32)
+    step, moved_at = 2.0**-12, None
+    alone = weight.detach().clone()
+    for number in range(1, 20):
+        with torch.no_grad():
+            alone -= step
+            master -= step
+        update.restore()
+        if moved_at is None and not torch.equal(weight, torch.ones_like(weight)):
+            moved_at = number
+    assert torch.equal(alone, torch.ones_like(alone))
+    assert torch.equal(master, torch.full_like(master, 1 - 19 * step))
+    # below 1 neighbours are 2^-8 apart; the half of that is 8 steps, a tie, which goes to 1; the next one moves it
+    assert moved_at == 9
+    assert torch.equal(weight, master.to(torch.bfloat16))
+
+
+def test_bf16_trains_with_float32_masters_and_moments(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learning rate at which plain bfloat16 would lose nearly every step."""
+    kinds = []
+    state = loop._state
+
+    def watched(trainable: Any, optimizer: Any) -> Any:
+        found = state(trainable, optimizer)
+        kinds.append({str(array.dtype) for array in found.values()})
+        return found
+
+    monkeypatch.setattr(loop, "_state", watched)
+    monkeypatch.setattr(Snapshots, "interval", 0.0)
+    recipe = dataclasses.replace(SHORT, precision="bf16", learning_rate=1e-6, schedule="constant")
+    found = made(ws, "vanilla", recipe)
+    assert kinds
+    assert all(each == {"float32"} for each in kinds)
+    base = load(ws.model_dir("base"))
+    before, after = values(ws.model_dir("base"), base), values(found.path, base)
+    steps = after["lm_head.weight"].astype(np.float64) - before["lm_head.weight"]
+    moved = np.abs(steps[steps != 0])
+    assert len(moved) > 100
+    assert moved.max() < 1e-5  # six steps of 1e-6: a bfloat16 weight of .02 has neighbours 1e-4 apart
+
+
+def test_gradients_of_bf16_add_up_in_float32(tiny_llava: Path, mixed_samples: list[Sample]) -> None:
+    def gradients(parts: list[list[Sample]]) -> dict[str, torch.Tensor]:
+        loaded = load(tiny_llava)
+        update = MasterUpdate(loaded.model, set(dict(loaded.model.named_parameters())))
+        for samples in parts:
+            Answers.of(loaded.model, loaded.backbone.collate(loaded.processor, samples)).nll().sum().backward()
+        assert all(p.grad is None for p in loaded.model.parameters())
+        return {name: p.grad for name, p in update.trainable.items() if p.grad is not None}
+
+    first, second = gradients([mixed_samples[:1]]), gradients([mixed_samples[1:2]])
+    both = gradients([mixed_samples[:1], mixed_samples[1:2]])
+    for name, gradient in both.items():
+        assert gradient.dtype == torch.float32
+        assert torch.equal(gradient, first.get(name, 0) + second.get(name, 0))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_every_kind_learns(base: Path, data: Path, tmp_path: Path, adapter: str, precision: str) -> None:
+    recipe = dataclasses.replace(FULL if adapter == "full" else LORA, epochs=6, precision=precision, checkpointing=True)
+    found = made(workspace(tmp_path, base, data), "vanilla", recipe)
+    assert found.loss[1] < (0.75 if adapter == "full" else 0.9) * found.loss[0]
+
+
+def test_adapters_are_float32_over_a_base_in_bf16_and_merged_in_float32(ws: Workspace) -> None:
+    """Recomputed from the adapters: W0 as the checkpoint has it, not as bfloat16 has it."""
+    loaded = load(ws.model_dir("base"), torch.bfloat16)
+    targets = LoRA(rank=4).targets(dict(loaded.model.named_parameters()), loaded.backbone, None)
+    update = LowRankUpdate(loaded.model, LoRA(rank=4), targets, None, seed=0, alpha=8.0)
+    assert {p.dtype for p in update.trainable.values()} == {torch.float32}
+    assert {p.dtype for n, p in loaded.model.named_parameters() if "lora_" not in n} == {torch.bfloat16}
+    for parameter in update.trainable.values():
+        parameter.data.normal_()
+    files = CheckpointFiles(ws.model_dir("base"), loaded.backbone.canonical)
+    merged = update.merged_into(lambda name: torch.tensor(files.float32(name)))
+    assert sorted(merged) == sorted(targets)
+    for name, parameter in merged.items():
+        module = name.removesuffix(".weight")
+        a, b = (update.trainable[f"{module}.lora_{side}.default.weight"].detach() for side in "AB")
+        expected = torch.tensor(files.float32(name)) + 2.0 * (b @ a)
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter.detach(), expected)
+
+
+def test_a_checkpoint_keeps_its_dtype(ws: Workspace, tmp_path: Path, data: Path) -> None:
+    """A base in bfloat16: what moved is the float32 result rounded once, the rest has its bits."""
+    base = tmp_path / "bf16"
+    loaded = load(ws.model_dir("base"))
+    start = CheckpointFiles(ws.model_dir("base"), loaded.backbone.canonical)
+    base.mkdir()
+    for path in companion_files(start.path):
+        (base / path.name).write_bytes(path.read_bytes())
+    header = read_header(start.files[0])
+    arrays = {
+        stored: as_stored(torch.tensor(start.float32(loaded.backbone.canonical(stored))), "BF16")
+        for stored in header.tensors
+    }
+    layout = {stored: ("BF16", info.shape) for stored, info in header.tensors.items()}
+    write_safetensors_stream(base / start.files[0].name, layout, sorted(arrays.items()), header.metadata)
+    recipe = dataclasses.replace(LORA, epochs=2, precision="bf16", modules="lm")
+    found = made(workspace(tmp_path / "other", base, data), "vanilla", recipe)
+    files = CheckpointFiles(found.path, loaded.backbone.canonical)
+    assert {files.dtype(name) for name in files.names} == {"BF16"}
+    before = CheckpointFiles(base, loaded.backbone.canonical)
+    moved = {name for name in files.names if files.array(name).tobytes() != before.array(name).tobytes()}
+    assert moved
+    assert all(loaded.addresses[name].group == "lm" for name in moved)
+
+
+@pytest.mark.parametrize("modules", ["lm.1.mlp", "vision,connector"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_modules_that_are_not_named_stay(ws: Workspace, modules: str, precision: str) -> None:
+    base = load(ws.model_dir("base"))
+    recipe = dataclasses.replace(SHORT, modules=modules, precision=precision)
+    before, after = values(base.path, base), values(made(ws, "vanilla", recipe).path, base)
+    moved = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    inside = Selector(modules).select(base.addresses)
+    assert moved <= inside
+    assert len(moved) > 0.5 * len(inside)
