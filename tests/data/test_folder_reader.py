@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mmsurgery.data import folder_rows
 from mmsurgery.data.benchmark import TASKS, Benchmark, Source, benchmark
 from mmsurgery.data.folder import COLUMNS, PARTS, OwnPictures
 from mmsurgery.data.leakage import check_overlap, check_text
@@ -427,6 +428,14 @@ def test_a_repeated_row(folder: Path) -> None:
     assert report.counts["forget_vqa samples"] == 2
 
 
+def test_a_row_that_differs_in_one_value_is_no_repetition(folder: Path) -> None:
+    chosen = row(question="Q?", answer="Chef", options=JOBS)
+    rows = [*REST, row(image="bo.jpg"), row(image=None), row(use="test"), row("realworld"), row(answer="Ada")]
+    rows += [chosen, {**chosen, "options": JOBS[::-1]}, {**chosen, "answer": "Poet"}, row(person="Eve", answer="Ada.")]
+    report = READER.report(source(write_json(folder, rows)))
+    assert report.counts.total() == len(rows)
+
+
 def test_an_allowed_name_that_is_no_fault(folder: Path) -> None:
     write_json(folder, REST)
     with pytest.raises(UsageError, match=r"no fault to allow 'repeated_rows'.*did you mean 'repeated_row'"):
@@ -544,6 +553,16 @@ def test_a_picture_that_changes_is_looked_at_again(folder: Path) -> None:
     assert READER.parts(where)
     path.write_bytes(b"no picture")
     assert "line 2: image: picture cannot be decoded" in refused(folder)
+
+
+def test_a_picture_that_stays_is_looked_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = source(write_json(folder, [*REST, row(question="Again?")]))
+    # a file made a moment ago has no lasting identity
+    monkeypatch.setattr(folder_rows, "file_identity", lambda path: [path.stat().st_size])
+    looked_at = []
+    monkeypatch.setattr(folder_rows, "picture_bytes", lambda cell, *_: looked_at.append(cell["path"]))
+    assert READER.parts(where) == READER.parts(where)
+    assert looked_at == ["faces/ada.png", "bo.jpg"]
 
 
 def test_init_checks_and_counts_it(folder: Path) -> None:
