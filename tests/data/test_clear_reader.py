@@ -373,6 +373,12 @@ def test_unequal_blocks_of_a_divisible_total_are_not_cut_into_equal_ones() -> No
     assert found == ["Mira Oduya"] * 7 + ["Karl Ode"] * 9
 
 
+def test_as_many_blocks_as_authors_are_not_enough_if_one_is_named_in_two() -> None:
+    mira, karl = "Mira Oduya", "Karl Ode"
+    texts = [f"Who is {mira}?", "What?", f"Who is {mira}?", "What?", f"Who is {karl}?", "What?"]
+    assert authors(texts, [mira, karl, "Ines Vale"], 3) == [mira, mira, mira, None, karl, None]
+
+
 @pytest.mark.parametrize("place", [0, 3, 5, 19, 20, 25])
 def test_an_author_who_is_cited_by_another_does_not_get_the_row(place: int) -> None:
     texts = _tofu(("Mira Oduya", 20), ("Karl Ode", 20), ("Ines Vale", 20))
@@ -545,6 +551,11 @@ def test_a_row_that_stands_twice(clear: ClearFiles) -> None:
     with pytest.raises(InputRefused, match="1 times row that stands twice"):
         READER.samples(source(folder), "forget_vqa")
     assert len(READER.samples(source(folder, "repeated_row"), "forget_vqa")) == 5
+    clear.rows["real_faces"].append(clear.rows["real_faces"][1])
+    clear.write()
+    with pytest.raises(InputRefused, match=r"1 times row that stands twice, first .*real_faces/.* row 3"):
+        READER.items(source(folder), "realface_vqa")
+    assert len(READER.items(source(folder, "repeated_row"), "realface_vqa")) == 3
 
 
 def test_a_forget_author_among_the_retain_pictures(clear: ClearFiles) -> None:
