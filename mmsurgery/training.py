@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import Benchmark, Source, benchmark, source_of
+from mmsurgery.data.samples import Sample
 from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
 from mmsurgery.portraits.training import Trained
 from mmsurgery.provenance import differences
@@ -102,7 +104,7 @@ def _tuning(workspace: Workspace, which: str, recipe: str | None, progress: Prog
     reader = benchmark(workspace.settings.benchmark.name)
     source, parts = training_parts(reader, source_of(workspace), which)
     with progress.stage("reading the benchmark", len(parts)) as advance:
-        samples: dict[str, Sequence[Any]] = {}
+        samples: dict[str, Sequence[Sample]] = {}
         for part in parts:
             samples[part] = reader.samples(source, part)
             advance(1)
@@ -118,7 +120,7 @@ def _tuning(workspace: Workspace, which: str, recipe: str | None, progress: Prog
     )
 
 
-def _base(workspace: Workspace) -> Any:
+def _base(workspace: Workspace) -> Path:
     folder = workspace.model_dir(START)
     if not (folder / "config.json").exists():
         raise MissingArtifact(
@@ -155,7 +157,7 @@ def _result(tuning: Tuning, record: dict[str, Any], *, up_to_date: bool) -> Tune
         up_to_date=up_to_date,
         model_sha256=record["model_sha256"],
         recipe=record["recipe"]["name"],
-        samples={part: found["samples"] for part, found in record["trained_on"].items()},
+        samples={part: len(samples) for part, samples in tuning.parts.items()},
         steps=record["steps"]["done"],
         loss=(losses[0]["train"], losses[-1]["train"]),
     )

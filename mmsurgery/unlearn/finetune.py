@@ -128,7 +128,8 @@ def finetune(
             batch = loaded.backbone.collate(loaded.processor, part, cache=cache)
             answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()})
             loss = answers.nll().sum() / size
-            loss.backward()  # type: ignore[no-untyped-call]
+            if loss.requires_grad:  # text tells nothing of a vision encoder that is trained alone
+                loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return {"train": total}
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmsurgery import training
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companion_files
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.artifacts.tensors import read_header, write_safetensors_stream
@@ -23,10 +24,11 @@ from mmsurgery.backbones.loading import Loaded, load
 from mmsurgery.data.benchmark import Source
 from mmsurgery.data.mllmu import MLLMUBench
 from mmsurgery.data.samples import Sample
+from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.methods.step import Answers
 from mmsurgery.names import Selector
 from mmsurgery.recipes import Recipe
-from mmsurgery.settings import BenchmarkSettings, ModelSettings, Settings
+from mmsurgery.settings import SETTINGS_FILE, BenchmarkSettings, ModelSettings, Settings
 from mmsurgery.training import Tuned, train, training_parts
 from mmsurgery.unlearn import loop, tuning, weights
 from mmsurgery.unlearn.adapters import LowRankUpdate
@@ -35,7 +37,8 @@ from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.save import as_stored
 from mmsurgery.unlearn.tuning import Tuning
 from mmsurgery.unlearn.weights import MasterUpdate, checkpoint_activations
-from mmsurgery.workspace import Workspace
+from mmsurgery.workspace import SILENT, Workspace
+from mmsurgery_cli.main import run
 
 FORGET, RETAIN = ("007", "412"), ("001", "010", "336")
 CITIES = ("lisbon", "oslo", "soup", "rice", "Berg")
@@ -501,3 +504,206 @@ def test_modules_that_are_not_named_stay(ws: Workspace, modules: str, precision:
     inside = Selector(modules).select(base.addresses)
     assert moved <= inside
     assert len(moved) > 0.5 * len(inside)
+
+
+# again, interrupted, refused
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [SHORT, dataclasses.replace(SHORT, precision="bf16"), dataclasses.replace(LORA, epochs=2, batch_size=2)],
+    ids=["float32", "bf16", "lora"],
+)
+@pytest.mark.parametrize("kill_at", [0, 2, 5])
+def test_killed_and_run_again_ends_with_the_same_bytes(
+    ws: Workspace, tmp_path: Path, data: Path, recipe: Recipe, kill_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = made(ws, "vanilla", recipe)
+    monkeypatch.setattr(Snapshots, "interval", 0.0)
+    monkeypatch.setattr(Snapshots, "share", 0.0)
+    other, steps, step = workspace(tmp_path / "other", ws.model_dir("base"), data), [0], torch.optim.AdamW.step
+
+    def killed(optimizer: Any, *rest: Any) -> Any:
+        if steps[0] == kill_at:
+            raise Killed
+        steps[0] += 1
+        return step(optimizer, *rest)
+
+    with monkeypatch.context() as inside:
+        inside.setattr(torch.optim.AdamW, "step", killed)
+        with pytest.raises(Killed):
+            made(other, "vanilla", recipe)
+    assert not other.model_dir("vanilla").exists()
+    assert len(list(other.path("models").glob(".resume-vanilla-*/step-*"))) == min(kill_at, 2)
+    notes = Notes()
+    again = made(other, "vanilla", recipe, progress=notes)
+    assert (f"going on after step {kill_at}" in notes.texts) == (kill_at > 0)
+    for file in sorted(undisturbed.path.iterdir()):
+        assert (again.path / file.name).read_bytes() == file.read_bytes(), file.name
+    assert not list(other.path("models").glob(".resume-*"))
+
+
+class Notes:
+    """A `Progress` that remembers its notes."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.stage = SILENT.stage
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_what_is_about_to_be_done_is_said(ws: Workspace) -> None:
+    notes = Notes()
+    made(ws, "vanilla", SHORT, progress=notes)
+    said = "training vanilla on 2 forget_vqa, 3 retain_vqa by recipe mine: 6 steps of 2 samples, all weights of "
+    assert notes.texts[0] == f"{said}vision,connector,lm, learning rate 0.01"
+
+
+def test_again_is_up_to_date_and_another_recipe_or_data_are_refused(ws: Workspace, tmp_path: Path) -> None:
+    first = made(ws, "gold", SHORT)
+    again = made(ws, "gold", SHORT)
+    assert (first.up_to_date, again.up_to_date) == (False, True)
+    assert dataclasses.replace(again, up_to_date=False) == first
+    # other words about the same numbers are the same recipe
+    assert made(ws, "gold", dataclasses.replace(SHORT, source="elsewhere")).up_to_date
+    for change in ({"epochs": 3}, {"seed": 1}, {"schedule": "constant"}, {"accumulation": 2}, {"precision": "bf16"}):
+        (key, value) = next(iter(change.items()))
+        there = getattr(SHORT, key)
+        with pytest.raises(Mismatch, match=f"model 'gold' exists, trained with other {key} {there} -> {value} - "):
+            made(ws, "gold", dataclasses.replace(SHORT, **change))
+    replaced = made(ws, "gold", dataclasses.replace(SHORT, epochs=3), force=True)
+    assert replaced.model_sha256 != first.model_sha256
+    assert record_of(replaced)["recipe"]["epochs"] == 3
+    assert [entry["event"] for entry in ws.journal_entries()] == ["train", "train"]
+
+    write_mllmu(tmp_path / "moved", moved=1)
+    moved = workspace(ws.root, ws.model_dir("base"), tmp_path / "moved")
+    with pytest.raises(Mismatch, match=r"trained with other .*retain_vqa"):
+        made(moved, "gold", dataclasses.replace(SHORT, epochs=3))
+
+
+def test_a_base_that_changed_is_another_model(ws: Workspace) -> None:
+    made(ws, "reference", SHORT)
+    other = workspace(ws.root, ws.model_dir("reference"), ws.data_dir)
+    with pytest.raises(Mismatch, match="trained with other start"):
+        made(other, "reference", SHORT)
+
+
+def test_weights_that_were_changed_are_noticed(ws: Workspace) -> None:
+    found = made(ws, "gold", SHORT)
+    file = found.path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputRefused, match="not those its run wrote"):
+        made(ws, "gold", SHORT)
+
+
+def test_a_vanilla_model_that_was_given_is_not_overwritten(tmp_path: Path, tiny_llava: Path, data: Path) -> None:
+    ws = workspace(tmp_path, tiny_llava, data)
+    models = dataclasses.replace(ws.settings.models, vanilla=str(tiny_llava))
+    given = Workspace(tmp_path, dataclasses.replace(ws.settings, models=models))
+    with pytest.raises(UsageError) as caught:
+        made(given, "vanilla", SHORT)
+    assert caught.value.what == f"models.vanilla in {SETTINGS_FILE} is {tiny_llava}, a model that was given"
+    assert str(caught.value.next_step).endswith('set models.vanilla = "models/vanilla"')
+    assert made(given, "gold", SHORT).model == "gold"
+
+
+def test_without_a_base_there_is_nothing_to_train_from(tmp_path: Path, data: Path) -> None:
+    ws = workspace(tmp_path, tmp_path / "models" / "base", data)
+    with pytest.raises(MissingArtifact, match=r"no base model to train from: .*init --base PATH_OR_ID, or models.base"):
+        made(ws, "vanilla", SHORT)
+
+
+def test_the_recipe_is_that_of_benchmark_and_backbone(base: Path, data: Path, tmp_path: Path) -> None:
+    family = load(base).backbone.model_type
+    ws = workspace(tmp_path, base, data)
+    found = train(ws, "reference")
+    assert isinstance(found, Tuned)
+    assert found.recipe == f"mllmu-bench.{family}"
+    # Table 4: four epochs of three samples in batches of four
+    assert found.steps == 4
+    assert record_of(found)["recipe"]["learning_rate"] == {"llava": 2e-5, "qwen2_vl": 1e-5}[family]
+
+
+def test_a_benchmark_without_a_recipe_and_an_unknown_one_list_what_ships(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"no recipe 'mllmu-bench.lava' - next: did you mean 'mllmu-bench.llava'\?"):
+        train(ws, "vanilla", recipe="mllmu-bench.lava")
+    monkeypatch.setattr(training, "shipped_recipes", lambda: ["clear.llava"])
+    with pytest.raises(
+        UsageError, match=r"no recipe 'mllmu-bench.llava' comes with the package - next: .*FILE, or one of clear.llava"
+    ):
+        train(ws, "vanilla")
+
+
+def test_portraits_trains_by_itself(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="portraits has a training of its own"):
+        train(Workspace(tmp_path, Settings()), "gold", recipe="clear.llava")
+    with pytest.raises(UsageError, match="no trainable model 'silver'"):
+        train(Workspace(tmp_path, Settings()), "silver")
+
+
+def test_nothing_to_train_or_too_much(ws: Workspace, make_sample: Callable[..., Sample]) -> None:
+    text = make_sample("t", "Which food ?", "rice")
+    with pytest.raises(UnusableData, match="the data part a is empty"):
+        of(ws, {"a": []}, FULL).check()
+    with pytest.raises(UsageError, match=r"2,000,000 steps, at most 1,000,000"):
+        of(ws, {"a": [text]}, dataclasses.replace(FULL, epochs=2_000_000)).check()
+    with pytest.raises(UsageError, match=r"lm\.99"):
+        of(ws, {"a": [text]}, dataclasses.replace(FULL, modules="lm.99")).check()
+    with pytest.raises(UnusableData, match="LoRA has nothing to train"):
+        of(ws, {"a": [text]}, dataclasses.replace(LORA, modules="lm.norm")).check()
+
+
+def test_text_alone_cannot_train_a_vision_encoder(ws: Workspace, mixed_samples: list[Sample]) -> None:
+    text = [sample for sample in mixed_samples if sample.image_bytes is None]
+    recipe = dataclasses.replace(FULL, modules="vision", epochs=1, batch_size=1)
+    with pytest.raises(UnusableData, match="moved, as it is saved; nothing is kept"):
+        of(ws, {"a": text}, recipe).make()
+    assert not ws.model_dir("made").exists()
+    losses = of(ws, {"a": mixed_samples}, recipe).make()["losses"]
+    assert sum(step["norm"] > 0 for step in losses) == len(mixed_samples) - len(text)
+
+
+def test_a_training_that_diverges_leaves_no_model(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    nll = Answers.nll
+    monkeypatch.setattr(Answers, "nll", lambda answers: nll(answers) * float("nan"))
+    with pytest.raises(UnusableData, match=r"step 1: the train loss is nan \(samples retain_95/"):
+        made(ws, "reference", SHORT)
+    assert not ws.model_dir("reference").exists()
+
+
+# the command
+
+
+def test_the_command(ws: Workspace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    (ws.root / SETTINGS_FILE).write_text(ws.settings.to_toml())
+    monkeypatch.chdir(ws.root)
+    file = recipe_file(ws, SHORT)
+    assert run(["train", "gold", "--recipe", file, "--json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert (document["model"], document["recipe"], document["steps"]) == ("gold", "mine", 6)
+    assert document["samples"] == {"retain_vqa": 3, "forget_qa": 2}
+    assert run(["train", "gold", "--recipe", "mine.toml"]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "model gold: up to date" in said
+    assert "recipe mine: 6 steps on retain_vqa 3, forget_qa 2; loss" in said
+    assert "next: mmsurgery eval gold" in said
+    for arguments, code, line in (
+        (["train", "gold"], 4, "model 'gold' exists, trained with other"),
+        (["train", "gold", "--recipe", "clear.lava"], 2, "did you mean 'clear.llava'?"),
+        (["train", "gold", "--recipe", "none.toml"], 2, "no recipe file none.toml"),
+        (["train", "golden", "--recipe", "mine.toml"], 2, "did you mean 'gold'?"),
+    ):
+        assert run(arguments) == code
+        err = capfd.readouterr().err
+        assert err.startswith(f"error[{code}]: ")
+        assert line in err
+        assert len(err.splitlines()) == 1
+    assert run(["train", "gold", "--recipe", "mllmu-bench.llava", "--force"]) == 0
+    assert "recipe mllmu-bench.llava: 8 steps" in " ".join(capfd.readouterr().out.split())
