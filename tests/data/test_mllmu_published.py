@@ -245,3 +245,24 @@ def test_notes_on_columns(full: Path, small: Files) -> None:
     official = {"saliency_text": "official"}
     assert READER.notes(Source(full, 5, official)) == {"forget_qa": same, "retain_qa": same, **tested}
     assert READER.notes(Source(small.write(AT_5), 5)) == {}
+
+
+def test_uneven_questions_that_add_up_are_not_as_published(small: Files) -> None:
+    def shift(rows: list[dict[str, Any]]) -> None:
+        one, other = (row["Classification_Task"]["Pure_Text_Questions"] for row in rows)
+        other.append({**one.pop(), "Question": "Another question?"})
+
+    folder = dataclasses.replace(small, people=500).write(AT_5)
+    change(folder, "forget_5", lambda rows: shift(rows[:2]))
+    people = [row["ID"] for row in pq.read_table(folder / "forget_5", columns=["ID"]).to_pylist()]
+    line = f"forget_5: 23 people have 5 text classification questions, 1 has 4: {people[0]}, 1 has 6: {people[1]}"
+    assert _report_lines(folder) == [line]
+
+
+def test_rows_that_differ_in_their_picture_only_are_no_repeats(small: Files) -> None:
+    folder = small.write(AT_5)
+    change(folder, "forget_5", lambda rows: rows.append({**rows[0], "image": rows[1]["image"]}))
+    assert len(READER.items(Source(folder, 5), "forget_vqa")) == 3 * 5
+    change(folder, "forget_5", lambda rows: rows.append(rows[0]))
+    with pytest.raises(InputRefused, match="1 times row that stands twice"):
+        READER.items(Source(folder, 5), "forget_vqa")
