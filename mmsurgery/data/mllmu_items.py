@@ -29,7 +29,7 @@ def read_items(
     root: Path, config: str, column: str, task: str, modality: str, wanted: Collection[str] | None, report: Report
 ) -> list[Item]:
     """The items of one task and modality of a folder, row by row, every picture of a row with every question;
-    none of an open task that the files do not have.
+    none of an open task that the files or this benchmark do not have.
 
     Args:
         wanted: IDs to keep; None keeps all.
@@ -38,7 +38,7 @@ def read_items(
         InputRefused: for files, columns or wanted people that are missing or damaged.
     """
     known = column_names(root, config)
-    if task != "classification" and TASK_COLUMNS[task] not in known:
+    if task != "classification" and TASK_COLUMNS.get(task) not in known:
         return []
     images = "image" if "image" in known else "images"
     columns = ("ID", TASK_COLUMNS[task], *((images,) if modality == "image" else ()))

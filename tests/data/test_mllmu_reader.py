@@ -235,6 +235,7 @@ def test_columns_without_open_questions_have_none(data: Any) -> None:
     assert READER.items(folder, "forget_vqa", "generation") == []
     assert READER.items(folder, "forget_vqa", "cloze") == []
     assert len(READER.items(folder, "retain_vqa", "cloze")) == 3
+    assert READER.items(folder, "retain_qa", "truth") == []
 
 
 def test_type_in_other_case(data: Any) -> None:
