@@ -5,7 +5,7 @@ models/NAME/              checkpoints; models/vanilla is what unlearning starts 
 saliency/PART[.ESTIMATOR[-B]]/   saliency maps of data parts
 masks/NAME.safetensors
 patches/NAME.safetensors   a model as a change of another
-evals/[PROTOCOL/][requests/EARLIER/]MODEL.json, MODEL.items.jsonl   without PROTOCOL: likelihood
+evals/[PROTOCOL/][subset-N/][requests/EARLIER/]MODEL.json, MODEL.items.jsonl   without PROTOCOL: likelihood
 requests/DIGEST.json      whom an unlearned model was made to forget
 diffs/BEFORE..AFTER.json, .png, .svg
 journal.jsonl             what was done, for people; the folders are the truth
@@ -172,10 +172,13 @@ class Workspace:
         """Names of the patches that exist."""
         return sorted(p.stem for p in self.path("patches").glob("*.safetensors") if is_artifact_name(p.stem))
 
-    def eval_path(self, model: str, protocol: str = "likelihood", request: str | None = None) -> Path:
-        """`evals/MODEL.json`; scores under another protocol lie in a folder of its name, those about the people
-        that an earlier model forgot in `requests/EARLIER/` there."""
-        folder = () if protocol == "likelihood" else (check_artifact_name(protocol),)
+    def eval_path(
+        self, model: str, protocol: str = "likelihood", request: str | None = None, subset: int | None = None
+    ) -> Path:
+        """`evals/MODEL.json`; scores under another protocol lie in a folder of its id, of N items of each column
+        in `subset-N/` there, those about the people that an earlier model forgot in `requests/EARLIER/` there."""
+        folder: tuple[str, ...] = () if protocol == "likelihood" else (check_artifact_name(protocol),)
+        folder += () if subset is None else (f"subset-{subset}",)
         about = () if request is None else ("requests", check_artifact_name(request))
         return self.path("evals", *folder, *about, check_artifact_name(model) + ".json")
 

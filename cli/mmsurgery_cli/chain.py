@@ -187,9 +187,20 @@ def evaluate(
     protocol: Annotated[
         str,
         typer.Option(
-            help="likelihood of options, or official: MLLMU-Bench's prompts, generated answers, cloze and ROUGE-L too."
+            help="likelihood of options, or official: the benchmark's prompts, written answers, cloze and ROUGE-L too."
         ),
     ] = "likelihood",
+    shots: Annotated[
+        int, typer.Option(min=0, max=1, help="official: one person's solved questions before each question.")
+    ] = 0,
+    demonstrations: Annotated[
+        str,
+        typer.Option(help="Whose they are: retain (one retain person), or scored (one of the column's own people)."),
+    ] = "retain",
+    subset: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="A quick look: N items of each column, spread over its people."),
+    ] = None,
     request: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Ask about the people whom that earlier unlearned model was to forget."),
@@ -215,6 +226,9 @@ def evaluate(
         open_here(),
         models or None,
         protocol=protocol,
+        shots=shots,
+        demonstrations=demonstrations,
+        subset=subset,
         request=request,
         gates=[*under, *over],
         force=force,

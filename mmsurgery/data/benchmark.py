@@ -36,6 +36,8 @@ COLUMN_LABELS = {
     "realworld_qa": "Real-world QA",
     "test_vqa": "Test VQA",
     "realface_vqa": "Real-face VQA",
+    "forget_caption": "Forget caption",
+    "retain_caption": "Retain caption",
     "forget_perception": "Perception",
 }
 """Columns as tables print them; a column of another name is printed by it."""
@@ -43,7 +45,8 @@ COLUMN_LABELS = {
 UTILITY = ("forget_qa", "retain_vqa", "retain_qa", "realworld_vqa", "realworld_qa")
 """Columns whose mean is the utility; those of them that the benchmark has."""
 
-TASKS = ("classification", "cloze", "generation")
+TASKS = ("classification", "cloze", "generation", "truth")
+"""`truth`: the true answer, a paraphrase where there is one, and wrong answers, all scored by likelihood."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,11 @@ class Source:
 
 @runtime_checkable
 class Benchmark(Protocol):
-    """Where samples and items come from."""
+    """Where samples and items come from.
+
+    A benchmark may also have `asking`, the name of its way of asking for written answers (see
+    `mmsurgery.evaluate.asking`), and a method `notes(source)`, see `notes_of`.
+    """
 
     name: str
 
@@ -95,13 +102,18 @@ class Benchmark(Protocol):
         """The items of a column, in a fixed order, ids unique.
 
         Args:
-            task: `classification` (options and gold letter), `cloze` or `generation` (gold text); a column
-                may have none of the open ones.
+            task: `classification` (options and gold letter), `cloze` or `generation` (gold text), `truth` (options
+                `true`, `paraphrase` where there is one, `wrong1`, ...); a column may have none of a task.
 
         Raises:
             as `samples`.
         """
         ...
+
+
+def notes_of(reader: Any, source: Source) -> dict[str, str]:
+    """Column -> what a reader of its numbers must know; of a benchmark with a method `notes(source)`."""
+    return dict(reader.notes(source)) if hasattr(reader, "notes") else {}
 
 
 def installed() -> dict[str, metadata.EntryPoint]:

@@ -41,6 +41,7 @@ class Clear:
     """The reader. Stateless: every call reads the source's files."""
 
     name = "clear"
+    asking = "clear"
 
     def parts(self, source: Source) -> tuple[str, ...]:
         return PARTS

@@ -34,6 +34,7 @@ class MLLMUBench:
     """The reader. Stateless: every call reads the source's files."""
 
     name = "mllmu-bench"
+    asking = "mllmu-bench"
     published = True
     """Whether the files should have the counts of MLLMU-Bench's published ones; `report` says where they differ."""
 

@@ -90,7 +90,8 @@ class Item(_Pictured):
     column: str = field(kw_only=True)
     """Name of the score column (`forget_vqa`, `realworld_qa`, ...)."""
     task: str = field(kw_only=True, default="classification")
-    """`classification` (options and gold letter), `cloze` or `generation` (gold text)."""
+    """`classification` (options and gold letter), `cloze` or `generation` (gold text), `truth` (true and wrong
+    answers as options, gold `true`)."""
     options: dict[str, str] | None = field(kw_only=True, default=None)
     """Letter -> option text in stored order, for classification."""
     gold: str = field(kw_only=True)

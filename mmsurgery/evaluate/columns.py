@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmsurgery.errors import Mismatch
-from mmsurgery.evaluate import official, scoring
+from mmsurgery.evaluate import truth
 from mmsurgery.evaluate.official import Answer
+from mmsurgery.evaluate.protocols import LIKELIHOOD
 from mmsurgery.evaluate.scoring import ItemScore
 from mmsurgery.evaluate.statistics import Paired, clustered_interval, constant_answer, paired_difference
 
@@ -18,10 +19,12 @@ SEED = 0
 Scores = Sequence[ItemScore] | Sequence[Answer]
 
 
-def summary(scores: Scores) -> dict[str, Any]:
+def summary(scores: Scores, protocol: str = LIKELIHOOD) -> dict[str, Any]:
     """The numbers of one column, all items of one task and protocol; shares are in 0-1.
 
     likelihood                 `{protocol, n, correct, accuracy, chance, ci95: [low, high]}`
+    likelihood, truth          `{protocol, n, probability, truth_ratio, ci95}`, means (see `truth`); the interval is
+                               the probability's
     official, classification   `unparsed` beside: how many answers name no option (they count as wrong)
     official, cloze            `chance` is null; `whole_words` beside: the accuracy where the gold text must
                                stand in the answer as whole words
@@ -30,18 +33,23 @@ def summary(scores: Scores) -> dict[str, Any]:
     `chance` is the mean over items of 1 / number of options; `ci95` a bootstrap interval clustered by
     person (see `statistics.clustered_interval`).
 
+    Args:
+        protocol: the id that stands beside the numbers.
+
     Raises:
         UnusableData: if there are no items.
     """
     n = len(scores)
-    interval = clustered_interval([item.value for item in scores], [item.person for item in scores], seed=SEED)
+    if truths := [item for item in scores if isinstance(item, ItemScore) and truth.is_truth(item)]:
+        return {"protocol": protocol, "n": n, **truth.means(truths), "ci95": list(_interval(truths, truth.probability))}
+    interval = _interval(scores, lambda item: item.value)
     rouges = [item.rouge for item in scores if isinstance(item, Answer) and item.rouge is not None]
     if rouges:
         means = {"f1": sum(rouge.f1 for rouge in rouges) / n, "recall": sum(rouge.recall for rouge in rouges) / n}
-        return {"protocol": official.PROTOCOL, "n": n, "rouge_l": means, "ci95": list(interval)}
+        return {"protocol": protocol, "n": n, "rouge_l": means, "ci95": list(interval)}
     answers = [item for item in scores if isinstance(item, Answer)]
     numbers = {
-        "protocol": official.PROTOCOL if answers else scoring.PROTOCOL,
+        "protocol": protocol,
         "n": n,
         "correct": sum(bool(item.correct) for item in scores),
         "accuracy": sum(bool(item.correct) for item in scores) / n,
@@ -53,22 +61,28 @@ def summary(scores: Scores) -> dict[str, Any]:
     return {**numbers, "unparsed": sum(item.parsed is None for item in answers)} if answers else numbers
 
 
+def _interval(scores: Sequence[Any], value: Callable[[Any], float]) -> tuple[float, float]:
+    return clustered_interval([value(item) for item in scores], [item.person for item in scores], seed=SEED)
+
+
 def _chance(scores: Scores) -> float | None:
     counts = [len((item.letters or ()) if isinstance(item, Answer) else item.options) for item in scores]
     return sum(1 / count for count in counts) / len(counts) if all(counts) else None
 
 
 def score_of(column: Mapping[str, Any]) -> float:
-    """The one number of a column's summary: its accuracy, or the F1 of ROUGE-L."""
-    return float(column["rouge_l"]["f1"] if "rouge_l" in column else column["accuracy"])
+    """The one number of a column's summary: its accuracy, the F1 of ROUGE-L, or the probability of the truth."""
+    if "rouge_l" in column:
+        return float(column["rouge_l"]["f1"])
+    return float(column["probability" if "probability" in column else "accuracy"])
 
 
 def remarks(scores: Scores) -> list[str]:
     """What makes a column's number mean less than it seems to: one answer for everything, ties, one person."""
     answers = [item for item in scores if isinstance(item, Answer)]
-    chosen = [item for item in scores if isinstance(item, ItemScore)]
+    chosen = [item for item in scores if isinstance(item, ItemScore) and not truth.is_truth(item)]
     found = _answer_remarks(answers) if answers else []
-    letter = constant_answer([item.predicted for item in chosen], [item.gold for item in chosen])
+    letter = constant_answer([item.predicted for item in chosen], [item.gold for item in chosen]) if chosen else None
     if letter is not None:
         found.append(f"answers {letter} to all {len(scores)} items: the model has collapsed")
     ties = sum(item.tied for item in chosen)

@@ -19,6 +19,7 @@ def greedy(
     loaded: Loaded,
     items: Sequence[Item],
     prompts: Sequence[str],
+    shown: Sequence[Sequence[Item]],
     *,
     new_tokens: int,
     budget: int,
@@ -33,6 +34,7 @@ def greedy(
 
     Args:
         prompts: rendered, one per item, see `Backbone.prompts`.
+        shown: per item, whose pictures stand in its prompt.
         new_tokens: most tokens of an answer.
         budget: largest number of tokens of one batch, padding and answers included; at least one row.
 
@@ -42,7 +44,8 @@ def greedy(
     """
     import torch
 
-    lengths = [_length(loaded, item, prompt, cache) for item, prompt in zip(items, prompts, strict=True)]
+    rows = list(zip(items, prompts, shown, strict=True))
+    lengths = [int(_batch(loaded, [row], cache)["input_ids"].shape[1]) for row in rows]
     most = loaded.model.config.get_text_config().max_position_embeddings
     for item, length in zip(items, lengths, strict=True):
         if length + new_tokens > most:
@@ -54,22 +57,22 @@ def greedy(
     answers: dict[int, str] = {}
     with torch.no_grad(), progress.stage(what, len(items)) as advance:
         while order:
-            rows = 1
-            while rows < len(order) and (rows + 1) * (lengths[order[rows]] + new_tokens) <= budget:
-                rows += 1
-            places, order = order[:rows], order[rows:]
+            size = 1
+            while size < len(order) and (size + 1) * (lengths[order[size]] + new_tokens) <= budget:
+                size += 1
+            places, order = order[:size], order[size:]
+            batch = _batch(loaded, [rows[place] for place in places], cache)
             asked = [items[place] for place in places]
-            batch = loaded.backbone.prompts(
-                loaded.processor, asked, texts=[prompts[place] for place in places], cache=cache
-            )
             answers.update(zip(places, _continued(loaded, asked, batch, new_tokens), strict=True))
-            advance(rows)
+            advance(size)
     return [answers[place] for place in range(len(items))]
 
 
-def _length(loaded: Loaded, item: Item, prompt: str, cache: dict[Any, Any]) -> int:
-    batch = loaded.backbone.prompts(loaded.processor, [item], texts=[prompt], cache=cache)
-    return int(batch["input_ids"].shape[1])
+def _batch(
+    loaded: Loaded, rows: Sequence[tuple[Item, str, Sequence[Item]]], cache: dict[Any, Any]
+) -> dict[str, torch.Tensor]:
+    items, prompts, shown = zip(*rows, strict=True)
+    return loaded.backbone.prompts(loaded.processor, items, texts=prompts, shown=shown, cache=cache)
 
 
 def _continued(loaded: Loaded, items: Sequence[Item], batch: dict[str, torch.Tensor], new_tokens: int) -> list[str]:

@@ -1,7 +1,6 @@
-"""Protocol `official`: MLLMU-Bench's own evaluation. The model writes an answer, a parser reads it.
+"""Protocol `official`: the benchmark's own evaluation. The model writes an answer, a parser reads it.
 
-Zero-shot, greedy, 50 new tokens, the benchmark's wording of choice, cloze and open questions, in the
-prompt that it gives the model's family (`Backbone.mllmu_prompt`). Read as the original reads: the first
+Greedy, 50 new tokens, asked in the benchmark's way (`asking`). Read as the original reads: the first
 letter or digit of an answer is the chosen letter; a cloze answer is right if it holds the gold text;
 an open answer is compared by ROUGE-L. Differences, on purpose: every picture of a `Test_Set` row is
 asked about, not one drawn without a seed, and a letter that is no option is unparsed, not only wrong.
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsurgery.data.leakage import normalised
 from mmsurgery.data.samples import Item
-from mmsurgery.errors import UnusableData
+from mmsurgery.evaluate.asking import NEW_TOKENS, Asking
 from mmsurgery.evaluate.generation import greedy
 from mmsurgery.evaluate.rouge import RougeL, rouge_l
 from mmsurgery.evaluate.scoring import eval_mode
@@ -27,18 +26,8 @@ from mmsurgery.workspace import SILENT, Progress
 if TYPE_CHECKING:
     from mmsurgery.backbones.loading import Loaded
 
-PROTOCOL = "official"
-SHOTS = 0
-NEW_TOKENS = 50
 BUDGET = 4096
 """Tokens of one batch, answers included: what bounds memory."""
-
-_LETTER = "Just give ONE letter representing the answer directly."
-_CLOZE = "Please **ONLY** provide the correct answer that should replace the [Blank]."
-_SENTENCE = {
-    "image": "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH.",
-    "text": "Answer the question based on your trained knowledge in one sentence in ENGLISH.",
-}
 
 
 @dataclass(frozen=True)
@@ -97,26 +86,12 @@ def read_letter(output: str, letters: Sequence[str]) -> str | None:
     return first if first in tuple(letters) else None
 
 
-def wording(item: Item) -> str:
-    """The question as the benchmark asks it, byte for byte, without what a family puts around it.
-
-    Raises:
-        UnusableData: for a choice without options or with another gold letter than they have.
-    """
-    if item.task == "cloze":
-        return f"{item.question.replace('__', '[Blank]')}\n{_CLOZE}"
-    if item.task == "generation":
-        return f"{item.question}\n{_SENTENCE[item.modality]}"
-    if not item.options or item.gold not in item.options:
-        raise UnusableData(f"item {item.id} has no options with gold letter {item.gold!r}")
-    options = "\n".join(f"{letter}: {text}" for letter, text in item.options.items())
-    return f"{item.question}\n{options}\n{_LETTER}"
-
-
 def answers(
     loaded: Loaded,
     items: Sequence[Item],
+    asking: Asking,
     *,
+    demonstrations: Sequence[Item] = (),
     budget: int = BUDGET,
     cache: dict[Any, Any] | None = None,
     what: str = "scoring",
@@ -125,31 +100,34 @@ def answers(
     """Have items answered and read the answers, in their order.
 
     Args:
+        asking: the benchmark's way of asking.
+        demonstrations: solved questions of the items' kind, which stand before each of them.
         budget: largest number of tokens of one batch, see `generation.greedy`.
         cache: a dictionary kept between calls with the same processor, see `Backbone.prompts`.
         what: name of the stage that `progress` shows.
 
     Raises:
-        as `wording` and `generation.greedy`.
+        as `Asking.wording` and `generation.greedy`.
     """
-    asked = [dataclasses.replace(item, question=wording(item)) for item in items]
-    prompts = [
-        loaded.backbone.mllmu_prompt(loaded.processor, item.task, item.question, image=item.image_bytes is not None)
-        for item in asked
-    ]
+    solved = [asking.solved(item) for item in demonstrations]
+    asked = [dataclasses.replace(item, question=asking.wording(item)) for item in items]
+    prompts = [asking.prompt(loaded, item, item.question, solved) for item in asked]
+    shown = [[each for each in (*demonstrations, item) if each.image_bytes is not None] for item in asked]
     with eval_mode(loaded.model):
         written = greedy(
             loaded,
             asked,
             prompts,
+            shown,
             new_tokens=NEW_TOKENS,
             budget=budget,
             cache={} if cache is None else cache,
             what=what,
             progress=progress,
         )
+    pictures = [item.image_sha256 for item in demonstrations]
     return [
-        _answer(item, sha256_json([prompt, item.image_sha256]), text)
+        _answer(item, sha256_json([prompt, item.image_sha256, *([pictures] if pictures else [])]), text)
         for item, prompt, text in zip(items, prompts, written, strict=True)
     ]
 

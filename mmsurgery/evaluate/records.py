@@ -18,16 +18,17 @@ from mmsurgery.artifacts.files import cached_sha256, read_bytes, read_json, writ
 from mmsurgery.data.benchmark import TASKS
 from mmsurgery.errors import InputRefused, MissingArtifact
 from mmsurgery.evaluate.official import Answer
+from mmsurgery.evaluate.protocols import family
 from mmsurgery.evaluate.rouge import RougeL
 from mmsurgery.evaluate.scoring import ItemScore
 from mmsurgery.provenance import SCHEMA, check_seal, parse_json, seal, sha256
 
 _COLUMN = {"protocol", "n", "correct", "accuracy", "chance", "ci95"}
 _COLUMNS = {
-    "likelihood": [_COLUMN],
+    "likelihood": [_COLUMN, {"protocol", "n", "probability", "truth_ratio", "ci95"}],
     "official": [_COLUMN | {"unparsed"}, _COLUMN | {"whole_words"}, {"protocol", "n", "rouge_l", "ci95"}],
 }
-"""Protocol -> keys that its columns may have."""
+"""Protocol, without its shots -> keys that its columns may have."""
 
 
 def items_path(path: Path) -> Path:
@@ -115,7 +116,7 @@ def read_eval(path: Path) -> dict[str, Any]:
     if not isinstance(columns, dict) or not isinstance(items, dict) or not isinstance(record.get("model"), str):
         raise InputRefused(f"{path} cannot be read", "mmsurgery eval --force")
     for column, value in columns.items():
-        if not isinstance(value, dict) or set(value) not in _COLUMNS.get(str(value.get("protocol")), []):
+        if not isinstance(value, dict) or set(value) not in _COLUMNS.get(family(str(value.get("protocol"))), []):
             raise InputRefused(f"{path}: column {column} cannot be read", "mmsurgery eval --force")
     lines = items_path(path)
     try:

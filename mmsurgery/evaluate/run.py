@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.files import read_json, write_json
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.data.benchmark import TASKS, benchmark, source_of
 from mmsurgery.data.samples import Item, data_sha256
-from mmsurgery.errors import GateMissed, InputRefused, Mismatch, UnusableData, UsageError, unknown
+from mmsurgery.errors import GateMissed, InputRefused, Mismatch, UsageError, unknown
 from mmsurgery.evaluate import columns as tables
-from mmsurgery.evaluate import official, records, scoring
-from mmsurgery.evaluate.request import requested
+from mmsurgery.evaluate import official, records
+from mmsurgery.evaluate.asked import Asked, what_is_asked
+from mmsurgery.evaluate.protocols import LIKELIHOOD, Protocol
 from mmsurgery.evaluate.scoring import score
-from mmsurgery.evaluate.statistics import RESAMPLES
 from mmsurgery.provenance import differences, provenance, sha256_json
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
@@ -29,14 +28,6 @@ if TYPE_CHECKING:
 
 UNFINISHED = ".scoring"
 """Folder below `evals/` of the columns that an interrupted run has finished."""
-
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    scoring.PROTOCOL: {"budget": scoring.BUDGET},
-    official.PROTOCOL: {"budget": official.BUDGET, "shots": official.SHOTS, "new_tokens": official.NEW_TOKENS},
-}
-"""Name -> settings that its numbers depend on."""
-
-Columns = Mapping[str, Sequence[Item]]
 
 
 @dataclass(frozen=True)
@@ -54,8 +45,7 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class _Plan:
-    protocol: str
-    request: str | None
+    asked: Asked
     name: str
     folder: Path
     path: Path
@@ -67,7 +57,10 @@ def evaluate(
     workspace: Workspace,
     models: Sequence[str] | None = None,
     *,
-    protocol: str = scoring.PROTOCOL,
+    protocol: str = LIKELIHOOD,
+    shots: int = 0,
+    demonstrations: str = "retain",
+    subset: int | None = None,
     request: str | None = None,
     gates: Sequence[str] = (),
     force: bool = False,
@@ -80,9 +73,12 @@ def evaluate(
 
     Args:
         models: names, or paths of checkpoint folders; by default every model of the workspace but `base`.
-        protocol: `likelihood` scores options (see `scoring`); `official` has answers generated (see
+        protocol: `likelihood` scores options (see `scoring`), and answers that are true or not as columns
+            `COLUMN.truth` where the benchmark has such (see `truth`); `official` has answers generated (see
             `official`), of cloze and open questions too, as columns `COLUMN.cloze` and
             `COLUMN.generation`, and writes into `evals/official/`.
+        shots, demonstrations: of protocol `official`, see `Protocol`.
+        subset: ask at most so many questions of each column, spread evenly over its people.
         request: an unlearned model: the forget columns ask about the people whom that model was made to forget,
             instead of those whom the settings name (see `request.Requested`); written below `requests/REQUEST/`.
         gates: what `gate` is to check of the results; one that makes no sense is refused before scoring.
@@ -96,20 +92,21 @@ def evaluate(
         Mismatch: if the name holds scores of another model or of other items.
         UnusableData: if the benchmark has nothing to score, or a model's scores are not finite.
     """
-    if protocol not in PROTOCOLS:
-        raise unknown("protocol", protocol, PROTOCOLS)
+    chosen_protocol = Protocol(protocol, shots, demonstrations)
+    if subset is not None and subset < 1:
+        raise UsageError(f"a subset of {subset} items is impossible", "use 1 or more")
     wanted = [_read_gate(expression)[0] for expression in gates]
     names = list(models or ["vanilla", *(name for name in workspace.models() if name not in ("vanilla", "base"))])
     found: dict[str, Path] = {}
     for name, folder in map(workspace.find_model, names):
         if found.setdefault(name, folder).resolve() != folder.resolve():
             raise UsageError(f"two models are called '{name}': {found[name]} and {folder}", "rename a folder")
-    items = _items(workspace, protocol, request, progress)
+    asked = what_is_asked(workspace, chosen_protocol, request, subset, progress)
     for column in wanted:
-        _check_column(column, items)
+        _check_column(column, asked.columns)
 
     def plans() -> list[_Plan]:
-        made = [_plan(workspace, protocol, request, name, folder, items) for name, folder in found.items()]
+        made = [_plan(workspace, asked, name, folder) for name, folder in found.items()]
         return made if force else _finished(made)
 
     looked_up = plans()
@@ -119,12 +116,12 @@ def evaluate(
     with workspace.lock():
         loader = _Loader()
         # again: another process may have scored them meanwhile
-        return [plan.finished or _score_model(workspace, plan, items, loader, progress) for plan in plans()]
+        return [plan.finished or _score_model(workspace, plan, loader, progress) for plan in plans()]
 
 
 def gate(results: Sequence[EvalResult], expression: str, *, over: bool = False) -> None:
-    """Check `COLUMN=VALUE`: every model's accuracy in the column (for open questions the F1 of ROUGE-L) is
-    at least VALUE, in 0-1; with `over` at most VALUE.
+    """Check `COLUMN=VALUE`: every model's number in the column (accuracy; see `columns.score_of`) is at least
+    VALUE, in 0-1; with `over` at most VALUE.
 
     Raises:
         UsageError: if the expression cannot be read or a model has no such column.
@@ -156,45 +153,16 @@ def _check_column(column: str, known: Mapping[str, Any]) -> None:
         raise unknown("column", column, known)
 
 
-def _items(workspace: Workspace, protocol: str, request: str | None, progress: Progress) -> Columns:
-    """What is asked, by column; open questions, which most columns have, only where answers are generated."""
-    source, own = source_of(workspace), benchmark(workspace.settings.benchmark.name)
-    reader = own if request is None else requested(workspace, own, request)
-    found: dict[str, Sequence[Item]] = {}
-    for column in reader.columns(source):
-        if items := reader.items(source, column):
-            found[column] = items
-        else:
-            progress.note(f"column {column} has no items and is left out")
-    for task in TASKS[1:] if protocol == official.PROTOCOL else ():
-        for column in reader.columns(source):
-            name = f"{column}.{task}"
-            if items := reader.items(source, column, task):
-                found[name] = [dataclasses.replace(item, column=name) for item in items]
-    if not found:
-        raise UnusableData("the benchmark has no items to score", "check its files")
-    return found
-
-
-def _plan(workspace: Workspace, protocol: str, request: str | None, name: str, folder: Path, items: Columns) -> _Plan:
+def _plan(workspace: Workspace, asked: Asked, name: str, folder: Path) -> _Plan:
     """What is to be scored."""
-    path = workspace.eval_path(name, protocol, request)
+    path = workspace.eval_path(name, asked.protocol.id, asked.request, asked.subset)
     config = model_config(folder)
     inputs = {
         "model_sha256": CheckpointFiles(folder, backbone(config["model_type"]).canonical).digest(),
         "companions_sha256": companions_sha256(folder),
-        "items": {column: data_sha256(asked) for column, asked in items.items()},
+        "items": {column: data_sha256(items) for column, items in asked.columns.items()},
     }
-    settings = {
-        "protocol": protocol,
-        **PROTOCOLS[protocol],
-        "resamples": RESAMPLES,
-        "seed": tables.SEED,
-        "threads": workspace.threads,
-    }
-    if request is not None:
-        settings["request"] = request
-    return _Plan(protocol, request, name, folder, path, provenance("eval", settings, inputs), None)
+    return _Plan(asked, name, folder, path, provenance("eval", asked.settings(workspace.threads), inputs), None)
 
 
 def _finished(plans: Sequence[_Plan]) -> list[_Plan]:
@@ -235,10 +203,7 @@ def _note_others(plans: Sequence[_Plan], progress: Progress) -> None:
 
 def _command(*plans: _Plan) -> str:
     """The command that scores them again."""
-    plan = plans[0]
-    protocol = "" if plan.protocol == scoring.PROTOCOL else f" --protocol {plan.protocol}"
-    request = "" if plan.request is None else f" --request {plan.request}"
-    return f"mmsurgery eval {' '.join(plan.name for plan in plans)}{protocol}{request} --force"
+    return f"mmsurgery eval {' '.join(plan.name for plan in plans)}{plans[0].asked.options} --force"
 
 
 def _result(plan: _Plan, record: Mapping[str, Any], *, up_to_date: bool) -> EvalResult:
@@ -247,30 +212,35 @@ def _result(plan: _Plan, record: Mapping[str, Any], *, up_to_date: bool) -> Eval
     return EvalResult(plan.name, plan.path, columns, record["remarks"], up_to_date)
 
 
-def _score_model(workspace: Workspace, plan: _Plan, items: Columns, loader: _Loader, progress: Progress) -> EvalResult:
+def _score_model(workspace: Workspace, plan: _Plan, loader: _Loader, progress: Progress) -> EvalResult:
     finished = plan.path.parent / UNFINISHED / plan.name / plan.provenance["key"][:16]
     for stale in finished.parent.glob("*"):
         if stale != finished:
             shutil.rmtree(stale, ignore_errors=True)
     scores: dict[str, list[Any]] = {}
-    for column, asked in items.items():
+    for column, items in plan.asked.columns.items():
         file = finished / f"{column}.json"
-        scores[column] = _read_finished(file) or loader.score(workspace, plan, column, asked, progress)
+        scores[column] = _read_finished(file) or loader.score(workspace, plan, column, items, progress)
         if not file.exists():
             lines = [records.line(item) for item in scores[column]]
             write_json(file, {"lines": lines, "sha256": sha256_json(lines)})
     body = {
         "model": plan.name,
-        "columns": {column: tables.summary(scored) for column, scored in scores.items()},
-        "remarks": {column: found for column, scored in scores.items() if (found := tables.remarks(scored))},
+        "columns": {column: tables.summary(each, plan.asked.protocol.id) for column, each in scores.items()},
+        "remarks": {column: found for column, each in scores.items() if (found := _remarks(plan.asked, column, each))},
         "provenance": plan.provenance,
     }
-    record = records.write_eval(plan.path, body, [item for scored in scores.values() for item in scored])
+    record = records.write_eval(plan.path, body, [item for each in scores.values() for item in each])
     shutil.rmtree(finished.parent, ignore_errors=True)
     with contextlib.suppress(OSError):  # another model's columns may be in it
         finished.parent.parent.rmdir()
-    workspace.journal("eval", model=plan.name, protocol=plan.protocol)
+    workspace.journal("eval", model=plan.name, protocol=plan.asked.protocol.id)
     return _result(plan, record, up_to_date=False)
+
+
+def _remarks(asked: Asked, column: str, scores: Sequence[Any]) -> list[str]:
+    note = asked.notes.get(column.partition(".")[0])
+    return [*([note] if note else []), *tables.remarks(scores)]
 
 
 def _read_finished(file: Path) -> list[Any] | None:
@@ -302,8 +272,11 @@ class _Loader:
 
         with deterministic(workspace.threads):
             loaded = self._load(plan)
-            scored: Any = score if plan.protocol == scoring.PROTOCOL else official.answers
-            return list(scored(loaded, items, cache=self._cache, what=f"{plan.name}: {column}", progress=progress))
+            common: dict[str, Any] = {"cache": self._cache, "what": f"{plan.name}: {column}", "progress": progress}
+            if plan.asked.protocol.name == LIKELIHOOD:
+                return list(score(loaded, items, **common))
+            shown = plan.asked.demonstrations.items.get(column, ())
+            return list(official.answers(loaded, items, plan.asked.asking, demonstrations=shown, **common))
 
     def _load(self, plan: _Plan) -> Loaded:
         from mmsurgery.backbones.loading import load

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from mmsurgery.backbones.loading import Loaded
 
-PROTOCOL = "likelihood"
 BUDGET = 4096
 """Tokens of one pass, prefixes included: what bounds memory."""
 TOLERANCE = {4: 1e-4, 2: 5e-2}

@@ -168,7 +168,7 @@ def test_models_follow_the_settings(tmp_path: Path) -> None:
         ("gold", "mmsurgery train gold"),
         ("reference", "mmsurgery train reference"),
         ("npp", "did you mean 'npo'?"),
-        ("zzzzzz", "mmsurgery apply --method METHOD"),
+        ("zzzzzz", "there is: npo"),
     ],
 )
 def test_a_model_that_is_missing(name: str, command: str, workspace: Workspace) -> None:

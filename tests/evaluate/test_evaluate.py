@@ -12,7 +12,7 @@ import pytest
 
 from mmsurgery.data.samples import Item
 from mmsurgery.errors import GateMissed, InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
-from mmsurgery.evaluate import evaluate, gate, records, run
+from mmsurgery.evaluate import asked, evaluate, gate, records, run
 from mmsurgery.evaluate.scoring import score
 from mmsurgery.provenance import sha256
 from mmsurgery.settings import Settings
@@ -48,14 +48,14 @@ class Questions:
     def columns(self, source: Any) -> tuple[str, ...]:
         return (*self.found, "empty")
 
-    def items(self, source: Any, column: str) -> list[Item]:
-        return self.found.get(column, [])
+    def items(self, source: Any, column: str, task: str = "classification") -> list[Item]:
+        return self.found.get(column, []) if task == "classification" else []
 
 
 @pytest.fixture
 def questions(picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> Questions:
     found = Questions(picture(1))
-    monkeypatch.setattr(run, "benchmark", lambda name: found)
+    monkeypatch.setattr(asked, "benchmark", lambda name: found)
     return found
 
 

@@ -14,8 +14,11 @@ import pytest
 
 from mmsurgery.data.samples import Item
 from mmsurgery.errors import InputRefused, MachineFault, UnusableData, UsageError
+from mmsurgery.evaluate import asked as asked_module
 from mmsurgery.evaluate import columns, evaluate, gate, official, records, run
-from mmsurgery.evaluate.official import Answer, answers, read_letter, wording
+from mmsurgery.evaluate.asked import TASKS_OF
+from mmsurgery.evaluate.asking import ASKINGS
+from mmsurgery.evaluate.official import Answer, answers, read_letter
 from mmsurgery.evaluate.rouge import RougeL, rouge_l
 from mmsurgery.evaluate.scoring import eval_mode, score
 from mmsurgery.settings import Settings
@@ -24,6 +27,7 @@ from mmsurgery.workspace import Workspace
 if TYPE_CHECKING:
     from mmsurgery.backbones.loading import Loaded
 
+MLLMU = ASKINGS["mllmu-bench"]
 OPTIONS = {"A": "soup", "B": "rice", "C": "oslo", "D": "lisbon"}
 LISTED = "A: soup\nB: rice\nC: oslo\nD: lisbon\nJust give ONE letter representing the answer directly."
 BLANK = "Please **ONLY** provide the correct answer that should replace the [Blank]."
@@ -71,7 +75,7 @@ def item(task: str, image: bytes | None = None, *, id: str = "i", question: str 
 def test_prompts_are_the_benchmarks(task: str, pictured: bool, loaded_llava: Loaded, loaded_qwen2_vl: Loaded) -> None:
     published = copy.copy(loaded_qwen2_vl.processor)
     published.chat_template = QWEN2_VL_TEMPLATE
-    text = wording(item(task, b"" if pictured else None))
+    text = MLLMU.wording(item(task, b"" if pictured else None))
     prompt = loaded_llava.backbone.mllmu_prompt(loaded_llava.processor, task, text, image=pictured)
     assert prompt == LLAVA[task, pictured]
     prompt = loaded_qwen2_vl.backbone.mllmu_prompt(published, task, text, image=pictured)
@@ -79,12 +83,12 @@ def test_prompts_are_the_benchmarks(task: str, pictured: bool, loaded_llava: Loa
 
 
 def test_every_blank_is_named() -> None:
-    assert wording(item("cloze", question="___ and __ .")).startswith("[Blank]_ and [Blank] .\n")
+    assert MLLMU.wording(item("cloze", question="___ and __ .")).startswith("[Blank]_ and [Blank] .\n")
 
 
 def test_a_choice_without_its_gold_is_refused() -> None:
     with pytest.raises(UnusableData, match="item i has no options with gold letter 'E'"):
-        wording(dataclasses.replace(item("classification"), gold="E"))
+        MLLMU.wording(dataclasses.replace(item("classification"), gold="E"))
 
 
 @pytest.mark.parametrize(
@@ -135,21 +139,21 @@ def classified(outputs: list[str], golds: str = "AB") -> list[Answer]:
 
 
 def test_summaries_of_each_task() -> None:
-    found = columns.summary(classified(["A", "A", "B", "none", "A", ""]))
+    found = columns.summary(classified(["A", "A", "B", "none", "A", ""]), "official")
     # golds A B A B A B: right are the first and the fifth
     assert {key: found[key] for key in ("protocol", "n", "correct", "chance", "unparsed")} == {
         "protocol": "official", "n": 6, "correct": 2, "chance": 0.25, "unparsed": 2,
     }  # fmt: skip
     assert found["accuracy"] == pytest.approx(2 / 6)
     cloze = [Answer(f"i{n}", f"p{n}", "c", "cloze", "x", text, "art") for n, text in enumerate(("art", "started", "x"))]
-    found = columns.summary(cloze)
+    found = columns.summary(cloze, "official")
     assert (found["correct"], found["chance"]) == (2, None)
     assert found["whole_words"] == pytest.approx(1 / 3)
     opened = [
         Answer(f"i{n}", f"p{n}", "c", "generation", "x", "", "a b", rouge=RougeL(f1, recall))
         for n, (f1, recall) in enumerate([(0.2, 0.5), (0.6, 1.0)])
     ]
-    found = columns.summary(opened)
+    found = columns.summary(opened, "official")
     assert set(found) == {"protocol", "n", "rouge_l", "ci95"}
     assert found["rouge_l"] == {"f1": pytest.approx(0.4), "recall": 0.75}
     assert found["ci95"] == pytest.approx([0.2, 0.6])
@@ -221,11 +225,11 @@ def test_answers_in_batches_are_those_given_alone(
     import torch
 
     loaded = reaching(request.getfixturevalue(family), 256)
-    together = answers(loaded, mixed, budget=100_000)
-    assert answers(loaded, mixed, budget=1) == together
+    together = answers(loaded, mixed, MLLMU, budget=100_000)
+    assert answers(loaded, mixed, MLLMU, budget=1) == together
     assert len({each.raw_output for each in together}) >= 3
     for asked, answer in zip(mixed, together, strict=True):
-        text = wording(asked)
+        text = MLLMU.wording(asked)
         prompt = loaded.backbone.mllmu_prompt(loaded.processor, asked.task, text, image=asked.image_bytes is not None)
         batch = loaded.backbone.prompts(loaded.processor, [dataclasses.replace(asked, question=text)], texts=[prompt])
         length = batch["input_ids"].shape[1]
@@ -246,16 +250,16 @@ def test_answers_in_batches_are_those_given_alone(
 
 def test_penalties_of_the_models_own_settings_are_not_used(loaded_llava: Loaded, mixed: list[Item]) -> None:
     loaded = reaching(loaded_llava, 256)
-    plain = answers(loaded, mixed)
+    plain = answers(loaded, mixed, MLLMU)
     loaded.model.generation_config.update(repetition_penalty=5.0, no_repeat_ngram_size=1, min_new_tokens=50)
-    assert answers(loaded, mixed) == plain
+    assert answers(loaded, mixed, MLLMU) == plain
 
 
 def test_an_answer_that_does_not_fit_is_refused(loaded_llava: Loaded, mixed: list[Item]) -> None:
     with pytest.raises(
         UnusableData, match=r"item a of column c: prompt of .* and answer of up to 50 tokens, .* 64 pos"
     ):
-        answers(reaching(loaded_llava, 64), mixed)
+        answers(reaching(loaded_llava, 64), mixed, MLLMU)
 
 
 def test_scores_that_are_not_finite_are_never_answers(loaded_llava: Loaded, mixed: list[Item]) -> None:
@@ -265,13 +269,13 @@ def test_scores_that_are_not_finite_are_never_answers(loaded_llava: Loaded, mixe
     with torch.no_grad():
         broken.model.lm_head.weight[3, 0] = float("nan")
     with pytest.raises(UnusableData, match="item b of column c: the model's scores are not finite"):
-        answers(broken, mixed[1:2])
+        answers(broken, mixed[1:2], MLLMU)
 
 
 def test_control_tokens_in_options_are_refused(loaded_llava: Loaded) -> None:
     bad = dataclasses.replace(item("classification"), options={**OPTIONS, "C": "a <image> b"})
     with pytest.raises(UnusableData, match="control token <image>"):
-        answers(loaded_llava, [bad])
+        answers(loaded_llava, [bad], MLLMU)
 
 
 def test_the_model_is_left_as_it_was(loaded_llava: Loaded) -> None:
@@ -288,13 +292,14 @@ class Bench:
     """Two columns, of which one has open questions, and one without items."""
 
     name = "bench"
+    asking = "mllmu-bench"
 
     def __init__(self, image: bytes) -> None:
         def asked(task: str, person: int) -> Item:
             found = item(task, image, id=f"{task}{person}", person=f"p{person}")
             return dataclasses.replace(found, column="forget_vqa", gold="AB"[person] if found.options else found.gold)
 
-        self.found = {(task, "forget_vqa"): [asked(task, n) for n in range(2)] for task in run.TASKS}
+        self.found = {(task, "forget_vqa"): [asked(task, n) for n in range(2)] for task in TASKS_OF["official"]}
         self.found["classification", "retain_qa"] = [dataclasses.replace(item("classification"), column="retain_qa")]
 
     def columns(self, source: Any) -> tuple[str, ...]:
@@ -312,7 +317,7 @@ def workspace(
     tmp_path: Path, tiny_llava: Path, picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> Workspace:
     found = Bench(picture(1))
-    monkeypatch.setattr(run, "benchmark", lambda name: found)
+    monkeypatch.setattr(asked_module, "benchmark", lambda name: found)
     workspace = Workspace(tmp_path / "ws", Settings())
     shutil.copytree(tiny_llava, workspace.model_dir("vanilla"))
     return workspace
@@ -344,7 +349,7 @@ def test_official_scores_have_files_of_their_own(workspace: Workspace) -> None:
         assert (entry["correct"] is None) == opened == (entry["rouge_l"] is not None)
         assert entry["letters"] == (list("ABCD") if entry["task"] == "classification" else None)
     scored = records.read_items(result.path)
-    assert {column: columns.summary(items) for column, items in scored.items()} == result.columns
+    assert {column: columns.summary(items, "official") for column, items in scored.items()} == result.columns
     (again,) = evaluate(workspace, protocol="official")
     assert again.up_to_date
     assert (again.columns, again.remarks) == (result.columns, result.remarks)
@@ -357,11 +362,11 @@ def test_an_interrupted_official_run_goes_on(workspace: Workspace, monkeypatch: 
     asked: list[str] = []
     true = official.answers
 
-    def interrupted(loaded: Any, items: Any, **options: Any) -> Any:
+    def interrupted(loaded: Any, items: Any, asking: Any, **options: Any) -> Any:
         asked.append(items[0].column)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return true(loaded, items, **options)
+        return true(loaded, items, asking, **options)
 
     monkeypatch.setattr(official, "answers", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -419,4 +424,4 @@ def test_lines_that_contradict_themselves_are_refused() -> None:
 def test_likelihood_and_official_digests_of_prompts_differ(loaded_llava: Loaded, picture: Callable[..., bytes]) -> None:
     asked = dataclasses.replace(item("classification", picture(1)), options={"A": "soup", "B": "rice"})
     loaded = reaching(loaded_llava, 256)
-    assert answers(loaded, [asked])[0].prompt_sha256 != score(loaded, [asked])[0].prompt_sha256
+    assert answers(loaded, [asked], MLLMU)[0].prompt_sha256 != score(loaded, [asked])[0].prompt_sha256

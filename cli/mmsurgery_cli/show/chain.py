@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmsurgery.data.benchmark import COLUMN_LABELS, in_order
+from mmsurgery.evaluate.columns import score_of
 from mmsurgery.unlearn.record import CLAIMS
 from mmsurgery_cli import heatmap
 from mmsurgery_cli.output import label, percent, table
@@ -125,7 +126,8 @@ def _column(name: str) -> str:
 
 def _scores(results: Sequence[EvalResult], task: str, columns: Sequence[str]) -> Table:
     protocols = sorted({result.columns[c]["protocol"] for result in results for c in columns if c in result.columns})
-    what = "F1 of ROUGE-L (r recall)" if task == "generation" else "accuracy"
+    measures = {"generation": "F1 of ROUGE-L (r recall)", "truth": "probability of the truth (t truth ratio)"}
+    what = measures.get(task, "accuracy")
     title = f"{what} in % and its 95 % interval, protocol {', '.join(protocols)}{task and ', ' + task}"
     names = [_column(column.partition(".")[0]) for column in columns]
     rows = table("model", *[name.replace(" ", "\n").replace("-", "-\n") for name in names], title=title)
@@ -143,10 +145,12 @@ def _score(column: dict[str, Any] | None) -> Text:
     if column is None:
         return Text("-")
     low, high = column["ci95"]
-    rouge = column.get("rouge_l")
-    number = percent(column["accuracy"] if rouge is None else rouge["f1"])
-    recall = "" if rouge is None else f"\nr {percent(rouge['recall'])}"
-    return Text.assemble(number, (f"{recall}\n{percent(low, 0)}-{percent(high, 0)}", "dim"))
+    beside = ""
+    if "rouge_l" in column:
+        beside = f"\nr {percent(column['rouge_l']['recall'])}"
+    elif "truth_ratio" in column:
+        beside = f"\nt {percent(column['truth_ratio'])}"
+    return Text.assemble(percent(score_of(column)), (f"{beside}\n{percent(low, 0)}-{percent(high, 0)}", "dim"))
 
 
 def compared(result: DiffResult) -> Lines:
