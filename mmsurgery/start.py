@@ -11,8 +11,7 @@ from mmsurgery.api import Workspace
 from mmsurgery.artifacts.files import read_json, write_bytes
 from mmsurgery.backbones import discovery
 from mmsurgery.data.benchmark import installed as installed_benchmarks
-from mmsurgery.data.leakage import check_leakage, check_overlap, portrait_reuse
-from mmsurgery.data.samples import Item, Sample
+from mmsurgery.data.survey import survey
 from mmsurgery.errors import Mismatch, MissingArtifact, RemoteFault, UsageError, unknown
 from mmsurgery.settings import SETTINGS_FILE, BenchmarkSettings, ModelSettings, RecipeSettings, Settings
 from mmsurgery.status import status
@@ -110,6 +109,8 @@ def _other(
     if own:
         options = ", ".join(f"--{key}" for key in own)
         raise UsageError(f"benchmark '{name}' has no {options}", "leave it out: only portraits makes its own models")
+    if name == "folder" and forget is not None:
+        raise UsageError("--forget has no meaning for 'folder'", "leave it out: the rows' roles say what to forget")
     if data is None:
         raise UsageError(f"benchmark '{name}' needs its files", "add --data FOLDER")
     if not Path(data).is_dir():
@@ -169,25 +170,7 @@ def _write(workspace: Workspace) -> None:
 
 
 def _check_data(workspace: Workspace, progress: Progress) -> dict[str, int]:
-    source, benchmark = workspace.source, workspace.benchmark
-    counts: dict[str, int] = {}
-    scored: list[Item] = []
-    trained: dict[str, list[Sample]] = {}
-    names = [*benchmark.parts(source), *benchmark.columns(source)]
-    with progress.stage("reading the benchmark", len(names)) as advance:
-        for part in benchmark.parts(source):
-            trained[part] = benchmark.samples(source, part)
-            counts[part] = len(trained[part])
-            advance(1)
-        for column in benchmark.columns(source):
-            items = benchmark.items(source, column)
-            counts[f"{column} items"] = len(items)
-            scored += items
-            advance(1)
-    check_leakage(
-        {part: samples for part, samples in trained.items() if part.endswith("_qa")}, scored, allow=source.allow
-    )
-    check_overlap(trained["forget_vqa"], trained["retain_vqa"], allow=source.allow)
-    if reused := portrait_reuse([*trained["forget_vqa"], *trained["retain_vqa"]], scored):
-        progress.note(f"{reused} scored items show a picture that is trained on, as the benchmark has it")
-    return counts
+    found = survey(workspace.benchmark, workspace.source, progress)
+    for remark in found.remarks:
+        progress.note(remark)
+    return found.counts

@@ -45,6 +45,7 @@ class Status:
 def status(workspace: Workspace) -> Status:
     """What is there, from the folders alone; no torch, no model."""
     settings = workspace.settings
+    own = settings.benchmark.name == "folder"  # its rows say what to forget
     saliency = _names(workspace.path("saliency"), "*/manifest.json", lambda p: p.parent.name)
     evals = _names(workspace.path("evals"), "*.json", lambda p: p.stem)
     others = [p for p in workspace.path("evals").glob("**/*.json") if not any(part[0] == "." for part in p.parts[-4:])]
@@ -55,7 +56,7 @@ def status(workspace: Workspace) -> Status:
     chain = _chain(workspace, models, problems)
     return Status(
         root=workspace.root,
-        benchmark=f"{settings.benchmark.name}, forget {settings.benchmark.forget} %",
+        benchmark=settings.benchmark.name + ("" if own else f", forget {settings.benchmark.forget} %"),
         backbone=settings.models.backbone,
         models=models,
         saliency=saliency,
@@ -68,7 +69,14 @@ def status(workspace: Workspace) -> Status:
         chain=chain,
         problems=list(dict.fromkeys(str(problem) for problem in problems)),
         next_command=(problems[0].next_step if problems else None)
-        or _next(models, saliency, workspace.masks(), evals, diffs, trains=settings.benchmark.name == "portraits"),
+        or _next(
+            models,
+            saliency,
+            workspace.masks(),
+            evals,
+            diffs,
+            trains=(workspace.model_dir("base") / "config.json").is_file(),
+        ),
     )
 
 

@@ -75,7 +75,8 @@ class Benchmark(Protocol):
     """Where samples and items come from.
 
     A benchmark may also have `asking`, the name of its way of asking for written answers (see
-    `mmsurgery.evaluate.asking`), and a method `notes(source)`, see `notes_of`.
+    `mmsurgery.evaluate.asking`), and methods `notes(source)` (see `notes_of`), `report(source)` (a
+    `mmsurgery.data.tables.Report`) and `training(source, which)` (see `mmsurgery.training.training_parts`).
     """
 
     name: str

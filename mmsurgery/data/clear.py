@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -60,6 +61,13 @@ class Clear:
         report = Report()
         found = list(self._items(source, column, task, report))
         return _complete(found, column, report, source) if task in _tasks(column) else []
+
+    def training(self, source: Source, which: str) -> tuple[Source, tuple[str, ...]]:
+        """What `vanilla`, `gold` and `reference` are fine-tuned on: captions, and all text questions, whichever of
+        them saliency is measured on; the reference captions of the retain authors alone, as MMUnlearner has it."""
+        every = dataclasses.replace(source, options={**source.options, "saliency_text": "official"})
+        kept = {"vanilla": PARTS, "gold": ("forget_qa", "retain_vqa", "retain_qa"), "reference": ("retain_vqa",)}
+        return every, kept[which]
 
     def notes(self, source: Source) -> dict[str, str]:
         """Column -> what to know when reading its numbers."""

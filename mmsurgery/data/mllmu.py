@@ -64,6 +64,16 @@ class MLLMUBench:
         splits.report.check(source.allow)
         return []
 
+    def training(self, source: Source, which: str) -> tuple[Source, tuple[str, ...]]:
+        """What `vanilla`, `gold` and `reference` are fine-tuned on, as the original: picture questions only, and
+        for gold what text says of the forget people."""
+        kept = {
+            "vanilla": ("forget_vqa", "retain_vqa"),
+            "gold": ("retain_vqa", "forget_qa"),
+            "reference": ("retain_vqa",),
+        }
+        return source, kept[which]
+
     def notes(self, source: Source) -> dict[str, str]:
         """Column -> what a reader of its scores should know."""
         notes = {}

@@ -211,8 +211,9 @@ class _Job:
 
         check_space(folder.parent, self.model.sums_bytes() * (GENERATIONS + 1), "saliency and its snapshots")
         source, reader = source_of(self.workspace), benchmark(self.workspace.settings.benchmark.name)
-        if leaked := check_text(reader, source, part, samples):
-            self.progress.note(f"{leaked} samples of {part} are scored items: allowed by the settings")
+        leaked = check_text(reader, source, part, samples)
+        if leaked:
+            self.progress.note(f"{leaked} samples of {part} are scored items: the settings allow it")
         with cpu_threads(self.workspace.threads):
             measured = measure_saliency(
                 self.model.loaded,
@@ -227,7 +228,8 @@ class _Job:
         used = measured.provenance["inputs"]
         if not used == origin["inputs"] == {**used, **self.model.files()}:
             raise InputRefused(f"{self.model.folder} changed while it was measured", "measure again")
-        return replace(measured, provenance={**measured.provenance, **origin})
+        marked = {"scored_text": leaked} if leaked else {}
+        return replace(measured, provenance={**measured.provenance, **origin, **marked})
 
     def _done(self, part: str, folder: Path) -> None:
         discard(_snapshots(folder))

@@ -572,6 +572,7 @@ def test_init_checks_and_counts_it(folder: Path) -> None:
     (model / "config.json").write_text('{"model_type": "llava"}')
     made = initialise(folder.parent / "work", benchmark="folder", data=str(folder), vanilla=str(model))
     kinds = {**dict.fromkeys(PARTS[:4], 1), **{f"{column} items": 1 for column in COLUMNS[:4]}}
+    kinds["forget_vqa generation items"] = 1
     assert made.counts == kinds
     assert Settings.read(folder.parent / "work" / SETTINGS_FILE).benchmark.name == "folder"
     write_csv(folder, [*small(), row(role="forgot")])
