@@ -93,8 +93,8 @@ def read_items(
         if known is not None and normalised(name) not in known:
             report.fault("author_of_other_split", f"{row.where}: {name}")
             continue
-        if form.paraphrase and not _captioned(row, name, report):
-            continue
+        if form.paraphrase:
+            note_unnamed(row.cells["caption"], name, report)
         choice = _choice(row, row_id, form, task, report)
         if choice is None:
             continue
@@ -116,12 +116,10 @@ def read_items(
         )
 
 
-def _captioned(row: Row, name: str, report: Report) -> bool:
-    caption = row.cells["caption"]
+def note_unnamed(caption: object, name: str, report: Report) -> None:
+    """Count a caption that does not name its author: nothing depends on it, but the published ones do."""
     if is_text(caption) and not names_person(caption, name):
-        report.fault("caption_without_name", f"{row.where}: {name}")
-        return False
-    return True
+        report.notes["caption_without_name"] += 1
 
 
 def _choice(
@@ -139,8 +137,18 @@ def _choice(
         report.fault("empty_option", row.where)
         return None
     folded = [text.strip().casefold() for text in wrong]
-    if gold.strip().casefold() in folded:
+    inside = folded.count(gold.strip().casefold())
+    if inside > 1:
         report.fault("gold_twice", f"{row.where}: {form.wrong} holds '{gold}'")
+        return None
+    place = drawn(f"{row_id}/place", len(wrong) + 1)
+    if inside:  # the column lists all options, not the wrong ones alone
+        report.notes["gold_among_options"] += 1
+        place = folded.index(gold.strip().casefold())
+        wrong = [text for text, other in zip(wrong, folded, strict=True) if other != folded[place]]
+        folded.pop(place)
+    if not wrong:
+        report.fault("empty_option", row.where)
         return None
     if len(set(folded)) < len(folded):
         report.fault("option_twice", f"{row.where}: {form.wrong}")
@@ -149,7 +157,6 @@ def _choice(
         return question, _truth(gold, row.cells.get(form.paraphrase or ""), wrong), "true"
     if len(wrong) >= len(string.ascii_uppercase):
         raise InputRefused(f"{row.where}: {form.wrong} has {len(wrong)} options, more than there are letters")
-    place = drawn(f"{row_id}/place", len(wrong) + 1)
     texts = [*wrong[:place], gold, *wrong[place:]]
     return question, dict(zip(string.ascii_uppercase, texts, strict=False)), string.ascii_uppercase[place]
 

@@ -59,7 +59,6 @@ FAULTS = {
     "repeated_row": "row that stands twice",
     "option_twice": "wrong option that stands twice",
     "mixed_row": "row that is neither a picture with a caption nor a question with an answer",
-    "caption_without_name": "caption that does not name its person",
     "forget_author_in_retain": "retain row of an author to be forgotten",
     "author_of_other_split": "row of an author who is not of its split",
 }

@@ -449,7 +449,6 @@ ROW_FAULTS = [
     ("mixed_row", "retain95+tofu", 0, {"answer": "Something."}, "retain_qa"),
     ("empty_pair", "forget05", 0, {"caption": " "}, "forget_vqa"),
     ("empty_pair", "forget05", 0, {"caption": None}, "forget_vqa"),
-    ("caption_without_name", "forget05", 0, {"caption": "Somebody leans over a table."}, "forget_vqa"),
     ("bad_picture", "forget05", 0, {"image": None}, "forget_vqa"),
     ("bad_picture", "forget05", 0, {"image": {"bytes": None, "path": None}}, "forget_vqa"),
     ("bad_picture", "forget05", 0, {"image": {"bytes": b"none", "path": None}}, "forget_vqa"),
@@ -496,24 +495,47 @@ def test_a_picture_cell_without_members_is_no_picture(clear: ClearFiles) -> None
 
 
 ITEM_FAULTS = [
-    ("gold_twice", "forget_vqa", "forget05_perturbed", {"perturbed_names": ["A B", "{gold}"]}),
-    ("gold_twice", "retain_vqa", "retain_perturbed", {"perturbed_names": ["{gold} ", "A B"]}),
+    ("gold_twice", "forget_vqa", "forget05_perturbed", {"perturbed_names": ["{gold}", "{gold}"]}),
+    ("gold_twice", "retain_vqa", "retain_perturbed", {"perturbed_names": ["{gold} ", "A B", "{gold}"]}),
     ("option_twice", "forget_vqa", "forget05_perturbed", {"perturbed_names": ["A B", "a b"]}),
     ("empty_option", "forget_vqa", "forget05_perturbed", {"perturbed_names": []}),
     ("empty_option", "forget_vqa", "forget05_perturbed", {"perturbed_names": None}),
     ("empty_option", "forget_vqa", "forget05_perturbed", {"perturbed_names": ["A B", None]}),
     ("empty_option", "forget_caption", "forget05_perturbed", {"perturbed_captions": ["A B", " "]}),
-    ("gold_twice", "realface_vqa", "real_faces", {"options": ["Star 0", "A B"]}),
-    ("gold_twice", "realworld_vqa", "real_world", {"options": ["two", "One"]}),
+    ("gold_twice", "realface_vqa", "real_faces", {"options": ["Star 0", "A B", "Star 0"]}),
+    ("gold_twice", "realworld_vqa", "real_world", {"options": ["two", "Two", "One"]}),
     ("empty_question", "realworld_vqa", "real_world", {"question": None}),
     ("empty_question", "realworld_vqa", "real_world", {"answer": " "}),
     ("empty_question", "forget_caption", "forget05_perturbed", {"caption": None}),
-    ("caption_without_name", "forget_caption", "forget05_perturbed", {"caption": "Somebody waits."}),
     ("bad_picture", "realface_vqa", "real_faces", {"image": None}),
     ("author_of_other_split", "forget_vqa", "forget05_perturbed", {"name": "No Body"}),
     ("author_of_other_split", "retain_vqa", "retain_perturbed", {"name": "No Body"}),
     ("author_of_other_split", "retain_caption", "retain_perturbed", {"name": "No Body", "caption": "No Body waits."}),
 ]
+
+
+def test_options_that_hold_the_answer_already_are_taken_as_they_are(clear: ClearFiles) -> None:
+    clear.change("real_faces", 0, options=["A B", "Star 0", "C D"])
+    where = source(clear.write())
+    first = READER.items(where, "realface_vqa")[0]
+    assert (first.options, first.gold) == ({"A": "A B", "B": "Star 0", "C": "C D"}, "B")
+    truth = READER.items(where, "realface_vqa", "truth")[0]
+    assert truth.options == {"true": "Star 0", "wrong1": "A B", "wrong2": "C D"}
+    # counted for both tasks
+    assert "2 times options that hold the true answer already: it is not added again" in (
+        READER.report(where).deviations
+    )
+    clear.change("real_faces", 0, options=["Star 0"])
+    with pytest.raises(InputRefused, match="question with an empty option"):
+        READER.items(source(clear.write()), "realface_vqa")
+
+
+def test_captions_that_do_not_name_their_author_are_counted(clear: ClearFiles) -> None:
+    before = len(READER.samples(source(clear.write()), "forget_vqa"))
+    clear.change("forget05", 0, caption="Somebody leans over a table.")
+    where = source(clear.write())
+    assert len(READER.samples(where, "forget_vqa")) == before
+    assert "1 times a caption that does not name its author" in READER.report(where).deviations
 
 
 @pytest.mark.parametrize(("name", "column", "config", "cells"), ITEM_FAULTS)
