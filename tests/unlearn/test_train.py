@@ -335,6 +335,36 @@ def test_accumulated_batches_are_the_big_batch(
     assert len(results[0]["losses"]) == 3
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 2e-2},
+        {"schedule": "constant"},
+        {"weight_decay": 0.5},
+        {"clip_norm": 0.01},
+        {"betas": (0.5, 0.999)},
+        {"betas": (0.9, 0.5)},
+        {"rank": 4},
+        {"alpha": 16.0},
+        {"modules": "lm"},
+        {"precision": "bf16"},
+        {"seed": 1},  # of the adapters: there is one sample
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_number_of_a_recipe_counts(
+    ws: Workspace, make_sample: Callable[..., Sample], change: dict[str, Any]
+) -> None:
+    samples = {"a": [make_sample("a", "Which food ?", "rice", seed=1)]}
+    recipe = dataclasses.replace(LORA, epochs=3, clip_norm=0.0)
+    plain, again, other = (
+        of(ws, samples, each).make(replace=True)["model_sha256"]
+        for each in (recipe, recipe, dataclasses.replace(recipe, **change))
+    )
+    assert plain == again
+    assert plain != other
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_checkpointing_gives_the_same_gradients(base: Path, mixed_samples: list[Sample], lora: bool) -> None:
     """Every layer is computed a second time, and no module drops out."""
