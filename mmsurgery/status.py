@@ -68,15 +68,7 @@ def status(workspace: Workspace) -> Status:
         unfinished=_unfinished(workspace),
         chain=chain,
         problems=list(dict.fromkeys(str(problem) for problem in problems)),
-        next_command=(problems[0].next_step if problems else None)
-        or _next(
-            models,
-            saliency,
-            workspace.masks(),
-            evals,
-            diffs,
-            trains=(workspace.model_dir("base") / "config.json").is_file(),
-        ),
+        next_command=(problems[0].next_step if problems else None) or _next(workspace, models, saliency, evals, diffs),
     )
 
 
@@ -141,14 +133,14 @@ def _names(folder: Path, pattern: str, name: Any) -> list[str]:
     return sorted(name(p) for p in folder.glob(pattern) if not name(p).startswith(".")) if folder.is_dir() else []
 
 
-def _next(
-    models: list[str], saliency: list[str], masks: list[str], evals: list[str], diffs: list[str], *, trains: bool
-) -> str:
+def _next(workspace: Workspace, models: list[str], saliency: list[str], evals: list[str], diffs: list[str]) -> str:
     if "vanilla" not in models:
         return "mmsurgery train vanilla"
+    if workspace.settings.benchmark.name != "portraits" and "vanilla" not in evals:
+        return "mmsurgery eval vanilla --accept"
     if not any(part in saliency for part in SETS["forget"]):
         return "mmsurgery saliency --set forget"
-    if not masks:
+    if not workspace.masks():
         return "mmsurgery mask --beta 1 --modules lm,connector"
     unlearned = [model for model in models if model not in ("vanilla", "base", "gold", "reference")]
     if not unlearned:
@@ -157,4 +149,5 @@ def _next(
         return "mmsurgery eval"
     if not diffs:
         return "mmsurgery diff"
+    trains = (workspace.model_dir("base") / "config.json").is_file()
     return "mmsurgery train gold" if trains and "gold" not in models else "mmsurgery report"

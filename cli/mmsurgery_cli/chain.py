@@ -213,6 +213,9 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="COLUMN=VALUE", help="Exit 1 if it is higher, such as forget_vqa=0.4."),
     ] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Exit 1 if a model does not know what it should, as vanilla must.")
+    ] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -240,6 +243,11 @@ def evaluate(
         gate(results, expression)
     for expression in over:
         gate(results, expression, over=True)
+    if accept:
+        from mmsurgery.evaluate.acceptance import accept as check
+
+        for result in results:
+            check(result.columns, result.model)
 
 
 def diff(

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Item, data_sha256
 from mmsurgery.errors import GateMissed, InputRefused, Mismatch, UsageError, unknown
 from mmsurgery.evaluate import columns as tables
-from mmsurgery.evaluate import official, records
+from mmsurgery.evaluate import official, records, truth
 from mmsurgery.evaluate.asked import Asked, what_is_asked
 from mmsurgery.evaluate.protocols import LIKELIHOOD, Protocol
 from mmsurgery.evaluate.scoring import score
@@ -41,6 +41,8 @@ class EvalResult:
     remarks: dict[str, list[str]]
     """What a reader of a column must know, see `columns.remarks`."""
     up_to_date: bool
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    """CLEAR's, where the benchmark has columns for them; see `truth.metrics`."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,12 @@ def evaluate(
     looked_up = plans()
     _note_others(looked_up, progress)
     if all(plan.finished for plan in looked_up):
-        return [plan.finished for plan in looked_up if plan.finished]
+        return _with_metrics([plan.finished for plan in looked_up if plan.finished], progress)
     with workspace.lock():
         loader = _Loader()
         # again: another process may have scored them meanwhile
-        return [plan.finished or _score_model(workspace, plan, loader, progress) for plan in plans()]
+        results = [plan.finished or _score_model(workspace, plan, loader, progress) for plan in plans()]
+    return _with_metrics(results, progress)
 
 
 def gate(results: Sequence[EvalResult], expression: str, *, over: bool = False) -> None:
@@ -241,6 +244,21 @@ def _score_model(workspace: Workspace, plan: _Plan, loader: _Loader, progress: P
 def _remarks(asked: Asked, column: str, scores: Sequence[Any]) -> list[str]:
     note = asked.notes.get(column.partition(".")[0])
     return [*([note] if note else []), *tables.remarks(scores)]
+
+
+def _with_metrics(results: Sequence[EvalResult], progress: Progress) -> list[EvalResult]:
+    """The results with CLEAR's metrics, where there are columns for them; against the gold model that was scored
+    beside them, if one was."""
+    if not results or not any(name.endswith(f".{truth.TASK}") for name in results[0].columns):
+        return list(results)
+    beside = results[0].path.with_name("gold.json")
+    gold = records.read_items(beside) if beside.exists() else None
+    if gold is None:
+        progress.note("no gold model was scored: Forget Quality is left out (mmsurgery train gold, then eval)")
+    return [
+        dataclasses.replace(each, metrics=truth.metrics(each.columns, records.read_items(each.path), gold))
+        for each in results
+    ]
 
 
 def _read_finished(file: Path) -> list[Any] | None:

@@ -172,6 +172,13 @@ def _make(run: Run, force: bool, progress: Progress) -> ApplyResult:
     return _result(folder, record, up_to_date=False)
 
 
+def _acceptance(workspace: Workspace) -> str | None:
+    """What to say of a vanilla model that came from elsewhere; portraits trains its own until it knows."""
+    from mmsurgery.evaluate.acceptance import warning
+
+    return None if workspace.settings.benchmark.name == "portraits" else warning(workspace)
+
+
 def _say(run: Run, steps: int, progress: Progress) -> None:
     """What is about to be done, before it takes time."""
     request, recipe = run.request, run.request.recipe
@@ -183,6 +190,8 @@ def _say(run: Run, steps: int, progress: Progress) -> None:
         f"{request.method.title} ({request.method.equation}), protocol {request.protocol}: {steps} steps of {batch}, "
         f"learning rate {recipe.learning_rate:g}"
     )
+    if warned := _acceptance(run.workspace):
+        progress.note(warned)
     for model, samples in run.earlier.items():
         if samples:
             progress.note(f"{samples:,} retain samples are of people that '{model}' forgot: left out")

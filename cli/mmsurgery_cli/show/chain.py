@@ -103,7 +103,18 @@ def scored(results: Sequence[EvalResult]) -> Lines:
         by_task.setdefault(column.partition(".")[2], []).append(column)
     for task, columns in by_task.items():
         yield _scores(results, task, columns)
+    if results and results[0].metrics:
+        yield _metrics(results)
     yield from _remarks(results)
+
+
+def _metrics(results: Sequence[EvalResult]) -> Table:
+    names = ["Real", "Retain", "Forget", "Forget Quality"]
+    rows = table("model", *names, title="CLEAR's metrics in %: harmonic means of probability and truth ratio")
+    for result in results:
+        values = [None if value is None else percent(value) for value in result.metrics.values()]
+        rows.add_row(label(result.model), *[value or "-" for value in values])
+    return rows
 
 
 def _remarks(results: Sequence[EvalResult]) -> Lines:

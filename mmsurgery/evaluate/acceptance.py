@@ -1,0 +1,56 @@
+"""Whether a vanilla model knows what it should before anything is unlearned: who knows nothing forgets nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmsurgery.data.benchmark import COLUMN_LABELS, UTILITY
+from mmsurgery.errors import GateMissed, InputRefused, Mismatch, MissingArtifact
+from mmsurgery.evaluate import records
+from mmsurgery.workspace import Workspace
+
+KNOWN = ("forget_vqa", *UTILITY)
+"""What is to be forgotten, and what is to be kept."""
+
+
+def unknown_columns(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Column -> how it fails: those of `KNOWN` in which a choice is not above chance, its 95 % interval considered."""
+    found = {}
+    for name in KNOWN:
+        column = columns.get(name, {})
+        chance = column.get("chance")
+        if chance is not None and column["ci95"][0] <= chance:
+            low, high = (100 * bound for bound in column["ci95"])
+            found[name] = (
+                f"{COLUMN_LABELS[name]} {100 * column['accuracy']:.1f} % ({low:.0f}-{high:.0f}) is not above chance, "
+                f"{100 * chance:.1f} %"
+            )
+    return found
+
+
+def accept(columns: Mapping[str, Mapping[str, Any]], model: str) -> None:
+    """
+    Raises:
+        GateMissed: naming the columns that the model does not know.
+        MissingArtifact: if none of them can be told.
+    """
+    if not any(columns.get(name, {}).get("chance") is not None for name in KNOWN):
+        raise MissingArtifact(f"nothing says whether '{model}' knows anything: no column of choices was scored")
+    if found := unknown_columns(columns):
+        raise GateMissed(
+            f"model '{model}' does not know what it should: {'; '.join(found.values())}",
+            "train it longer, or check that it was trained on these people, before anything is unlearned",
+        )
+
+
+def warning(workspace: Workspace) -> str | None:
+    """What to say before unlearning: that vanilla was not scored, or does not know what is to be forgotten."""
+    try:
+        record = records.read_eval(workspace.eval_path("vanilla"))
+    except MissingArtifact:
+        return "vanilla was not scored: mmsurgery eval vanilla --accept says whether it knows what is to be forgotten"
+    except (InputRefused, Mismatch) as problem:
+        return str(problem)
+    found = unknown_columns(record["columns"])
+    return f"vanilla does not know what is to be forgotten: {found['forget_vqa']}" if "forget_vqa" in found else None
