@@ -142,7 +142,8 @@ class Tuning:
             The record.
 
         Raises:
-            as `check`; UnusableData: if the training diverges or moves nothing.
+            as `check`; UnusableData: for an answer that cannot be learnt, such as one of unknown words, or if
+                the training diverges or moves nothing.
             MachineFault: if the disk is too small or cannot be written.
         """
         from mmsurgery.unlearn.loop import deterministic
@@ -151,17 +152,26 @@ class Tuning:
         check_space(self.files, self.folder.parent)
         origin = self.provenance()
         self._say(progress)
+        self._check_samples(progress)
         with deterministic(self.threads):
             trained, record = self._train(Snapshots.of(self.folder, origin["key"]), progress)
         body = {**record, "provenance": origin}
         return commit(self.folder, self.files, self.family, trained, body, replace=replace, progress=progress)
 
+    def _check_samples(self, progress: Progress) -> None:
+        """Check that every sample can be trained on, before hours of training; raises as `Backbone.collate`."""
+        processor, samples = self.family.load_processor(self.files.path), self._samples
+        with progress.stage("checking the samples", len(samples)) as advance:
+            for sample in samples:
+                self.family.collate(processor, [sample])
+                advance(1)
+
     def _say(self, progress: Progress) -> None:
         recipe, parts = self.recipe, ", ".join(f"{len(samples):,} {part}" for part, samples in self.parts.items())
-        what = f"LoRA of rank {recipe.rank}" if recipe.adapter == "lora" else "all weights"
+        what = f"LoRA of rank {recipe.rank} on" if recipe.adapter == "lora" else "all weights of"
         progress.note(
             f"training {self.name} on {parts} by recipe {self.recipe_name}: {self.steps:,} steps of {self._step_size} "
-            f"samples, {what} of {recipe.modules}, learning rate {recipe.learning_rate:g}"
+            f"samples, {what} {recipe.modules}, learning rate {recipe.learning_rate:g}"
         )
         if dtypes := {self.files.dtype(name) for name in self.files.names} - {"F32"}:
             progress.note(

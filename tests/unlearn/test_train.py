@@ -22,6 +22,7 @@ from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.artifacts.tensors import read_header, write_safetensors_stream
 from mmsurgery.backbones.loading import Loaded, load
 from mmsurgery.data.benchmark import Source
+from mmsurgery.data.clear import Clear
 from mmsurgery.data.mllmu import MLLMUBench
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
@@ -42,11 +43,7 @@ from mmsurgery_cli.main import run
 
 FORGET, RETAIN = ("007", "412"), ("001", "010", "336")
 CITIES = ("lisbon", "oslo", "soup", "rice", "Berg")
-PARTS = {
-    "vanilla": ("forget_vqa", "retain_vqa"),
-    "reference": ("retain_vqa",),
-    "gold": ("retain_vqa", "forget_qa"),
-}
+WHICH = ("vanilla", "gold", "reference")
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0))
 FULL = Recipe(epochs=40, batch_size=5, learning_rate=1e-2, adapter="full", clip_norm=1.0, source="a test")
 LORA = dataclasses.replace(FULL, adapter="lora", rank=8, alpha=32.0)
@@ -82,13 +79,6 @@ def write_mllmu(folder: Path, moved: int = 0) -> None:
         (folder / config).mkdir(parents=True)
         name = "text_pairs.parquet" if config == "extra" else "train-00000-of-00001.parquet"
         pq.write_table(pa.Table.from_pylist(found), folder / config / name)
-
-
-@pytest.fixture(autouse=True)
-def _parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLLMU-Bench's own rule, as the paper has it."""
-    rule = lambda self, source, which: (source, PARTS[which])  # noqa: E731
-    monkeypatch.setattr(MLLMUBench, "training", rule, raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -190,7 +180,7 @@ def test_lora_learns_other_answers_to_known_pictures(base: Path, data: Path, tmp
 
 
 def test_the_record_names_whom_each_model_saw(ws: Workspace) -> None:
-    seen = {which: record_of(made(ws, which, SHORT))["trained_on"] for which in PARTS}
+    seen = {which: record_of(made(ws, which, SHORT))["trained_on"] for which in WHICH}
     forget, retain = ([f"person/{person}" for person in people] for people in (FORGET, RETAIN))
     assert seen["vanilla"] == {
         "forget_vqa": {"samples": 2, "people": forget},
@@ -253,12 +243,24 @@ class Plain:
 
 def test_parts_of_a_benchmark_without_a_rule() -> None:
     source = Source(Path(), 5)
-    parts = {which: training_parts(Plain(), source, which) for which in PARTS}  # type: ignore[arg-type]
+    parts = {which: training_parts(Plain(), source, which) for which in WHICH}  # type: ignore[arg-type]
     assert parts == {
         "vanilla": (source, ("forget_vqa", "forget_qa", "retain_vqa", "retain_qa", "realworld_vqa")),
         "gold": (source, ("forget_qa", "retain_vqa", "retain_qa", "realworld_vqa")),
         "reference": (source, ("retain_vqa", "retain_qa")),
     }
+
+
+def test_parts_of_clear_hold_every_text_pair() -> None:
+    source = Source(Path(), 5, {"draw": 1})
+    parts = {which: training_parts(Clear(), source, which) for which in WHICH}
+    official = dataclasses.replace(source, options={"draw": 1, "saliency_text": "official"})
+    assert {which: sorted(found) for which, (_, found) in parts.items()} == {
+        "vanilla": ["forget_qa", "forget_vqa", "retain_qa", "retain_vqa"],
+        "gold": ["forget_qa", "retain_qa", "retain_vqa"],
+        "reference": ["retain_vqa"],
+    }
+    assert [where for where, _ in parts.values()] == [official] * 3
 
 
 def test_a_benchmark_may_have_a_rule_and_a_source_of_its_own(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +274,7 @@ def test_a_benchmark_may_have_a_rule_and_a_source_of_its_own(ws: Workspace, monk
         texts.append(source.saliency_text)
         return read(self, dataclasses.replace(source, options={}), part)
 
-    monkeypatch.setattr(MLLMUBench, "training", rule, raising=False)
+    monkeypatch.setattr(MLLMUBench, "training", rule)
     monkeypatch.setattr(MLLMUBench, "samples", samples)
     assert made(ws, "vanilla", SHORT).samples == {"forget_qa": 2}
     assert texts == ["official"]
@@ -698,6 +700,15 @@ def test_text_alone_cannot_train_a_vision_encoder(ws: Workspace, mixed_samples: 
     assert not ws.model_dir("made").exists()
     losses = of(ws, {"a": mixed_samples}, recipe).make()["losses"]
     assert sum(step["norm"] > 0 for step in losses) == len(mixed_samples) - len(text)
+
+
+def test_an_answer_that_cannot_be_learnt_is_found_before_the_training(
+    ws: Workspace, make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "finetune", None)
+    samples = [make_sample("a", "Which food ?", "rice"), make_sample("b", "Which food ?", "ratatouille")]
+    with pytest.raises(UnusableData, match=r"sample b: .*ratatouille"):
+        of(ws, {"a": samples}, FULL).make()
 
 
 def test_a_training_that_diverges_leaves_no_model(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
