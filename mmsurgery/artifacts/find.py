@@ -25,6 +25,9 @@ ROOMS = {
 }
 """Kind of artifact -> its folder in a workspace, in the order in which a name is looked up."""
 EXCHANGED = ("mask", "saliency", "patch", "model")
+"""What others can have, as files that both sides read."""
+EXPORTED = (*EXCHANGED, "eval", "record")
+"""What some format of others can hold."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Found:
     kind: str
     """One of `ROOMS`; for a path also `record` (a JSON file) or nothing (unknown)."""
     name: str
+    """Of an eval with its folders, as `official/NAME`."""
     path: Path
     also: tuple[str, ...] = ()
     """What else in the workspace has that name, as `masks/default`: how it is named instead."""
@@ -85,6 +89,7 @@ def _places(workspace: Workspace, kinds: Collection[str]) -> Iterator[Found]:
         "saliency": {p.parent.name: p.parent for p in workspace.path("saliency").glob(f"[!.]*/{MANIFEST}")},
         "patch": {name: workspace.patch_path(name) for name in workspace.patches()},
         "model": {name: workspace.model_dir(name) for name in workspace.models()},
+        "eval": _evals(workspace.path("evals")),
         "experiment": {p.parent.name: p for p in workspace.path("experiments").glob("[!.]*/results.json")},
     }
     for kind, room in ROOMS.items():
@@ -93,13 +98,19 @@ def _places(workspace: Workspace, kinds: Collection[str]) -> Iterator[Found]:
             yield from (Found(kind, name, path) for name, path in sorted(paths.items()))
 
 
+def _evals(room: Path) -> dict[str, Path]:
+    """`official/NAME` -> path, of every protocol, subset and request."""
+    inside = {path.relative_to(room).with_suffix(""): path for path in room.rglob("*.json")}
+    return {name.as_posix(): path for name, path in inside.items() if not any(p.startswith(".") for p in name.parts)}
+
+
 def _by_path(path: Path, kinds: Collection[str], called: str) -> Found:
     if not path.exists():
         raise MissingArtifact(f"{path} does not exist", f"name one that does: mmsurgery status lists each {called}")
     kind = _kind(path)
     if kind not in kinds and len(kinds) < len(ROOMS):
         raise UsageError(f"{path} is no {called}" + (f" but a {kind}" if kind else ""), f"name a {called}")
-    return Found(kind, path.resolve().name.removesuffix(".safetensors"), path)
+    return Found(kind, path.resolve().name.removesuffix(".safetensors").removesuffix(".json"), path)
 
 
 def _kind(path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.files import given_path
-from mmsurgery.artifacts.find import EXCHANGED, Found, find
+from mmsurgery.artifacts.find import EXPORTED, ROOMS, Found, find
 from mmsurgery.errors import Mismatch, UsageError, unknown
 from mmsurgery.provenance import sha256_file, sha256_json
 from mmsurgery.workspace import SILENT, Progress, Workspace
@@ -41,6 +41,12 @@ FORMATS = {
     ),
     "numpy": Format("NumPy archive of arrays", ("mask", "saliency"), ".npz", "mmsurgery.exchange.export:_numpy"),
     "shira": Format("PEFT SHiRA adapter", ("model", "patch", "mask"), "", "mmsurgery.exchange.export:_shira"),
+    "lm-eval": Format(
+        "results and samples of lm-evaluation-harness",
+        ("eval", "record"),
+        "",
+        "mmsurgery.exchange.lm_eval:write_lm_eval",
+    ),
 }
 
 
@@ -83,14 +89,24 @@ def export(
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    chosen, found = FORMATS[format], find(workspace, artifact, EXCHANGED, called="mask, saliency, patch or model")
-    if found.also:
-        progress.note(f"this is the {found.kind}; of the same name are {', '.join(found.also)}")
+    chosen, found = FORMATS[format], find(workspace, artifact, EXPORTED, called="mask, saliency, patch, model or eval")
+    rooms = {ROOMS[kind] for kind in chosen.kinds if kind in ROOMS}
+    others = [other for other in found.also if other.partition("/")[0] in rooms]
     if found.kind not in chosen.kinds:
         suits = [name for name, each in FORMATS.items() if found.kind in each.kinds]
         hint = f"its formats: {', '.join(suits)}" if suits else "a model is a Hugging Face folder as it is"
-        raise UsageError(f"format '{format}' is for {' and '.join(chosen.kinds)}, '{artifact}' is a {found.kind}", hint)
-    path = workspace.path("exports", found.name + chosen.suffix) if out is None else given_path(Path(out))
+        article = "an" if found.kind == "eval" else "a"
+        raise UsageError(
+            f"format '{format}' is for {' and '.join(chosen.kinds)}, '{artifact}' is {article} {found.kind}",
+            f"name {' or '.join(others)}" if others else hint,
+        )
+    if others:
+        progress.note(f"this is the {found.kind}; of the same name are {', '.join(others)}")
+    path = (
+        workspace.path("exports", found.name.replace("/", ".") + chosen.suffix)
+        if out is None
+        else given_path(Path(out))
+    )
     path.parent.mkdir(exist_ok=True)
     up_to_date, details = _write(chosen, workspace, found, path, force, progress)
     if not up_to_date:
