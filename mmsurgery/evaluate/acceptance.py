@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmsurgery.data.benchmark import COLUMN_LABELS, UTILITY
+from mmsurgery.data.benchmark import COLUMN_LABELS
 from mmsurgery.errors import GateMissed, InputRefused, Mismatch, MissingArtifact
 from mmsurgery.evaluate import records
 from mmsurgery.workspace import Workspace
 
-KNOWN = ("forget_vqa", *UTILITY)
-"""What is to be forgotten, and what is to be kept."""
+KNOWN = ("forget_vqa", "forget_qa", "retain_vqa", "retain_qa")
+"""What it was trained on: what is to be forgotten, and what is to be kept. (What else it knows, its base knew.)"""
 
 
 def unknown_columns(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -12,6 +12,8 @@ from mmsurgery.evaluate.protocols import LIKELIHOOD
 from mmsurgery.evaluate.scoring import ItemScore
 from mmsurgery.evaluate.statistics import Paired, clustered_interval, constant_answer, paired_difference
 
+FEW = 5
+"""With fewer people the bootstrap has too few to draw from."""
 SEED = 0
 """Of the bootstrap and of the sign flips."""
 
@@ -88,8 +90,11 @@ def remarks(scores: Scores) -> list[str]:
     ties = sum(item.tied for item in chosen)
     if ties:
         found.append(f"{ties} ties between options; the first was taken")
-    if len({item.person for item in scores}) == 1:
+    people = len({item.person for item in scores})
+    if people == 1:
         found.append("all items are about one person: no interval can be given")
+    elif people < FEW:
+        found.append(f"{people} people only: the interval is narrower than what is known")
     return found
 
 

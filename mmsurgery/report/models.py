@@ -163,13 +163,21 @@ def read_score(path: Path) -> Score:
     )
 
 
+_SCORES = ("probability", "accuracy")
+
+
 def _number(cell: Fields) -> Number:
-    value = (cell.get("rouge_l").get("f1") if cell.has("rouge_l") else cell.get("accuracy")).share()
+    measured = (
+        cell.get("rouge_l").get("f1") if cell.has("rouge_l") else cell.get(next(filter(cell.has, _SCORES), "accuracy"))
+    )
+    value = measured.share()
     low, high = cell.get("ci95").interval()
     chance = cell.get("chance").share() if cell.has("chance") else None
     picture = whisker(value, low, high, chance)
     n = f"n = {numbers.count(cell.get('n').whole())}"
     guessing = "F1 of ROUGE-L" if cell.has("rouge_l") else "nothing to guess"
+    if cell.has("probability"):
+        guessing = f"probability of the truth, truth ratio {numbers.percent(cell.get('truth_ratio').share())}"
     title = f"{n}, {guessing if chance is None else f'guessing gives {numbers.percent(chance)}'}"
     return Number(value, numbers.percent(value), numbers.interval(low, high), picture, n, title=title)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 
@@ -46,11 +47,23 @@ def test_an_empty_column_has_no_numbers() -> None:
         summary([])
 
 
+def said(items: Sequence[ItemScore]) -> list[str]:
+    """What is said beside that there are few people."""
+    return [remark for remark in remarks(items) if "people only" not in remark]
+
+
+def test_few_people_are_said() -> None:
+    assert remarks(scored("ABAB", gold="AABB")) == ["2 people only: the interval is narrower than what is known"]
+    assert (
+        remarks([dataclasses.replace(item, person=f"p{n}") for n, item in enumerate(scored("ABABA", gold="AB"))]) == []
+    )
+
+
 def test_remarks() -> None:
-    assert remarks(scored("ABAB", gold="AABB")) == []
-    assert remarks(scored("BBBB", gold="AABB")) == ["answers B to all 4 items: the model has collapsed"]
+    assert said(scored("ABAB", gold="AABB")) == []
+    assert said(scored("BBBB", gold="AABB")) == ["answers B to all 4 items: the model has collapsed"]
     ties = [dataclasses.replace(item, options={"A": -1.0, "B": -1.0}) for item in scored("AABB", gold="AB")[:2]]
-    assert remarks([*ties, *scored("AABB", gold="AB")[2:]]) == ["2 ties between options; the first was taken"]
+    assert said([*ties, *scored("AABB", gold="AB")[2:]]) == ["2 ties between options; the first was taken"]
     assert remarks(scored("AB")) == ["all items are about one person: no interval can be given"]
 
 

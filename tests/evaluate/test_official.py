@@ -162,24 +162,27 @@ def test_summaries_of_each_task() -> None:
         columns.summary([])
 
 
+def said(answers: list[Answer]) -> list[str]:
+    """What is said beside that there are few people."""
+    return [remark for remark in columns.remarks(answers) if "people only" not in remark]
+
+
 def test_degenerate_letters_are_said() -> None:
-    assert columns.remarks(classified(["A", "B", "C", "A"])) == []
-    assert columns.remarks(classified(["A"] * 126)) == [
-        "answers A to all 126 items: the letters say nothing about what it knows"
-    ]
-    assert columns.remarks(classified(["A", "none", "A", "Art"])) == [
+    assert said(classified(["A", "B", "C", "A"])) == []
+    assert said(classified(["A"] * 126)) == ["answers A to all 126 items: the letters say nothing about what it knows"]
+    assert said(classified(["A", "none", "A", "Art"])) == [
         "1 of 4 answers name no option and count as wrong",
         "answers A to all 3 items where one could be read: the letters say nothing about what it knows",
         "1 of 4 letters are the first of a word",
     ]
-    assert columns.remarks(classified(["", "The", "", "The"])) == [
+    assert said(classified(["", "The", "", "The"])) == [
         "2 of 4 answers are empty",
         "none of 4 answers names an option: the model does not follow the letter prompt",
     ]
     # one gold letter: the same answer to everything is what a right model gives
-    assert columns.remarks(classified(["A"] * 4, "A")) == []
+    assert said(classified(["A"] * 4, "A")) == []
     same = [Answer(f"i{n}", f"p{n}", "c", "cloze", "x", "started", gold) for n, gold in enumerate(("art", "tea"))]
-    assert columns.remarks(same) == [
+    assert said(same) == [
         "gives one answer to all 2 items: the model has collapsed",
         "1 of 2 answers hold the gold text only inside other words",
     ]

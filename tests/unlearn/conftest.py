@@ -78,7 +78,7 @@ class Benchmark:
         return self.sets[part]
 
     def items(self, source: Any, column: str, task: str = "classification") -> list[Item]:
-        if column == "empty":
+        if column == "empty" or task != "classification":
             return []
         options = {"A": "The city is lisbon .", "B": "The city is oslo ."}
         return [

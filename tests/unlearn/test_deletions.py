@@ -11,6 +11,7 @@ import pytest
 
 from mmsurgery.data.samples import Item, data_sha256
 from mmsurgery.errors import InputRefused, MissingArtifact, UnusableData, UsageError
+from mmsurgery.evaluate import asked as asked_module
 from mmsurgery.evaluate import run
 from mmsurgery.evaluate.request import Requested, requested
 from mmsurgery.provenance import canonical_json, seal
@@ -126,6 +127,7 @@ class Asked:
         return [
             Item(f"{column}/{p}", p, "What is this ?", column=column, options=options, gold="A")
             for p in self.people[column]
+            if task == "classification"
         ]
 
     def samples(self, source: Any, part: str) -> list[Any]:
@@ -150,7 +152,7 @@ def test_columns_about_an_earlier_request() -> None:
 def test_evaluating_an_earlier_request(second_request: Workspace, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     apply(second_request, "ga_diff", start="first", name="second")
     reader = Asked(["person/retain0", "person/retain1"], [f"person/forget{i}" for i in range(4)])
-    monkeypatch.setattr(run, "benchmark", lambda name: reader)
+    monkeypatch.setattr(asked_module, "benchmark", lambda name: reader)
     found = run.evaluate(second_request, ["first", "second"], request="first")
     assert [result.columns["forget_vqa"]["n"] for result in found] == [4, 4]
     assert "retain_vqa" not in found[0].columns

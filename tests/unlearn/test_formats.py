@@ -24,8 +24,8 @@ from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import load
 from mmsurgery.diff import diff
+from mmsurgery.evaluate import asked as evaluating
 from mmsurgery.evaluate import evaluate
-from mmsurgery.evaluate import run as evaluating
 from mmsurgery.masks.rule import ratio_mask
 from mmsurgery.names import Address
 from mmsurgery.patches.make import create
