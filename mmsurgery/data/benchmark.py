@@ -58,11 +58,17 @@ class Source:
     """Percentage of people to forget."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """`allow`: names of faults that are accepted (what has them is left out and counted); `saliency_text`:
-    see `SALIENCY_TEXTS`; `world` and `draw`, for portraits: what the files should be of."""
+    see `SALIENCY_TEXTS`; `people`: keys of those whom columns about nobody but the forget people ask about instead,
+    where the files have them; `world` and `draw`, for portraits: what the files should be of."""
 
     @property
     def allow(self) -> frozenset[str]:
         return frozenset(self.options.get("allow", ()))
+
+    @property
+    def people(self) -> frozenset[str] | None:
+        """Whom columns about forget people ask about, None for those of the split."""
+        return self.options.get("people")
 
     @property
     def saliency_text(self) -> str:

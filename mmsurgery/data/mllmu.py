@@ -14,6 +14,7 @@ What rows a folder holds is decided by its columns, never by its name. IDs are t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from mmsurgery.data import mllmu_counts
@@ -132,16 +133,24 @@ class MLLMUBench:
         if task not in TASKS:
             raise unknown("task", task, TASKS)
         if column == "forget_perception":
-            people = splits.ids(splits.config("forget"))
+            people = _asked_about(splits)
             return read_perception(source.folder, PERCEPTION, people, report) if task == "classification" else []
         split, _, kind = column.partition("_")
         modality = "image" if kind == "vqa" else "text"
         config = {"realworld": "Retain_Set", "test": "Test_Set"}.get(split) or splits.config(split)
-        wanted = splits.ids(splits.config("forget")) if split == "test" else None
+        wanted = _asked_about(splits) if split == "test" else None
         return read_items(source.folder, config, column, task, modality, wanted, report)
 
 
 benchmark = MLLMUBench()
+
+
+def _asked_about(splits: Splits) -> Collection[str]:
+    """IDs of the people of whom Test_Set and perception hold more than is asked."""
+    people = splits.source.people
+    if people is None:
+        return splits.ids(splits.config("forget"))
+    return {person.removeprefix("person/") for person in people}
 
 
 def _complete(found: list[Any], name: str, splits: Splits) -> list[Any]:

@@ -20,8 +20,8 @@ class Requested:
 
     Forget columns hold what forget and retain column of that kind ask about `people`; retain columns what they
     ask about everybody whom neither this request, nor one before it, nor the settings forget. Of other columns
-    those about nobody but the settings' forget people (perception, other pictures) keep what they ask about
-    `people`; the rest is the benchmark's own.
+    those about nobody but the settings' forget people (perception, other pictures) ask about `people`, as far as
+    the files have them; the rest is the benchmark's own.
     """
 
     reader: Benchmark
@@ -39,8 +39,10 @@ class Requested:
         if _RETAIN + kind not in known:
             items = self.reader.items(source, column, task)
             current = {sample.person for sample in self.reader.samples(source, FORGET)}
-            about_forgotten = {item.person for item in items} <= current
-            return [item for item in items if not about_forgotten or item.person in self.people]
+            if not {item.person for item in items} <= current:
+                return items
+            theirs = dataclasses.replace(source, options={**source.options, "people": self.people})
+            return [item for item in self.reader.items(theirs, column, task) if item.person in self.people]
         now, kept = (
             self.reader.items(source, name, task) if (name := side + kind) in known else []
             for side in (_FORGET, _RETAIN)

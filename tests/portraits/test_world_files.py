@@ -191,3 +191,15 @@ def test_data_of_other_settings_is_refused(folder: Path, key: str, other: int) -
     for read in (lambda: PORTRAITS.samples(odd, "forget_qa"), lambda: PORTRAITS.items(odd, "retain_qa")):
         with pytest.raises(Mismatch, match=rf"{key} 0, the settings say benchmark.{key} = {other}"):
             read()
+
+
+def test_further_pictures_and_perception_of_others_than_the_forget_people(folder: Path) -> None:
+    source = Source(folder, 10)
+    others = {item.person for item in PORTRAITS.items(source, "retain_vqa")}
+    asked = frozenset(sorted(others)[:3])
+    of_others = Source(folder, 10, {"people": asked})
+    for column in ("test_vqa", "forget_perception"):
+        own, theirs = PORTRAITS.items(source, column), PORTRAITS.items(of_others, column)
+        assert {item.person for item in theirs} == asked
+        assert not {item.person for item in own} & asked
+        assert len(theirs) * 2 == len(own)  # 6 people are forgotten, every one is asked as much

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mmsurgery.data.benchmark import Source
 from mmsurgery.data.samples import Item, data_sha256
 from mmsurgery.errors import InputRefused, MissingArtifact, UnusableData, UsageError
 from mmsurgery.evaluate import asked as asked_module
@@ -135,7 +137,7 @@ class Asked:
 
 
 def asked(reader: Requested, column: str) -> list[str]:
-    items = reader.items(None, column)  # type: ignore[arg-type]
+    items = reader.items(Source(Path(), 10), column)
     assert {item.column for item in items} <= {column}
     return [item.person for item in items]
 
