@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mmsurgery_cli.context import Force, Json, Name, open_here
 from mmsurgery_cli.output import Output
 from mmsurgery_cli.show import chain as show
+from mmsurgery_cli.show import planning
 
 Estimator = Annotated[
     str, typer.Option(help="sample (Fisher diagonal, exact), batch (the official code's), dataset (Eq. 4 as printed).")
@@ -29,6 +30,7 @@ def saliency(
     batch_size: BatchSize = 4,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Measure only the I-th of N shards.")] = None,
     store: Annotated[str, typer.Option(help="float32, or bfloat16 for half the size.")] = "float32",
+    plan: planning.Wanted = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -36,16 +38,19 @@ def saliency(
     from mmsurgery.saliency.parts import measure_parts
 
     output = Output(as_json=as_json)
-    results = measure_parts(
-        open_here(),
-        parts,
-        estimator=estimator,
-        batch_size=batch_size,
-        shard=shard,
-        store=store,
-        force=force,
-        progress=output,
-    )
+    options: dict[str, Any] = {
+        "estimator": estimator,
+        "batch_size": batch_size,
+        "shard": shard,
+        "store": store,
+        "force": force,
+        "progress": output,
+    }
+    if plan:
+        from mmsurgery.plans import plan_saliency
+
+        return planning.show(output, plan_saliency(open_here(), parts, **options))
+    results = measure_parts(open_here(), parts, **options)
     output.show(*show.measured(results))
     output.document(results)
 
@@ -149,6 +154,7 @@ def apply(
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     eval_every: Annotated[int, typer.Option(min=0, metavar="K", help="Score all columns every K steps.")] = 0,
     name: Name = None,
+    plan: planning.Wanted = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -157,25 +163,28 @@ def apply(
     from mmsurgery.unlearn.lora import lora_of
 
     output = Output(as_json=as_json)
-    result = unlearn(
-        open_here(),
-        method,
-        mask=mask,
-        scope=scope,
-        protocol=protocol,
-        lora=lora_of(lora_rank, lora_modules),
-        start=start,
-        reference=reference,
-        forget_weight=forget_weight,
-        retain_batch=retain_batch,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        seed=seed,
-        eval_every=eval_every,
-        name=name,
-        force=force,
-        progress=output,
-    )
+    options: dict[str, Any] = {
+        "mask": mask,
+        "scope": scope,
+        "protocol": protocol,
+        "lora": lora_of(lora_rank, lora_modules),
+        "start": start,
+        "reference": reference,
+        "forget_weight": forget_weight,
+        "retain_batch": retain_batch,
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "seed": seed,
+        "eval_every": eval_every,
+        "name": name,
+        "force": force,
+        "progress": output,
+    }
+    if plan:
+        from mmsurgery.plans import plan_apply
+
+        return planning.show(output, plan_apply(open_here(), method, **options))
+    result = unlearn(open_here(), method, **options)
     output.show(*show.applied(result))
     output.document(result)
 
@@ -216,6 +225,7 @@ def evaluate(
     accept: Annotated[
         bool, typer.Option("--accept", help="Exit 1 if a model does not know what it should, as vanilla must.")
     ] = False,
+    plan: planning.Wanted = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -225,18 +235,20 @@ def evaluate(
 
     output = Output(as_json=as_json)
     under, over = fail_under or [], fail_over or []
-    results = score(
-        open_here(),
-        models or None,
-        protocol=protocol,
-        shots=shots,
-        demonstrations=demonstrations,
-        subset=subset,
-        request=request,
-        gates=[*under, *over],
-        force=force,
-        progress=output,
-    )
+    options: dict[str, Any] = {
+        "protocol": protocol,
+        "shots": shots,
+        "demonstrations": demonstrations,
+        "subset": subset,
+        "request": request,
+        "force": force,
+        "progress": output,
+    }
+    if plan:
+        from mmsurgery.plans import plan_eval
+
+        return planning.show(output, plan_eval(open_here(), models or None, **options))
+    results = score(open_here(), models or None, gates=[*under, *over], **options)
     output.show(*show.scored(results))
     output.document(results)
     for expression in under:
@@ -258,6 +270,7 @@ def diff(
     ] = None,
     listed: Annotated[int, typer.Option("--list", min=0, metavar="K", help="Entries listed in the file.")] = 1000,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if anything differs.")] = False,
+    plan: planning.Wanted = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -266,7 +279,12 @@ def diff(
     from mmsurgery.errors import GateMissed
 
     output = Output(as_json=as_json)
-    result = compare(open_here(), before, after, top=top, list_=listed, force=force, progress=output)
+    options: dict[str, Any] = {"top": top, "list_": listed, "force": force, "progress": output}
+    if plan:
+        from mmsurgery.plans import plan_diff
+
+        return planning.show(output, plan_diff(open_here(), before, after, **options))
+    result = compare(open_here(), before, after, **options)
     output.show(*show.compared(result))
     output.document(show.diff_document(result))
     if exit_code and result.record["changed"]:

@@ -10,6 +10,7 @@ import typer
 from mmsurgery_cli.context import Force, Json, open_here
 from mmsurgery_cli.output import Output
 from mmsurgery_cli.show import making as show
+from mmsurgery_cli.show import planning
 
 
 def register(app: typer.Typer) -> None:
@@ -73,6 +74,7 @@ def train(
             metavar="NAME_OR_FILE", help="How (default: BENCHMARK.BACKBONE, the paper's numbers); see docs/training.md."
         ),
     ] = None,
+    plan: planning.Wanted = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -80,6 +82,10 @@ def train(
     from mmsurgery.training import train as train_model
 
     output = Output(as_json=as_json)
+    if plan:
+        from mmsurgery.plans import plan_train
+
+        return planning.show(output, plan_train(open_here(), which, recipe=recipe, force=force, progress=output))
     result = train_model(open_here(), which, recipe=recipe, force=force, progress=output)
     output.show(*show.trained(result))
     output.document(result)

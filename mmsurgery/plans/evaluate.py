@@ -1,0 +1,183 @@
+"""What `eval` would need."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmsurgery.backbones.encoding import PICTURE_BYTES
+from mmsurgery.data.samples import Item
+from mmsurgery.errors import UsageError
+from mmsurgery.evaluate import official, scoring
+from mmsurgery.evaluate.asked import Asked, what_is_asked
+from mmsurgery.evaluate.asking import NEW_TOKENS
+from mmsurgery.evaluate.protocols import LIKELIHOOD, Protocol
+from mmsurgery.plans import plan as terms
+from mmsurgery.plans.lengths import LOOKED_AT, lengths, spread
+from mmsurgery.plans.plan import Passes, Plan, free_below
+from mmsurgery.plans.probe import probed
+from mmsurgery.plans.sizes import Rows, Sizes
+from mmsurgery.workspace import SILENT, Progress, Workspace
+
+if TYPE_CHECKING:
+    from mmsurgery.backbones.loading import Loaded
+
+LINE = 500
+"""Bytes of an item in the files of a model's scores."""
+LEVELS = 3
+"""Caches at a time where prefixes are shared: of pictures, of questions and of options."""
+
+
+def plan_eval(
+    workspace: Workspace,
+    models: Sequence[str] | None = None,
+    *,
+    protocol: str = LIKELIHOOD,
+    shots: int = 0,
+    demonstrations: str = "retain",
+    subset: int | None = None,
+    request: str | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Plan:
+    """What `evaluate` of the same arguments would need; nothing is written and no lock is taken.
+
+    weights: as they are stored, of one model at a time.
+    keys and values: of `BUDGET` tokens in all layers; with shared prefixes those of `LEVELS` such batches.
+    activations: of a forward pass over `BUDGET` tokens, see `Sizes.passing`; logits for the tokens of a batch that
+        come after the picture, or after what all options of a question share.
+    pictures: all different ones, up to 256 MiB as the model takes them.
+
+    Raises:
+        as `evaluate`, as far as models, options and items are concerned.
+    """
+    if subset is not None and subset < 1:
+        raise UsageError(f"a subset of {subset} items is impossible", "use 1 or more")
+    names = list(models or ["vanilla", *(name for name in workspace.models() if name not in ("vanilla", "base"))])
+    asked = what_is_asked(workspace, Protocol(protocol, shots, demonstrations), request, subset, progress)
+    found, notes = dict(map(workspace.find_model, names)), []
+    for name in list(found):
+        if not force and workspace.eval_path(name, asked.protocol.id, request, subset).exists():
+            notes.append(f"'{name}' has scores: it is not scored again without --force")
+            del found[name]
+    every = [Sizes.of(name, folder) for name, folder in found.items()]
+    largest = max(every, key=lambda sizes: sizes.stored, default=None)
+    counts = {column: len(items) for column, items in asked.columns.items()} if every else {}
+    if largest is None:
+        name, folder = workspace.find_model(names[0])
+        size = Sizes.of(name, folder).size
+        return _plan(workspace, asked, size, counts, notes=(*notes, "no time: there is nothing to score"))
+    folder = found[largest.name]
+    processor = largest.family.load_processor(folder)
+    items = [item for each in asked.columns.values() for item in each]
+    rows = {item.column: 0 for item in items}
+    for item in items:
+        rows[item.column] += len(set((item.options or {}).values())) if protocol == LIKELIHOOD else 1
+    memory = {
+        terms.WEIGHTS: largest.stored,
+        **scoring_terms(largest, processor, items, largest.width, generated=protocol != LIKELIHOOD),
+        terms.PICTURES: _pictures(largest, processor, items),
+        terms.SAMPLES: sum({item.image_sha256: len(item.image_bytes or b"") for item in items}.values()),
+    }
+    run = functools.partial(_run, asked)
+    speeds, how = probed(largest, folder, asked.columns, run, threads=workspace.threads)
+    seconds = None if speeds is None else len(every) * sum(speeds[column] * n for column, n in counts.items())
+    if protocol == LIKELIHOOD:
+        notes.append("a forward pass is an option's row; what rows share is run once")
+    else:
+        notes.append(f"a forward pass is a prompt, continued by up to {NEW_TOKENS} tokens")
+    forward = len(every) * sum(rows.values())
+    return _plan(workspace, asked, largest.size, counts, memory, forward, seconds, (*notes, how), len(every))
+
+
+def _plan(
+    workspace: Workspace,
+    asked: Asked,
+    size: Any,
+    counts: Mapping[str, int],
+    memory: Mapping[str, int] | None = None,
+    forward: int = 0,
+    seconds: float | None = None,
+    notes: tuple[str, ...] = (),
+    models: int = 0,
+) -> Plan:
+    return Plan(
+        verb="eval",
+        model=size,
+        samples=counts,
+        passes=Passes(forward=forward, backward=0),
+        memory={term: bytes_ for term, bytes_ in (memory or {}).items() if bytes_},
+        disk={"scores": 2 * LINE * models * sum(counts.values())} if models else {},
+        disk_free=free_below(workspace.path("evals")),
+        seconds=seconds,
+        notes=notes,
+    )
+
+
+def scoring_terms(
+    sizes: Sizes, processor: Any, items: Sequence[Item], width: int, *, generated: bool = False
+) -> dict[str, int]:
+    """Keys and values, and activations, of scoring items: estimates, see `plan_eval`.
+
+    Args:
+        width: bytes of a weight as it is loaded.
+        generated: answers are written, not options scored.
+    """
+    if generated:
+        rows = Rows(tokens=official.BUDGET, positions=0, answers=max(1, official.BUDGET // (NEW_TOKENS + 1)))
+        return {
+            terms.CACHE: sizes.per_token(width) * official.BUDGET,
+            terms.ACTIVATIONS: sizes.passing(rows, width),
+        }
+    rows = Rows(tokens=scoring.BUDGET, positions=0, answers=_answers(sizes, processor, items))
+    return {
+        terms.CACHE: LEVELS * sizes.per_token(width) * scoring.BUDGET,
+        terms.ACTIVATIONS: sizes.passing(rows, width),
+    }
+
+
+def _answers(sizes: Sizes, processor: Any, items: Sequence[Item]) -> int:
+    """Tokens of a full batch that logits are computed for, most of some items. A picture's tokens, the most
+    frequent ones of a row, and what stands before them come without; so do those that options share without one."""
+    from mmsurgery.backbones.loading import Loaded
+    from mmsurgery.evaluate import prefix
+
+    loaded, most = Loaded(None, processor, sizes.family, processor, {}, {}), 0
+    by_column: dict[str, list[Item]] = {}
+    for item in items:
+        by_column.setdefault(item.column, []).append(item)
+    for members in by_column.values():
+        for item in spread(members, LOOKED_AT // 4):
+            choice = prefix.encode(loaded, scoring.option_samples(item), {})
+            longest = max(choice.rows, key=lambda row: len(row.ids)).ids
+            without = int(longest.bincount().max()) if item.image_bytes is not None else choice.shared
+            most = max(most, max(1, scoring.BUDGET // len(longest)) * (len(longest) - without))
+    return most
+
+
+def _pictures(sizes: Sizes, processor: Any, items: Sequence[Item]) -> int:
+    """Bytes of all different pictures as the model takes them, as far as they are remembered."""
+    pictured = [item for item in items if item.image_bytes is not None]
+    if not pictured:
+        return 0
+    first = scoring.option_samples(pictured[0])[:1] if pictured[0].options else []
+    if not first:
+        return PICTURE_BYTES
+    one = lengths(sizes, processor, first).encoded
+    return min(PICTURE_BYTES, one * len({item.image_sha256 for item in pictured}))
+
+
+def _run(asked: Asked, loaded: Loaded, items: Sequence[Item]) -> None:
+    """Score items in the protocol's way."""
+    if asked.protocol.name == LIKELIHOOD:
+        import torch
+
+        from mmsurgery.evaluate import prefix
+
+        with torch.no_grad():
+            choices = [prefix.encode(loaded, scoring.option_samples(item), {}) for item in items]
+            list(prefix.score(loaded, choices, budget=scoring.BUDGET, cache={}))
+        return
+    shown = asked.demonstrations.items.get(items[0].column, ())
+    list(official.answers(loaded, items, asked.asking, demonstrations=shown, cache={}))
