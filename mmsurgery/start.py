@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmsurgery.api import Workspace
-from mmsurgery.artifacts.files import read_json, write_bytes
+from mmsurgery.artifacts.checkpoint import model_config
+from mmsurgery.artifacts.files import write_bytes
 from mmsurgery.backbones import discovery
 from mmsurgery.data.benchmark import installed as installed_benchmarks
 from mmsurgery.data.survey import survey
-from mmsurgery.errors import Mismatch, MissingArtifact, RemoteFault, UsageError, unknown
+from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
+from mmsurgery.hub_models import checkpoint, fetch, is_of, pinned_model
 from mmsurgery.settings import SETTINGS_FILE, BenchmarkSettings, ModelSettings, RecipeSettings, Settings
 from mmsurgery.status import status
 from mmsurgery.workspace import SILENT, Progress
 
 PORTRAITS_RECIPE = RecipeSettings(learning_rate=3e-4)
-CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,22 @@ def initialise(
             nothing is written then.
         Mismatch: if `root` is a workspace with other settings, or holds data or models made for others.
         InputRefused, UnusableData: if data or models are broken.
+        RemoteFault: if a model of the hub cannot be fetched.
     """
     own = {"backbone": backbone, "setting": setting, "seed": seed, "draw": draw}
     chosen = {key: value for key, value in own.items() if value is not None}
     if (root / SETTINGS_FILE).exists():
         settings = Settings.read(root / SETTINGS_FILE)
         places = {"data": data and str(Path(data).absolute()), "forget": forget, "name": benchmark}
-        models = {"vanilla": vanilla and _checkpoint(vanilla), "base": base and _checkpoint(base)}
+        kept = dataclasses.asdict(settings.models)
+        models = {
+            key: text and (kept[key] if is_of(text, kept[key]) else checkpoint(text))
+            for key, text in (("vanilla", vanilla), ("base", base))
+        }
         _check_same(root, settings, {**places, **models, **chosen})
+        for model in map(pinned_model, (settings.models.vanilla, settings.models.base)):
+            if model is not None:
+                fetch(model)
     else:
         name = benchmark or BenchmarkSettings.name
         settings = (_portraits if name == "portraits" else _other)(name, data, vanilla, base, forget, chosen)
@@ -115,40 +125,37 @@ def _other(
         raise UsageError(f"benchmark '{name}' needs its files", "add --data FOLDER")
     if not Path(data).is_dir():
         raise MissingArtifact(f"no folder {data}", "name the folder of the benchmark's files")
-    given = vanilla or base
-    if given is None:
+    given = [name for name, text in (("vanilla", vanilla), ("base", base)) if text]
+    if not given:
         raise UsageError("a model is needed", "add --vanilla PATH (or --base PATH to train from)")
     people = BenchmarkSettings(name=name, data=str(Path(data).absolute()), forget=5 if forget is None else forget)
     Settings(benchmark=people).check("init")
-    return _with_checkpoints(Settings(benchmark=people, models=ModelSettings(backbone=_family(given))), vanilla, base)
+    settings = _with_checkpoints(Settings(benchmark=people), vanilla, base)
+    models = dataclasses.replace(settings.models, backbone=_family(settings, given))
+    return dataclasses.replace(settings, models=models)
 
 
 def _with_checkpoints(settings: Settings, vanilla: str | None, base: str | None) -> Settings:
-    given: dict[str, Any] = {key: _checkpoint(text) for key, text in (("vanilla", vanilla), ("base", base)) if text}
+    given: dict[str, Any] = {key: checkpoint(text) for key, text in (("vanilla", vanilla), ("base", base)) if text}
     return dataclasses.replace(settings, models=dataclasses.replace(settings.models, **given))
 
 
-def _checkpoint(text: str) -> str:
-    """An absolute local folder for a path or hub id (`org/name` or `org/name@revision`)."""
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return str(folder.absolute())
-    if text.count("/") != 1 or folder.is_absolute() or text.startswith("."):
-        raise MissingArtifact(f"no folder {text}", "name a checkpoint folder or a hub id such as org/name")
-    from huggingface_hub import snapshot_download
+def _family(settings: Settings, given: Iterable[str]) -> str:
+    """The one family of the models that are given (`vanilla`, `base`).
 
-    name, _, revision = text.partition("@")
-    try:
-        return str(snapshot_download(name, revision=revision or None, allow_patterns=CHECKPOINT_FILES))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        what = f"'{text}' is no local folder and cannot be fetched: {reason}"
-        raise RemoteFault(what, "check name and network") from error
-
-
-def _family(text: str) -> str:
-    config = read_json(Path(_checkpoint(text)) / "config.json")
-    return discovery.backbone(str(config.get("model_type"))).model_type
+    Raises:
+        UsageError: if no backbone is installed for it.
+        InputRefused: if a folder holds no model, or one that needs remote code.
+        Mismatch: if they are of two families.
+    """
+    found = {}
+    for name in given:
+        config = model_config(Workspace(Path(), settings).model_dir(name))
+        found[name] = discovery.backbone(config["model_type"]).model_type
+    if len(set(found.values())) > 1:
+        what = ", ".join(f"{name} is {family}" for name, family in found.items())
+        raise Mismatch(what, "name two models of one family")
+    return next(iter(found.values()))
 
 
 def _check_same(root: Path, settings: Settings, asked: dict[str, Any]) -> None:

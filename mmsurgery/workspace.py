@@ -23,7 +23,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmsurgery.errors import MachineFault, MissingArtifact, NoWorkspace, nearest
+from mmsurgery.errors import MachineFault, MissingArtifact, NoWorkspace, UsageError, nearest
+from mmsurgery.hub_models import HubModel, cache_folder, fetch, hub_model, is_cached, pinned_model
 from mmsurgery.names import check_artifact_name, is_artifact_name
 from mmsurgery.settings import SETTINGS_FILE, Settings
 
@@ -85,21 +86,33 @@ class Workspace:
         return self.settings.recipe.threads
 
     def model_dir(self, name: str) -> Path:
-        """The checkpoint folder of a model by name; `vanilla` and `base` follow the settings."""
+        """The checkpoint folder of a model by name; `vanilla` and `base` follow the settings: a path, or
+        `org/name@COMMIT` in the hub's cache."""
         if name in ("vanilla", "base"):
-            return self.resolve(getattr(self.settings.models, name))
+            model = self._of_the_hub(name)
+            return cache_folder(model) if model else self.resolve(getattr(self.settings.models, name))
         return self.path("models", check_artifact_name(name))
+
+    def _of_the_hub(self, name: str) -> HubModel | None:
+        """What the settings say of `vanilla` or `base` if it is a model of the hub."""
+        return pinned_model(getattr(self.settings.models, name)) if name in ("vanilla", "base") else None
 
     def existing_model(self, name: str) -> Path:
         """The checkpoint folder of a model that exists.
 
         Raises:
-            MissingArtifact: naming the nearest model, or the command that makes it.
+            MissingArtifact: naming the nearest model, or the command that makes or fetches it.
         """
+        if (model := self._of_the_hub(name)) and not is_cached(model):
+            what = f"'{name}' is {model}, which the hub's cache does not hold whole"
+            raise MissingArtifact(what, f"mmsurgery init {self.root}")
         folder = self.model_dir(name)
         if not (folder / "config.json").exists():
             made_by = {
-                "vanilla": "mmsurgery init",
+                "vanilla": "mmsurgery init"
+                if self.settings.benchmark.name == "portraits"
+                else "mmsurgery init --vanilla PATH_OR_ID, or mmsurgery train vanilla",
+                "base": "mmsurgery init --base PATH_OR_ID",
                 "gold": "mmsurgery train gold",
                 "reference": "mmsurgery train reference",
             }
@@ -110,15 +123,23 @@ class Workspace:
         return folder
 
     def find_model(self, text: str) -> tuple[str, Path]:
-        """Name and checkpoint folder of a model given by its name here, or by the path of its folder.
+        """Name and checkpoint folder of a model given by its name here, by the path of its folder, or by
+        its id on the hub, from where it is fetched unless the cache has it.
 
         A folder elsewhere with the name of a model of the workspace is named after where it lies, too:
-        `other.vanilla` for `other/models/vanilla`.
+        `other.vanilla` for `other/models/vanilla`. A model of the hub is `org.name` or `org.name+REVISION`.
 
         Raises:
-            MissingArtifact: if there is neither.
-            UsageError: if the folder's name cannot name an artifact.
+            MissingArtifact: if there is none of them.
+            UsageError: if the folder's name cannot name an artifact, or a model here has the name of the hub's.
+            RemoteFault: if a model of the hub cannot be fetched.
         """
+        if model := hub_model(text):
+            if (name := model.artifact_name) in self.models():
+                raise UsageError(
+                    f"{text} would be called '{name}', as a model here is", "name its folder by another name"
+                )
+            return check_artifact_name(name), cache_folder(fetch(model))
         folder = Path(text).expanduser().absolute()
         by_path = "/" in text or (text not in self.models() and (folder / "config.json").exists())
         if not by_path:

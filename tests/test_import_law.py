@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = [
     {"errors", "interruption", "names"},
-    {"provenance", "settings", "workspace", "recipes"},
+    {"provenance", "settings", "hub_models", "workspace", "recipes"},
     {"artifacts", "figures"},
     {"backbones"},
     {"data", "methods"},
