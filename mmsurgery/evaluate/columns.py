@@ -32,6 +32,8 @@ def summary(scores: Scores, protocol: str = LIKELIHOOD) -> dict[str, Any]:
                                stand in the answer as whole words
     official, generation       `{protocol, n, rouge_l: {f1, recall}, ci95}`, means; the interval is F1's
 
+    Of all of `official` also `distinct`: how many different answers were written.
+
     `chance` is the mean over items of 1 / number of options; `ci95` a bootstrap interval clustered by
     person (see `statistics.clustered_interval`).
 
@@ -48,7 +50,7 @@ def summary(scores: Scores, protocol: str = LIKELIHOOD) -> dict[str, Any]:
     rouges = [item.rouge for item in scores if isinstance(item, Answer) and item.rouge is not None]
     if rouges:
         means = {"f1": sum(rouge.f1 for rouge in rouges) / n, "recall": sum(rouge.recall for rouge in rouges) / n}
-        return {"protocol": protocol, "n": n, "rouge_l": means, "ci95": list(interval)}
+        return {"protocol": protocol, "n": n, "rouge_l": means, "ci95": list(interval), "distinct": _distinct(scores)}
     answers = [item for item in scores if isinstance(item, Answer)]
     numbers = {
         "protocol": protocol,
@@ -58,9 +60,16 @@ def summary(scores: Scores, protocol: str = LIKELIHOOD) -> dict[str, Any]:
         "chance": _chance(scores),
         "ci95": list(interval),
     }
-    if answers and numbers["chance"] is None:
+    if not answers:
+        return numbers
+    numbers["distinct"] = _distinct(answers)
+    if numbers["chance"] is None:
         return {**numbers, "whole_words": sum(item.whole_words for item in answers) / n}
-    return {**numbers, "unparsed": sum(item.parsed is None for item in answers)} if answers else numbers
+    return {**numbers, "unparsed": sum(item.parsed is None for item in answers)}
+
+
+def _distinct(answers: Scores) -> int:
+    return len({item.raw_output for item in answers if isinstance(item, Answer)})
 
 
 def _interval(scores: Sequence[Any], value: Callable[[Any], float]) -> tuple[float, float]:

@@ -116,7 +116,7 @@ def read_eval(path: Path) -> dict[str, Any]:
     if not isinstance(columns, dict) or not isinstance(items, dict) or not isinstance(record.get("model"), str):
         raise InputRefused(f"{path} cannot be read", "mmsurgery eval --force")
     for column, value in columns.items():
-        if not isinstance(value, dict) or set(value) not in _COLUMNS.get(family(str(value.get("protocol"))), []):
+        if not isinstance(value, dict) or not _is_column(value):
             raise InputRefused(f"{path}: column {column} cannot be read", "mmsurgery eval --force")
     lines = items_path(path)
     try:
@@ -126,6 +126,11 @@ def read_eval(path: Path) -> dict[str, Any]:
     if digest != items.get("sha256"):
         raise InputRefused(f"{lines} was changed or damaged after it was written", "mmsurgery eval --force")
     return record
+
+
+def _is_column(value: dict[str, Any]) -> bool:
+    # `distinct` is missing in records of earlier versions
+    return set(value) - {"distinct"} in _COLUMNS.get(family(str(value.get("protocol"))), [])
 
 
 def read_items(path: Path) -> dict[str, list[Any]]:

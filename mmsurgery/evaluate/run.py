@@ -243,7 +243,10 @@ def _score_model(workspace: Workspace, plan: _Plan, loader: _Loader, progress: P
 
 def _remarks(asked: Asked, column: str, scores: Sequence[Any]) -> list[str]:
     note = asked.notes.get(column.partition(".")[0])
-    return [*([note] if note else []), *tables.remarks(scores)]
+    found = [note] if note else []
+    if asked.protocol.shots and column not in asked.demonstrations.people:
+        found.append("asked without demonstrations, as in the original")
+    return [*found, *tables.remarks(scores)]
 
 
 def _with_metrics(results: Sequence[EvalResult], progress: Progress) -> list[EvalResult]:

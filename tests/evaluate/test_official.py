@@ -141,8 +141,8 @@ def classified(outputs: list[str], golds: str = "AB") -> list[Answer]:
 def test_summaries_of_each_task() -> None:
     found = columns.summary(classified(["A", "A", "B", "none", "A", ""]), "official")
     # golds A B A B A B: right are the first and the fifth
-    assert {key: found[key] for key in ("protocol", "n", "correct", "chance", "unparsed")} == {
-        "protocol": "official", "n": 6, "correct": 2, "chance": 0.25, "unparsed": 2,
+    assert {key: found[key] for key in ("protocol", "n", "correct", "chance", "unparsed", "distinct")} == {
+        "protocol": "official", "n": 6, "correct": 2, "chance": 0.25, "unparsed": 2, "distinct": 4,
     }  # fmt: skip
     assert found["accuracy"] == pytest.approx(2 / 6)
     cloze = [Answer(f"i{n}", f"p{n}", "c", "cloze", "x", text, "art") for n, text in enumerate(("art", "started", "x"))]
@@ -154,7 +154,7 @@ def test_summaries_of_each_task() -> None:
         for n, (f1, recall) in enumerate([(0.2, 0.5), (0.6, 1.0)])
     ]
     found = columns.summary(opened, "official")
-    assert set(found) == {"protocol", "n", "rouge_l", "ci95"}
+    assert set(found) == {"protocol", "n", "rouge_l", "ci95", "distinct"}
     assert found["rouge_l"] == {"f1": pytest.approx(0.4), "recall": 0.75}
     assert found["ci95"] == pytest.approx([0.2, 0.6])
     assert columns.score_of(found) == pytest.approx(0.4)
