@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Loaded:
 
 
 def load(path: Path, dtype: torch.dtype | None = None) -> Loaded:
-    """Load model and processor of a local checkpoint folder, in eval mode.
+    """Load model and processor of a local checkpoint folder, in eval mode, onto `device()`.
 
     Args:
         dtype: of the parameters; the checkpoint's own where None.
@@ -77,11 +78,23 @@ def load(path: Path, dtype: torch.dtype | None = None) -> Loaded:
     model = family.load_model(path, dtype=dtype)
     processor = family.load_processor(path)
     found = addresses(family, model)
+    model.to(device())
     _check_finite(model)
     loaded = Loaded(model, processor, family, path, found, tied(model), fingerprint(model))
     if (path / RUN_FILE).exists():
         loaded.model_sha256  # noqa: B018 - refuses what is not as its run wrote it
     return loaded
+
+
+def device() -> torch.device:
+    """Where models are put: the first visible CUDA device, else the CPU. (`CUDA_VISIBLE_DEVICES` chooses.)"""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # deterministic matrix products; read when the first of them runs
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device("cuda")
 
 
 def fingerprint(model: torch.nn.Module) -> str:
