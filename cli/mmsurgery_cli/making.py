@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def init(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of the workspace.")] = Path("."),
     benchmark: Annotated[
-        str | None, typer.Option(help="portraits (embedded; default), mllmu-bench, or an installed one.")
+        str | None, typer.Option(help="portraits (embedded; default), mllmu-bench, clear, folder, or an installed one.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the benchmark's files.")] = None,
     vanilla: Annotated[
