@@ -20,9 +20,12 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    artifact: Annotated[str, typer.Argument(help="Name of a mask, saliency part, patch or model; or a path.")],
+    artifact: Annotated[str, typer.Argument(help="Name of a mask, saliency part, patch, model or eval; or a path.")],
     format: Annotated[
-        str, typer.Option(help="official (.pt of the official code), numpy (.npz) or shira (PEFT folder).")
+        str,
+        typer.Option(
+            help="official (.pt of the official code), numpy (.npz), shira (PEFT folder) or lm-eval (its results)."
+        ),
     ],
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Where to; exports/NAME where left out.")] = None,
     force: Force = False,

@@ -50,6 +50,7 @@ def survey(reader: Benchmark, source: Source, progress: Progress = SILENT) -> Su
             if part.endswith("_qa"):
                 texts[part] = [sample for sample in samples if sample.image_bytes is None]
             advance(1)
+        del samples  # with its pictures
         if missing := [part for part in PICTURED if not counts.get(part)]:
             raise UnusableData(
                 f"{source.folder} has no samples for {' and '.join(missing)}: unlearning needs pictures to forget and "

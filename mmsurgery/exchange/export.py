@@ -44,7 +44,7 @@ FORMATS = {
     "lm-eval": Format(
         "results and samples of lm-evaluation-harness",
         ("eval", "record"),
-        "",
+        ".lm-eval",
         "mmsurgery.exchange.lm_eval:write_lm_eval",
     ),
 }

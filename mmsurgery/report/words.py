@@ -14,11 +14,14 @@ COLUMNS = {
     "realworld_qa": "Celebrities in text alone. Keep.",
     "realface_vqa": "Pictures of real faces. Keep.",
     "test_vqa": "Other pictures of the people to be forgotten. It should fall with Forget VQA.",
+    "forget_caption": "Captions of the pictures to be forgotten. They should fall to where gold is.",
+    "retain_caption": "Captions of everyone else's pictures. Keep.",
     "utility": "Mean of the columns that should stay, each column weighing the same.",
 }
 
 TASKS = {
     "cloze": "Gaps filled by generation; right where the gold text stands in the answer.",
+    "truth": "Probability of the true answer beside wrong ones, by likelihood (CLEAR's own measure).",
     "generation": "Open questions answered by generation; F1 of ROUGE-L against the gold text.",
 }
 

@@ -78,7 +78,11 @@ def samples(folder: Path, task: str) -> list[Any]:
 
 def test_results_have_the_keys_and_the_numbers(ws: Workspace) -> None:
     done = export(ws, "evals/npo", format="lm-eval")
-    assert (done.kind, done.path, done.details) == ("eval", ws.path("exports", "npo"), {"tasks": 3, "samples": 8})
+    assert (done.kind, done.path, done.details) == (
+        "eval",
+        ws.path("exports", "npo.lm-eval"),
+        {"tasks": 3, "samples": 8},
+    )
     found = results(done.path)
     tasks = [f"mmsurgery_portraits_{c}" for c in ("forget_vqa", "forget_perception", "forget_caption_truth")]
     for key in ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples"):
@@ -145,7 +149,7 @@ def test_written_answers(tmp_path: Path) -> None:
     opened = answered("retain_vqa.generation", "generation", ["Bees"], "She keeps bees", rouge=RougeL(0.5, 1 / 3))
     write(ws, [*letters, *cloze, *opened], "official-1-shot", shots=1, new_tokens=50, subset=3)
     done = export(ws, "evals/official-1-shot/subset-3/npo", format="lm-eval")
-    assert done.path == ws.path("exports", "official-1-shot.subset-3.npo")
+    assert done.path == ws.path("exports", "official-1-shot.subset-3.npo.lm-eval")
     found, task = results(done.path), "mmsurgery_portraits_retain_vqa"
     numbers = [found["results"][name] for name in (task, f"{task}_cloze", f"{task}_generation")]
     assert (numbers[0]["acc,none"], numbers[0]["unparsed,none"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
@@ -182,7 +186,7 @@ def test_a_path_is_a_record_and_must_be_an_eval(ws: Workspace, tmp_path: Path) -
 
     inside, outside = Notes(), Notes()
     done = export(ws, str(ws.eval_path("npo")), format="lm-eval", progress=inside)
-    assert (done.kind, done.name, done.path.name, inside.told) == ("record", "npo", "npo", [])
+    assert (done.kind, done.name, done.path.name, inside.told) == ("record", "npo", "npo.lm-eval", [])
     other = Workspace(tmp_path / "other", Settings())
     export(ws, str(write(other, scored("forget_vqa", "AB"))), format="lm-eval", force=True, progress=outside)
     assert "named after the benchmark here, portraits" in outside.told[0]
