@@ -22,6 +22,7 @@ from mmsurgery.errors import UnusableData, UsageError
 from mmsurgery.names import Selector
 from mmsurgery.provenance import provenance
 from mmsurgery.recipes import Recipe
+from mmsurgery.unlearn.deletions import digest_of, people_of
 from mmsurgery.unlearn.finetune import Constant, Linear, finetune
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.plan import MAX_STEPS
@@ -212,7 +213,11 @@ class Tuning:
             "reference": None,
             "recipe": {"name": self.recipe_name, "source": recipe.source, **recipe.numbers()},
             "trained_on": {
-                part: {"samples": len(samples), "people": sorted({sample.person for sample in samples})}
+                part: {
+                    "samples": len(samples),
+                    "people": len(people_of(samples)),
+                    "people_sha256": digest_of(people_of(samples)),
+                }
                 for part, samples in self.parts.items()
             },
             "steps": {"planned": self.steps, "done": history.steps},

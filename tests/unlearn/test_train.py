@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from mmsurgery.settings import SETTINGS_FILE, BenchmarkSettings, ModelSettings, 
 from mmsurgery.training import Tuned, train, training_parts
 from mmsurgery.unlearn import loop, tuning, weights
 from mmsurgery.unlearn.adapters import LowRankUpdate
+from mmsurgery.unlearn.deletions import digest_of
 from mmsurgery.unlearn.finetune import Constant, Linear, finetune
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.save import as_stored
@@ -179,18 +180,18 @@ def test_lora_learns_other_answers_to_known_pictures(base: Path, data: Path, tmp
     assert all((found.path / name).read_bytes() == (base / name).read_bytes() for name in copied)
 
 
-def test_the_record_names_whom_each_model_saw(ws: Workspace) -> None:
-    seen = {which: record_of(made(ws, which, SHORT))["trained_on"] for which in WHICH}
-    forget, retain = ([f"person/{person}" for person in people] for people in (FORGET, RETAIN))
-    assert seen["vanilla"] == {
-        "forget_vqa": {"samples": 2, "people": forget},
-        "retain_vqa": {"samples": 3, "people": retain},
-    }
-    assert seen["reference"] == {"retain_vqa": {"samples": 3, "people": retain}}
-    assert seen["gold"] == {
-        "retain_vqa": {"samples": 3, "people": retain},
-        "forget_qa": {"samples": 2, "people": forget},
-    }
+def test_the_record_tells_whom_each_model_saw_and_names_nobody(ws: Workspace) -> None:
+    records = {which: record_of(made(ws, which, SHORT)) for which in WHICH}
+    seen = {which: record["trained_on"] for which, record in records.items()}
+
+    def told(samples: int, ids: Sequence[str]) -> dict[str, Any]:
+        people = sorted(f"person/{person}" for person in ids)
+        return {"samples": samples, "people": len(people), "people_sha256": digest_of(people)}
+
+    assert seen["vanilla"] == {"forget_vqa": told(2, FORGET), "retain_vqa": told(3, RETAIN)}
+    assert seen["reference"] == {"retain_vqa": told(3, RETAIN)}
+    assert seen["gold"] == {"retain_vqa": told(3, RETAIN), "forget_qa": told(2, FORGET)}
+    assert not [person for person in (*FORGET, *RETAIN) if f"person/{person}" in json.dumps(records)]
 
 
 def test_steps_show_each_sample_once_an_epoch_and_reference_never_a_forget_person(
