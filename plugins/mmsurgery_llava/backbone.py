@@ -79,7 +79,7 @@ class LlavaBackbone:
         return pretrained(LlavaForConditionalGeneration, path, dtype)
 
     def load_processor(self, path: Path) -> Any:
-        from transformers import LlavaProcessor
+        from transformers import LlavaConfig, LlavaProcessor
 
         from mmsurgery.backbones.loading import quiet
 
@@ -91,13 +91,15 @@ class LlavaBackbone:
                 )
             except Exception as error:  # damaged tokenizer files raise bare exceptions of the Rust side
                 raise InputRefused(f"the processor files of {path} cannot be read: {str(error)[:200]}") from error
+        if processor.chat_template is None:  # some fine-tunes keep it with the tokenizer only
+            processor.chat_template = processor.tokenizer.chat_template
         if processor.chat_template is None:
             raise InputRefused(f"{path} has no chat template", "copy chat_template.jinja from the model it was made of")
         if processor.patch_size is None:  # releases before 4.44 stored no geometry; the model's config has it
-            vision = config["vision_config"]
-            processor.patch_size = vision["patch_size"]
-            processor.num_additional_image_tokens = int(vision.get("model_type") == "clip_vision_model")
-            processor.vision_feature_select_strategy = config.get("vision_feature_select_strategy", "default")
+            described = LlavaConfig.from_dict(config)  # or leaves it to the family's defaults
+            processor.patch_size = described.vision_config.patch_size
+            processor.num_additional_image_tokens = int(described.vision_config.model_type == "clip_vision_model")
+            processor.vision_feature_select_strategy = described.vision_feature_select_strategy
         return processor
 
     def skeleton(self, config: Mapping[str, Any]) -> torch.nn.Module:

@@ -1,0 +1,242 @@
+"""Checkpoints as people have them: what a family's files may lack, say elsewhere or say twice, and means the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
+
+from mmsurgery.artifacts.checkpoint import SINGLE, CheckpointFiles
+from mmsurgery.artifacts.files import read_json
+from mmsurgery.backbones.conformance import _losses
+from mmsurgery.backbones.discovery import backbone
+from mmsurgery.backbones.loading import Loaded, load
+from mmsurgery.data.samples import Item, Sample
+from mmsurgery.errors import InputRefused
+from mmsurgery.evaluate.generation import greedy
+
+FAMILIES = ("llava", "qwen2_vl")
+EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
+SAMPLING = {"do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1, "repetition_penalty": 1.05}
+"""What Qwen2-VL is published with; the next is what Vicuna's descendants have, which contradicts itself."""
+CONTRADICTION = {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
+
+
+@pytest.fixture(params=FAMILIES)
+def original(request: pytest.FixtureRequest) -> Loaded:
+    found: Loaded = request.getfixturevalue(f"loaded_{request.param}")
+    return found
+
+
+@pytest.fixture
+def folder(original: Loaded, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original.path, tmp_path / "copy"))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**(read_json(path) if path.exists() else {}), **changes}))
+
+
+def written(loaded: Loaded, samples: list[Sample], budget: int) -> list[str]:
+    """Greedy answers, in batches of at most `budget` tokens."""
+    items = [
+        Item(s.id, s.person, s.question, column="c", options={}, gold=s.answer, image_bytes=s.image_bytes)
+        for s in samples
+    ]
+    prompts = [loaded.backbone.render(loaded.processor, i.question, None, image=i.image is not None) for i in items]
+    shown = [[item] if item.image is not None else [] for item in items]
+    return greedy(loaded, items, prompts, shown, new_tokens=6, budget=budget, cache={})
+
+
+def test_the_end_token_may_be_the_padding(original: Loaded, folder: Path, mixed_samples: list[Sample]) -> None:
+    """Padding is told by the attention mask: the end of an answer is learnt, and batches change nothing."""
+    end = original.processor.tokenizer.eos_token
+    edit(folder / "tokenizer_config.json", pad_token=end)
+    loaded = load(folder)
+    tokenizer, family = loaded.processor.tokenizer, loaded.backbone
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    theirs = family.collate(original.processor, mixed_samples)
+    for side in ("right", "left"):
+        batch = family.collate(loaded.processor, mixed_samples, padding_side=side)
+        rows = zip(mixed_samples, batch["labels"], batch["attention_mask"], batch["input_ids"], strict=True)
+        for sample, labels, mask, ids in rows:
+            assert tokenizer.decode(labels[labels != -100]).split() == [*sample.answer.split(), end]
+            assert int((labels == tokenizer.eos_token_id).sum()) == 1
+            assert bool((labels[mask == 0] == -100).all())
+            assert bool((ids[mask == 0] == tokenizer.eos_token_id).all())
+        assert torch.equal(batch["attention_mask"].sum(1), theirs["attention_mask"].sum(1))
+        alone = [_losses(loaded.model, family.collate(loaded.processor, [sample]))[0] for sample in mixed_samples]
+        assert np.allclose(_losses(loaded.model, batch), alone, rtol=1e-5)
+    one_by_one = written(loaded, mixed_samples, budget=1)
+    assert written(loaded, mixed_samples, budget=10_000) == one_by_one == written(original, mixed_samples, budget=1)
+
+
+def test_no_padding_token_is_refused_with_what_to_set(folder: Path, mixed_samples: list[Sample]) -> None:
+    edit(folder / "tokenizer_config.json", pad_token=None)
+    loaded = load(folder)
+    with pytest.raises(InputRefused, match=r"no padding token - next: set pad_token in tokenizer_config\.json"):
+        loaded.backbone.collate(loaded.processor, mixed_samples)
+
+
+@pytest.mark.parametrize("settings", [SAMPLING, CONTRADICTION])
+def test_sampling_settings_are_no_hindrance_and_not_used(
+    original: Loaded,
+    folder: Path,
+    settings: dict[str, Any],
+    mixed_samples: list[Sample],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    edit(folder / "generation_config.json", **settings)
+    loaded = load(folder)
+    assert written(loaded, mixed_samples, budget=1) == written(original, mixed_samples, budget=1)
+    assert capfd.readouterr() == ("", "")
+
+
+def in_jinja(folder: Path) -> None:
+    """As micro models have it."""
+
+
+def in_json(folder: Path) -> None:
+    template = folder / "chat_template.jinja"
+    edit(folder / "chat_template.json", chat_template=template.read_text())
+    template.unlink()
+
+
+def in_the_tokenizers_config(folder: Path) -> None:
+    template = folder / "chat_template.jinja"
+    edit(folder / "tokenizer_config.json", chat_template=template.read_text())
+    template.unlink()
+
+
+def by_name(folder: Path) -> None:
+    """A list of templates, of which `default` is the one for conversations."""
+    template = folder / "chat_template.jinja"
+    named = [{"name": "default", "template": template.read_text()}, {"name": "rag", "template": "x"}]
+    edit(folder / "tokenizer_config.json", chat_template=named)
+    template.unlink()
+
+
+@pytest.mark.parametrize("place", [in_jinja, in_json, in_the_tokenizers_config, by_name])
+def test_the_chat_template_is_found_where_it_is(
+    original: Loaded, folder: Path, place: Callable[[Path], None], mixed_samples: list[Sample]
+) -> None:
+    place(folder)
+    processor = original.backbone.load_processor(folder)
+    for sample in mixed_samples:
+        for answer in (None, sample.answer):
+            ours, theirs = (
+                original.backbone.render(each, sample.question, answer, image=sample.image is not None)
+                for each in (processor, original.processor)
+            )
+            assert ours == theirs
+    if place is not by_name:
+        assert original.backbone.template_digest(processor) == original.backbone.template_digest(original.processor)
+
+
+def test_pictures_by_preprocessor_config_alone(original: Loaded, folder: Path, mixed_samples: list[Sample]) -> None:
+    """Files of 2023 and 2024: no processor_config.json; LLaVA's geometry is the model's."""
+    config = read_json(folder / "processor_config.json")
+    (folder / "processor_config.json").unlink()
+    pictures = config["image_processor"] | {"processor_class": config["processor_class"]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    processor = original.backbone.load_processor(folder)
+    ours, theirs = (original.backbone.collate(each, mixed_samples) for each in (processor, original.processor))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert original.backbone.template_digest(processor) == original.backbone.template_digest(original.processor)
+
+
+def test_what_a_llava_config_leaves_out_is_the_familys_default(tiny_llava: Path, tmp_path: Path) -> None:
+    """Configs of 2023 store differences from the defaults, of which 32-pixel patches are one."""
+    folder = Path(shutil.copytree(tiny_llava, tmp_path / "copy"))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(read_json(folder / "processor_config.json")["image_processor"])
+    )
+    (folder / "processor_config.json").unlink()
+    config = read_json(folder / "config.json")
+    vision = {key: value for key, value in config["vision_config"].items() if key not in ("patch_size", "model_type")}
+    edit(folder / "config.json", vision_config=vision)
+    processor = backbone("llava").load_processor(folder)
+    assert (processor.patch_size, processor.num_additional_image_tokens) == (32, 1)
+    edit(folder / "config.json", vision_config=3)
+    with pytest.raises(InputRefused, match="cannot be read: Validation error"):
+        backbone("llava").load_processor(folder)
+
+
+@pytest.mark.parametrize("head", ["left out", "stored twice", "alone"])
+def test_a_tied_head_is_one_parameter_however_it_is_stored(original: Loaded, folder: Path, head: str) -> None:
+    canonical = original.backbone.canonical
+    config = read_json(folder / "config.json")
+    edit(
+        folder / "config.json",
+        tie_word_embeddings=True,
+        text_config={**config["text_config"], "tie_word_embeddings": True},
+    )
+    stored = load_file(folder / SINGLE)
+    names = {canonical(name): name for name in stored}
+    published = original.backbone.published(HEAD)
+    stored.pop(published, None)
+    untied = stored[names[EMBEDDING]]
+    if head != "left out":
+        stored[published] = untied.copy()
+    if head == "alone":
+        del stored[names[EMBEDDING]]
+    save_file(stored, folder / SINGLE, {"format": "pt"})
+    files = CheckpointFiles(folder, canonical)
+    assert files.tied == {HEAD: EMBEDDING}
+    assert HEAD not in files
+    loaded = load(folder)
+    assert loaded.tied == {HEAD: EMBEDDING}
+    assert loaded.model_sha256 == files.digest()
+    assert np.array_equal(dict(loaded.model.named_parameters())[EMBEDDING].detach().numpy(), untied)
+    assert np.array_equal(loaded.model.get_output_embeddings().weight.detach().numpy(), untied)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("named", ["dtype", "torch_dtype", None])
+def test_half_precision_is_kept(
+    original: Loaded, folder: Path, dtype: str, named: str | None, mixed_samples: list[Sample]
+) -> None:
+    """The dtype of the weights, whatever key the config says it under, or none."""
+    half = getattr(torch, dtype)
+    stored = {name: torch.tensor(array).to(half) for name, array in load_file(folder / SINGLE).items()}
+    save_torch(stored, folder / SINGLE, {"format": "pt"})
+    config = read_json(folder / "config.json")
+    for part in (config, config["text_config"], config["vision_config"]):
+        part.pop("dtype", None)
+        if named:
+            part[named] = dtype
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load(folder)
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {half}
+    wide = load(folder, dtype=torch.float32)
+    assert wide.model_sha256 == loaded.model_sha256 != original.model_sha256  # of what is stored
+    values = dict(wide.model.named_parameters())
+    for name, tensor in stored.items():
+        assert torch.equal(values[loaded.backbone.canonical(name)], tensor.float())
+    batch = loaded.backbone.collate(loaded.processor, mixed_samples)
+    assert np.allclose(_losses(wide.model, batch), _losses(original.model, batch), rtol=0.02)
+
+
+def test_pickled_weights_can_be_converted_as_the_page_says(original: Loaded, folder: Path, tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+    (code,) = [block.split("```")[0] for block in page.read_text().split("```python\n")[1:]]
+    torch.save({name: torch.tensor(a) for name, a in load_file(folder / SINGLE).items()}, folder / "pytorch_model.bin")
+    (folder / SINGLE).unlink()
+    with pytest.raises(InputRefused, match=r"pytorch_model\.bin may run code when read - next: convert"):
+        load(folder)
+    new = tmp_path / "new"
+    exec(code.replace('"OLD"', repr(str(folder))).replace('"NEW"', repr(str(new))), {})
+    converted = load(new)
+    assert converted.model_sha256 == original.model_sha256
+    assert not (new / "pytorch_model.bin").exists()
+    digests = [original.backbone.template_digest(each.processor) for each in (converted, original)]
+    assert digests[0] == digests[1]
