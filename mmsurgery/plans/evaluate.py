@@ -43,7 +43,7 @@ def plan_eval(
 ) -> Plan:
     """What `evaluate` of the same arguments would need; nothing is written and no lock is taken.
 
-    weights: as they are stored, of one model at a time.
+    weights: of one model at a time, loaded in its own dtype.
     keys and values: of `BUDGET` tokens in all layers; with shared prefixes those of `LEVELS` such batches.
     activations: of a forward pass over `BUDGET` tokens, see `Sizes.passing`; logits for the tokens of a batch that
         come after the picture, or after what all options of a question share.
@@ -62,7 +62,7 @@ def plan_eval(
             notes.append(f"'{name}' has scores: it is not scored again without --force")
             del found[name]
     every = [Sizes.of(name, folder) for name, folder in found.items()]
-    largest = max(every, key=lambda sizes: sizes.stored, default=None)
+    largest = max(every, key=lambda sizes: sizes.loaded, default=None)
     counts = {column: len(items) for column, items in asked.columns.items()} if every else {}
     if largest is None:
         name, folder = workspace.find_model(names[0])
@@ -75,7 +75,7 @@ def plan_eval(
     for item in items:
         rows[item.column] += len(set((item.options or {}).values())) if protocol == LIKELIHOOD else 1
     memory = {
-        terms.WEIGHTS: largest.stored,
+        terms.WEIGHTS: largest.loaded,
         **scoring_terms(largest, processor, items, largest.width, generated=protocol != LIKELIHOOD),
         terms.PICTURES: _pictures(largest, processor, items),
         terms.SAMPLES: sum({item.image_sha256: len(item.image_bytes or b"") for item in items}.values()),

@@ -51,7 +51,7 @@ def probed(
         run: what is timed.
         dtype: that the model is loaded in; its own where None.
     """
-    weights, free = sizes.stored if dtype is None else sizes.count() * dtype.itemsize, free_memory()
+    weights, free = sizes.loaded if dtype is None else sizes.count() * dtype.itemsize, free_memory()
     if weights * SHARE > free:
         return None, (
             f"no time: the weights take {weights / 1e9:.1f} GB, more than a third of the {free / 1e9:.1f} GB that are "

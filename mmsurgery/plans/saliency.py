@@ -102,7 +102,7 @@ def _moments(
 ) -> dict[str, dict[str, int]]:
     """Terms by moment, of the part that takes most; parts are measured and saved one after the other.
 
-    weights: as they are stored, the model is loaded in its own dtype.
+    weights: the model is loaded in its own dtype.
     accumulators: 4 bytes for every weight that a loss of the part reaches (8 of a float64 model): all, or the
         language model's alone where no sample has a picture.
     temporary, while measuring: estimator `sample` has a float32 scratch of the largest linear weight (the head, or the
@@ -124,7 +124,7 @@ def _moments(
             temporary = largest * (number + (width if low else 0))
         else:
             temporary = sizes.largest(reached) * (width + (number if low and estimator == "batch" else 0))
-        common = {terms.WEIGHTS: sizes.stored, terms.ACCUMULATORS: number * sizes.count(reached)}
+        common = {terms.WEIGHTS: sizes.loaded, terms.ACCUMULATORS: number * sizes.count(reached)}
         file = min(number * sizes.count(reached), max(FILE_BYTES, number * sizes.largest(reached)))
         moments[f"{part} is measured"] = {
             **common,

@@ -20,6 +20,7 @@ KEPT = 1.25
 """Saved for the backward pass, in units of the inputs and outputs of all linear layers. Measured with torch's
 saved-tensor hooks on LLaVA and Qwen2-VL of 8 layers, float32 and bfloat16: 1.10 to 1.30."""
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_NAMED = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _QUERIES = ("attn.q", "attn.qkv")
 
 
@@ -32,6 +33,8 @@ class Sizes:
     shapes: Mapping[str, tuple[int, ...]]
     addresses: Mapping[str, Address]
     dtypes: Mapping[str, str]
+    width: int
+    """Bytes of a weight where the model is loaded in its own dtype: its config's, else that of most weights."""
 
     @classmethod
     def of(cls, name: str, folder: Path) -> Sizes:
@@ -42,12 +45,17 @@ class Sizes:
         """
         family = backbone(model_config(folder)["model_type"])
         files = CheckpointFiles(folder, family.canonical)
+        dtypes = {name: files.dtype(name) for name in files.names}
+        most = _most(dtypes)
         return cls(
             name=name,
             family=family,
             shapes={name: files.shape(name) for name in files.names},
             addresses={name: family.address(name) for name in files.names},
-            dtypes={name: files.dtype(name) for name in files.names},
+            dtypes=dtypes,
+            width=_NAMED.get(
+                str(files.config.get("dtype") or files.config.get("torch_dtype")), _BYTES.get(most, FLOAT32)
+            ),
         )
 
     def count(self, names: Collection[str] | None = None) -> int:
@@ -65,21 +73,17 @@ class Sizes:
 
     @property
     def stored(self) -> int:
-        """Bytes of the weights as they are stored, and as they are loaded where no dtype is asked for."""
+        """Bytes of the weights in their files."""
         return sum(_BYTES.get(self.dtypes[name], FLOAT32) * math.prod(shape) for name, shape in self.shapes.items())
 
     @property
-    def dtype(self) -> str:
-        return Counter(self.dtypes.values()).most_common(1)[0][0]
-
-    @property
-    def width(self) -> int:
-        """Bytes of a stored weight."""
-        return _BYTES.get(self.dtype, FLOAT32)
+    def loaded(self) -> int:
+        """Bytes of the weights in memory, where the model is loaded in its own dtype."""
+        return self.width * self.count()
 
     @property
     def size(self) -> ModelSize:
-        return ModelSize(name=self.name, parameters=self.count(), dtype=self.dtype, bytes=self.stored)
+        return ModelSize(name=self.name, parameters=self.count(), dtype=_most(self.dtypes), bytes=self.stored)
 
     @property
     def linear(self) -> dict[str, tuple[int, ...]]:
@@ -155,3 +159,7 @@ class Rows:
     """Of the vision encoder, all pictures."""
     answers: int
     """Positions that logits are computed for."""
+
+
+def _most(dtypes: Mapping[str, str]) -> str:
+    return Counter(dtypes.values()).most_common(1)[0][0]
