@@ -1,0 +1,51 @@
+"""`--plan`: a table or one document, exit code 0, and nothing done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMANDS = {
+    "saliency": ["saliency", "--set", "forget,retain_qa", "--estimator", "batch"],
+    "apply": ["apply", "--method", "npo", "--epochs", "1", "--name", "planned"],
+    "eval": ["eval", "vanilla", "--subset", "2"],
+    "diff": ["diff", "base", "vanilla"],
+}
+
+
+def files(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_a_plan_is_printed_and_nothing_is_made(portraits: Path, command: Callable[..., Any], verb: str) -> None:
+    before = files(portraits)
+    ran = command(*COMMANDS[verb], "--plan")
+    assert ran.code == 0
+    assert f"plan of {verb}: model '" in ran.out
+    assert "nothing is done" in ran.out
+    heads = [line.split(" ")[0] for line in ran.out.splitlines()]
+    for row in ("passes", "memory", "disk", "time", *(() if verb == "diff" else ("samples",))):
+        assert row in heads
+    assert files(portraits) == before
+
+
+def test_a_plan_as_a_document(command: Callable[..., Any]) -> None:
+    ran = command(*COMMANDS["apply"], "--plan", "--json")
+    assert ran.code == 0
+    plan = ran.document
+    assert plan["verb"] == "apply"
+    assert plan["samples"] == {"forget_vqa": 126}
+    assert plan["passes"]["backward"] == 126
+    assert plan["memory_total"] == sum(plan["memory"].values())
+    assert plan["disk_total"] == sum(plan["disk"].values())
+    assert plan["memory"]["moments"] == 8 * plan["model"]["parameters"]
+
+
+def test_a_wrong_argument_is_refused_as_without_plan(command: Callable[..., Any]) -> None:
+    ran = command("apply", "--method", "npo", "--scope", "all", "--plan")
+    assert ran.code == 2
+    assert "scope all is about a mask" in ran.err
