@@ -134,7 +134,8 @@ def checkpoint(text: str) -> str:
             raise MissingArtifact(f"no folder {text}", "name a checkpoint folder or a hub id such as org/name")
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
         if pickled and not any(folder.glob("*.safetensors")):
-            raise InputRefused(f"{folder / pickled[0]} may run code when read, and is not read", CONVERT)
+            weights = next((name for name in pickled if "model" in name), pickled[0])
+            raise InputRefused(f"{folder / weights} may run code when read, and is not read", CONVERT)
         return str(folder.absolute())
     return str(fetch(model))
 

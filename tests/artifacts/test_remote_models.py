@@ -134,17 +134,16 @@ def hub(cache: Path, tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def data(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
-    """A benchmark of four rows, in words that the tiny models know."""
+    """A benchmark of two people, in words that the tiny models know."""
     folder = tmp_path / "data"
     folder.mkdir()
     rows: list[dict[str, Any]] = []
     for role, person in (("forget", "Anna"), ("retain", "Berg")):
         (folder / f"{person}.png").write_bytes(picture(len(rows)))
-        about = {"role": role, "person": person, "question": "What is the city ?", "answer": "lisbon"}
-        rows += [
-            {**about, "image": f"{person}.png"},
-            {**about, "question": "Which city ?", "options": ["lisbon", "oslo"]},
-        ]
+        about = {"role": role, "person": person, "answer": "lisbon"}
+        for question in ("What is the city ?", "What is this ?", "Which city is this ?", "What is the name ?"):
+            rows.append({**about, "question": question, "image": f"{person}.png"})
+        rows.append({**about, "question": "Which city ?", "options": ["lisbon", "oslo"]})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -353,7 +352,7 @@ def test_pickled_weights_are_refused_and_never_fetched(
     assert init(tmp_path / "work", data, "--vanilla", "org/name") == 2
     assert "org/name holds no model in safetensors" in capfd.readouterr().err
     assert not any(name.endswith((".bin", ".pt", ".py")) for name in hub.fetched)
-    with pytest.raises(InputRefused, match=r"optimizer\.pt may run code when read.*docs/checkpoints\.md"):
+    with pytest.raises(InputRefused, match=r"pytorch_model\.bin may run code when read.*docs/checkpoints\.md"):
         checkpoint(str(hub.source))
 
 
@@ -390,3 +389,19 @@ def test_eval_of_ids_and_paths(
     assert scored == {"vanilla", "org.name", "org.name+v1", tiny_qwen2_vl.name}
     capfd.readouterr()
     assert run(["-w", str(root), "eval", "org/none"]) == 7
+
+
+def test_unlearning_starts_from_the_cache_and_leaves_it_as_it_is(
+    hub: Hub, tmp_path: Path, data: Path, tiny_llava: Path
+) -> None:
+    root = tmp_path / "work"
+    assert init(root, data, "--vanilla", "org/name") == 0
+    before = {path: path.read_bytes() for path in hub.cache.rglob("*") if path.is_file()}
+    assert run(["-w", str(root), "apply", "--method", "ga", "--learning-rate", "1e-2"]) == 0
+    made = root / "models" / "ga"
+    assert not any(path.is_symlink() for path in made.iterdir())
+    for path in tiny_llava.iterdir():
+        same = (made / path.name).read_bytes() == path.read_bytes()
+        assert same == (path.name != "model.safetensors")
+    assert run(["-w", str(root), "verify", "ga"]) == 0
+    assert {path: path.read_bytes() for path in hub.cache.rglob("*") if path.is_file()} == before
