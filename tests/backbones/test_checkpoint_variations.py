@@ -154,6 +154,33 @@ def test_pictures_by_preprocessor_config_alone(original: Loaded, folder: Path, m
     assert original.backbone.template_digest(processor) == original.backbone.template_digest(original.processor)
 
 
+FAST = {
+    "llava": ("CLIPImageProcessorFast", "LlavaImageProcessorFast"),
+    "qwen2_vl": ("Qwen2VLImageProcessorFast",),
+}
+"""Classes of releases 4.4x and 4.5x on machines with torchvision; 5 has them under other names."""
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_classes_of_earlier_releases(original: Loaded, folder: Path, apart: bool, mixed_samples: list[Sample]) -> None:
+    """`Fast` image processors, in either file; keys that only the fast ones had."""
+    plain = read_json(folder / "processor_config.json")
+    for name in FAST[original.backbone.model_type]:
+        fast = {"image_processor_type": name, "device": None, "input_data_format": None, "return_tensors": None}
+        pictures = {**plain["image_processor"], **fast, "disable_grouping": None, "data_format": "channels_first"}
+        if apart:
+            (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+            rest = {key: value for key, value in plain.items() if key not in ("image_processor", "video_processor")}
+            (folder / "processor_config.json").write_text(json.dumps(rest))
+        else:
+            (folder / "processor_config.json").write_text(json.dumps({**plain, "image_processor": pictures}))
+        processor = original.backbone.load_processor(folder)
+        assert type(processor.image_processor).__name__.endswith("Pil")
+        ours, theirs = (original.backbone.collate(each, mixed_samples) for each in (processor, original.processor))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 def test_what_a_llava_config_leaves_out_is_the_familys_default(tiny_llava: Path, tmp_path: Path) -> None:
     """Configs of 2023 store differences from the defaults, of which 32-pixel patches are one."""
     folder = Path(shutil.copytree(tiny_llava, tmp_path / "copy"))

@@ -105,10 +105,16 @@ def publish(folder: Path, tokenizer: Any, template: str, config: dict[str, str],
 
 class PublishedLlava(LlavaBackbone):
     normalised = False
+    tokenizer_class = "LlamaTokenizer"
 
     def micro(self, folder: Path, vocabulary: Sequence[str], *, seed: int, size: str = "portraits") -> None:
         super().micro(folder, FILLERS, seed=seed, size=size)
-        config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+        config = {
+            "tokenizer_class": self.tokenizer_class,
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "pad_token": "<pad>",
+        }
         config |= {"unk_token": "<unk>", "image_token": "<image>", "padding_side": "left"}
         named = {"image_token_index": "<image>", "bos_token_id": "<s>", "eos_token_id": "</s>", "pad_token_id": "<pad>"}
         publish(folder, metaspace(self.normalised), LLAVA_TEMPLATE, config, named)
@@ -116,6 +122,7 @@ class PublishedLlava(LlavaBackbone):
 
 class NormalisedLlava(PublishedLlava):
     normalised = True
+    tokenizer_class = "LlamaTokenizerFast"
 
 
 class PublishedQwen2VL(Qwen2VLBackbone):
