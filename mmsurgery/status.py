@@ -15,6 +15,7 @@ from mmsurgery.artifacts.files import read_json
 from mmsurgery.data.benchmark import SETS, source_of
 from mmsurgery.data.portraits import check_drawn_for
 from mmsurgery.errors import InputRefused, Mismatch
+from mmsurgery.hub_models import pinned_model
 from mmsurgery.masks.stale import stale
 
 
@@ -135,7 +136,8 @@ def _names(folder: Path, pattern: str, name: Any) -> list[str]:
 
 def _next(workspace: Workspace, models: list[str], saliency: list[str], evals: list[str], diffs: list[str]) -> str:
     if "vanilla" not in models:
-        return "mmsurgery train vanilla"
+        gone = pinned_model(workspace.settings.models.vanilla)
+        return f"mmsurgery init {workspace.root}" if gone else "mmsurgery train vanilla"
     if workspace.settings.benchmark.name != "portraits" and "vanilla" not in evals:
         return "mmsurgery eval vanilla --accept"
     if not any(part in saliency for part in SETS["forget"]):

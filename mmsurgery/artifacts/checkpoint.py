@@ -18,6 +18,7 @@ import numpy as np
 from mmsurgery.artifacts.files import digest_cache, file_identity, read_json
 from mmsurgery.artifacts.tensors import Header, TensorInfo, memory_map, read_header, to_float32
 from mmsurgery.errors import InputRefused, MissingArtifact
+from mmsurgery.hub_models import CONVERT
 from mmsurgery.provenance import check_seal, sha256_file, sha256_json
 
 SINGLE = "model.safetensors"
@@ -245,7 +246,7 @@ def _headers(path: Path) -> list[Header]:
         return _sharded_headers(path, index)
     for name in _PICKLED:
         if (path / name).exists():
-            raise InputRefused(f"{path / name} may run code when read", "convert the weights to safetensors")
+            raise InputRefused(f"{path / name} may run code when read", CONVERT)
     raise InputRefused(f"{path} holds no weights ({SINGLE} or {INDEX})", "make or copy it again")
 
 

@@ -19,6 +19,7 @@ from mmsurgery.data.samples import Item
 from mmsurgery.evaluate import evaluate
 from mmsurgery.evaluate.records import read_eval, read_items
 from mmsurgery.experiments.rows import POINTS, Row
+from mmsurgery.hub_models import pinned_model
 from mmsurgery.masks.build import build_mask
 from mmsurgery.portraits.prepare import prepare as prepare_portraits
 from mmsurgery.portraits.prepare import prepare_model
@@ -75,14 +76,20 @@ def levels_of(workspace: Workspace, *, seeds: int, backbones: tuple[str, ...]) -
                 models = dataclasses.replace(models, base="models/base", vanilla="models/vanilla", seed=seed)
                 benchmark = dataclasses.replace(benchmark, data="data", draw=seed)
             else:
-                base, vanilla = (str(workspace.model_dir(name)) for name in ("base", "vanilla"))
-                models = dataclasses.replace(models, base=base, vanilla=vanilla)
+                models = dataclasses.replace(
+                    models, **{name: _given(workspace, name, getattr(models, name)) for name in ("base", "vanilla")}
+                )
                 benchmark = dataclasses.replace(benchmark, data=str(workspace.data_dir))
             recipe = dataclasses.replace(settings.recipe, seed=seed)
             own = (benchmark, models) == (settings.benchmark, settings.models)
             made = Settings(benchmark=benchmark, models=models, recipe=recipe)
             found.append(Level(workspace.root, made, own))
     return found
+
+
+def _given(workspace: Workspace, name: str, setting: str) -> str:
+    """What a level's settings say of a given model: its id on the hub, or its path from anywhere."""
+    return setting if pinned_model(setting) else str(workspace.model_dir(name))
 
 
 def prepare(level: Level, *, reference: bool, progress: Progress) -> Workspace:

@@ -46,7 +46,9 @@ def plan_diff(
         as `diff`, as far as models and numbers are concerned.
     """
     if (top is not None and top < 1) or list_ < 0:
-        raise UsageError(f"top {TOP if top is None else top} and list {list_} make no sense", "pass --top 1000 --list 1000")
+        raise UsageError(
+            f"top {TOP if top is None else top} and list {list_} make no sense", "pass --top 1000 --list 1000"
+        )
     old_name, old = workspace.find_model(before or "vanilla")
     new_name, new = workspace.find_model(after or workspace.last_unlearned())
     sizes = Sizes.of(old_name, old)
