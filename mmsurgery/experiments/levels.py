@@ -76,9 +76,8 @@ def levels_of(workspace: Workspace, *, seeds: int, backbones: tuple[str, ...]) -
                 models = dataclasses.replace(models, base="models/base", vanilla="models/vanilla", seed=seed)
                 benchmark = dataclasses.replace(benchmark, data="data", draw=seed)
             else:
-                models = dataclasses.replace(
-                    models, **{name: _given(workspace, name, getattr(models, name)) for name in ("base", "vanilla")}
-                )
+                base, vanilla = (_given(workspace, name, getattr(models, name)) for name in ("base", "vanilla"))
+                models = dataclasses.replace(models, base=base, vanilla=vanilla)
                 benchmark = dataclasses.replace(benchmark, data=str(workspace.data_dir))
             recipe = dataclasses.replace(settings.recipe, seed=seed)
             own = (benchmark, models) == (settings.benchmark, settings.models)

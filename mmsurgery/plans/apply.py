@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from mmsurgery.artifacts.snapshots import GENERATIONS
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import MissingArtifact, UnusableData
-from mmsurgery.methods.registry import method as find_method
-from mmsurgery.names import check_artifact_name
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.evaluate import scoring_terms
 from mmsurgery.plans.lengths import Lengths, lengths
@@ -61,26 +58,24 @@ def plan_apply(
         as `apply`, as far as arguments, model, mask and data are concerned; whether the mask was made for these
         very weights is not looked at, since that means to read them all.
     """
-    found = find_method(method)
-    if mask is None and found.requires_mask:
-        mask = "default"
-    given: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "seed": seed}
-    recipe = dataclasses.replace(workspace.settings.recipe, **{k: v for k, v in given.items() if v is not None})
-    request = Request(
-        name=check_artifact_name(name or ".".join(part for part in (found.name, mask) if part)),
-        method=found,
+    request = Request.of(
+        workspace,
+        method,
         mask=mask,
         scope=scope,
         protocol=protocol,
         lora=lora,
         start=start,
         reference=reference,
-        forget_weight=float(forget_weight),
+        name=name,
+        forget_weight=forget_weight,
         retain_batch=retain_batch,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        seed=seed,
         eval_every=eval_every,
-        recipe=recipe,
     )
-    request.check()
+    mask, recipe = request.mask, request.recipe
     folder = workspace.existing_model(start)
     sizes = Sizes.of(start, folder)
     loaded = None if mask is None or selection is not None else _mask(workspace, mask, sizes)

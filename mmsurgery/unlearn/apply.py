@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,6 @@ from mmsurgery.artifacts.mask import pack
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InternalError, Mismatch, UnusableData
-from mmsurgery.methods.registry import method as find_method
-from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import differences
 from mmsurgery.unlearn.deletions import digest_of, people_of, write_request
 from mmsurgery.unlearn.lora import LoRA, unreached
@@ -99,26 +96,23 @@ def apply(
             that is not finite.
         MachineFault: if the disk is too small or the workspace is in use.
     """
-    found = find_method(method)
-    if mask is None and found.requires_mask:
-        mask = "default"
-    given: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "seed": seed}
-    recipe = dataclasses.replace(workspace.settings.recipe, **{k: v for k, v in given.items() if v is not None})
-    request = Request(
-        name=check_artifact_name(name or ".".join(part for part in (found.name, mask) if part)),
-        method=found,
+    request = Request.of(
+        workspace,
+        method,
         mask=mask,
         scope=scope,
         protocol=protocol,
         lora=lora,
         start=start,
         reference=reference,
-        forget_weight=float(forget_weight),
+        name=name,
+        forget_weight=forget_weight,
         retain_batch=retain_batch,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        seed=seed,
         eval_every=eval_every,
-        recipe=recipe,
     )
-    request.check()
     run = gather(workspace, request)
     with workspace.lock():
         if workspace.model_dir(request.name).exists() and not force:

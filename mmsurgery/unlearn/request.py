@@ -17,6 +17,8 @@ from mmsurgery.data.leakage import check_overlap
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InternalError, Mismatch, MissingArtifact, UnusableData, UsageError, unknown
 from mmsurgery.methods.base import Method
+from mmsurgery.methods.registry import method as find_method
+from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import provenance
 from mmsurgery.settings import RecipeSettings
 from mmsurgery.unlearn.deletions import earlier_requests
@@ -53,11 +55,37 @@ class Request:
     eval_every: int
     recipe: RecipeSettings
 
-    def check(self) -> None:
-        """
+    @classmethod
+    def of(
+        cls,
+        workspace: Workspace,
+        method: str,
+        *,
+        name: str | None,
+        mask: str | None,
+        learning_rate: float | None,
+        epochs: int | None,
+        seed: int | None,
+        forget_weight: float,
+        **others: Any,
+    ) -> Request:
+        """What `apply` with these arguments asks for: the method's mask where it needs one, the workspace's recipe
+        with what is given instead, a name made of method and mask; checked.
+
         Raises:
-            UsageError: for an argument that is wrong or has no meaning for the method.
+            UsageError: for an unknown method, or an argument that is wrong or has no meaning for the method.
         """
+        found = find_method(method)
+        if mask is None and found.requires_mask:
+            mask = "default"
+        given: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "seed": seed}
+        recipe = dataclasses.replace(workspace.settings.recipe, **{k: v for k, v in given.items() if v is not None})
+        name = check_artifact_name(name or ".".join(part for part in (found.name, mask) if part))
+        request = cls(name=name, method=found, mask=mask, recipe=recipe, forget_weight=float(forget_weight), **others)
+        request._check()
+        return request
+
+    def _check(self) -> None:
         if self.scope is not None and self.scope not in SCOPES:
             raise unknown("scope", self.scope, SCOPES)
         if self.protocol not in PROTOCOLS:
