@@ -481,7 +481,7 @@ def test_mask_of_another_forget_set(
     """A mask says what was forgotten when it was measured; one measured on other people is refused."""
     now = data_sha256(tiny.sets["forget_vqa"])
     for digest, name in ((now, "now"), (data_sha256(tiny.sets["retain_vqa"]), "before")):
-        parent = {"part": "forget_vqa", "data_sha256": digest}
+        parent = {"kind": "saliency", "part": "forget_vqa", "data_sha256": digest}
         random_mask(loaded_llava, "lm", parents=(parent,)).save(ws.mask_path(name))
     apply(ws, "ga", mask="now")
     with pytest.raises(Mismatch, match="another forget set"):
