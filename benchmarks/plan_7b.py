@@ -216,7 +216,7 @@ def plans(made: Workspace) -> dict[str, Plan]:
 
 def show(family: str, title: str, found: Mapping[str, Plan]) -> None:
     model = next(iter(found.values())).model
-    print(f"\n## {title}: {model.parameters:,} weights, {model.bytes / 1e9:.1f} GB in {model.dtype}\n")
+    print(f"\n### {title}: {model.parameters:,} weights, {model.bytes / 1e9:.1f} GB in {model.dtype}\n")
     print("| verb | samples | forward, backward | memory, GB | largest terms | bf16 design | 80 GB | disk, GB |")
     print("|---|---|---|---|---|---|---|---|")
     for verb, plan in found.items():

@@ -123,7 +123,7 @@ class Census:
 
     @contextlib.contextmanager
     def stage(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        if what.startswith(("saliency", "reference", "unlearning")):
+        if what.startswith(("saliency", "reference", "unlearning", "training")):
             yield lambda amount: self.count()
         else:
             yield lambda amount: None

@@ -82,8 +82,8 @@ def test_passes_of_apply(ws: Workspace) -> None:
     assert (joint.passes.forward, joint.passes.backward) == (36, 36)
     referenced = plan_apply(ws, "npo", epochs=3)
     assert (referenced.passes.forward, referenced.passes.backward) == (18 + 6, 18)
-    # three steps: scored before the first, after the first and second, and at the end
-    assert plan_apply(ws, "npo", eval_every=1).passes.forward == 6 + 6 + 4 * 4
+    # three steps: scored before the first, after the second, and at the end
+    assert plan_apply(ws, "npo", eval_every=2).passes.forward == 6 + 6 + 3 * 4
 
 
 def test_passes_of_eval_are_rows_of_different_options(ws: Workspace) -> None:
