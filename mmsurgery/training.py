@@ -68,7 +68,7 @@ def train(
         from mmsurgery.portraits.prepare import prepare_model
 
         return prepare_model(workspace, which, force=force, progress=progress)
-    tuning = _tuning(workspace, which, recipe, progress)
+    tuning = tuning_of(workspace, which, recipe, progress)
     tuning.check()
     with workspace.lock():
         if folder.exists() and not force:
@@ -97,7 +97,8 @@ def training_parts(reader: Benchmark, source: Source, which: str) -> tuple[Sourc
     return source, tuple(kept[which])
 
 
-def _tuning(workspace: Workspace, which: str, recipe: str | None, progress: Progress) -> Tuning:
+def tuning_of(workspace: Workspace, which: str, recipe: str | None, progress: Progress) -> Tuning:
+    """What `train` of the same arguments would do; the benchmark is read, no weight is loaded."""
     base = _base(workspace)
     family = backbone(model_config(base)["model_type"])
     name, numbers = _recipe(workspace.settings.benchmark.name, family.model_type, recipe)

@@ -16,7 +16,7 @@ from mmsurgery.plans.probe import backward, probed
 from mmsurgery.plans.sizes import FLOAT32, Sizes
 from mmsurgery.plans.trained import ADAMW
 from mmsurgery.recipes import Recipe
-from mmsurgery.training import TRAINABLE, _tuning
+from mmsurgery.training import TRAINABLE, tuning_of
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.tuning import START
 from mmsurgery.workspace import SILENT, Progress, Workspace
@@ -40,7 +40,7 @@ def plan_train(
         raise UsageError(
             "portraits' models are too small for a plan: some MB, a minute", f"run mmsurgery train {which}"
         )
-    tuning = _tuning(workspace, which, recipe, progress)
+    tuning = tuning_of(workspace, which, recipe, progress)
     tuning.check()
     numbers, folder = tuning.recipe, tuning.files.path
     sizes = Sizes.of(START, folder)
