@@ -64,7 +64,10 @@ def find(
     if not text.strip():
         raise UsageError(f"no {called} is named", "see mmsurgery status for what there is")
     path = Path(text).expanduser()
-    if (path.exists() and ("/" in text or path.is_file())) or path.is_absolute() or text.startswith((".", "~")):
+    given = path.exists() and (
+        "/" in text or path.is_file() or _kind(path) != ""
+    )  # a name may be that of some folder here, too
+    if given or path.is_absolute() or text.startswith((".", "~")):
         return _by_path(path, kinds, called)
     here = workspace() if callable(workspace) else workspace
     places = list(_places(here, kinds))

@@ -78,7 +78,8 @@ def load(path: Path, dtype: torch.dtype | None = None) -> Loaded:
     model = family.load_model(path, dtype=dtype)
     processor = family.load_processor(path)
     found = addresses(family, model)
-    model.to(device())
+    if (where := device()).type != "cpu":
+        model.to(where)
     _check_finite(model)
     loaded = Loaded(model, processor, family, path, found, tied(model), fingerprint(model))
     if (path / RUN_FILE).exists():

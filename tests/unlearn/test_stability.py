@@ -14,7 +14,7 @@ from mmsurgery import stability
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import Mismatch, UsageError
-from mmsurgery.masks import build
+from mmsurgery.masks import build, stale
 from mmsurgery.saliency import parts
 from mmsurgery.stability import measure_stability, shuffled_answers
 from mmsurgery.workspace import Workspace
@@ -24,7 +24,7 @@ from mmsurgery.workspace import Workspace
 def measured(ws: Workspace, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """The workspace with a mask `ratio` by beta."""
     tiny.sets = {part: [replace(s, person=s.id) for s in found] for part, found in tiny.sets.items()}
-    for module in (stability, build, parts):
+    for module in (stability, build, parts, stale):
         monkeypatch.setattr(module, "benchmark", lambda name: tiny)
     monkeypatch.setattr(parts, "check_text", lambda *arguments: 0)
     build.build_mask(ws, name="ratio", modules="lm,connector")
