@@ -12,7 +12,7 @@ from mmsurgery.settings import Settings
 from mmsurgery.workspace import Workspace
 
 
-@pytest.fixture()
+@pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     for file in (
         "masks/npo.safetensors",
@@ -31,7 +31,7 @@ def test_a_name_that_several_kinds_have(workspace: Workspace) -> None:
     assert found.also == ("models/npo", "evals/npo")
 
 
-@pytest.mark.parametrize("kind, room", [("mask", "masks"), ("model", "models"), ("eval", "evals")])
+@pytest.mark.parametrize(("kind", "room"), [("mask", "masks"), ("model", "models"), ("eval", "evals")])
 def test_the_room_tells_them_apart(workspace: Workspace, kind: str, room: str) -> None:
     found = find(workspace, f"{room}/npo")
     assert (found.kind, found.name, found.also) == (kind, "npo", ())
