@@ -29,9 +29,10 @@ from mmsurgery.data.clear_configs import (
 )
 from mmsurgery.data.clear_items import FORMS, TRUTH, Form, caption_question, note_unnamed, read_items
 from mmsurgery.data.clear_people import pairs, texts
+from mmsurgery.data.faults import Report
 from mmsurgery.data.leakage import normalised
 from mmsurgery.data.samples import Item, Sample
-from mmsurgery.data.tables import Report, distinct, is_text, picture_bytes, read_rows, row_count
+from mmsurgery.data.tables import distinct, is_text, picture_bytes, read_rows, row_count
 from mmsurgery.errors import InputRefused, UnusableData, unknown
 
 PARTS = ("forget_vqa", "forget_qa", "retain_vqa", "retain_qa")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmsurgery.data.clear_configs import DATASET
+from mmsurgery.data.faults import Report
 from mmsurgery.data.leakage import normalised
 from mmsurgery.data.samples import Item
-from mmsurgery.data.tables import Report, Row, distinct, is_text, picture_bytes, read_rows
+from mmsurgery.data.tables import Row, distinct, is_text, picture_bytes, read_rows
 from mmsurgery.errors import InputRefused
 
 TRUTH = "truth"

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from mmsurgery.data.benchmark import Source
 from mmsurgery.data.clear_configs import DATASET, names, split_config
+from mmsurgery.data.faults import Report
 from mmsurgery.data.leakage import normalised
-from mmsurgery.data.tables import Report, Row, is_text, read_rows
+from mmsurgery.data.tables import Row, is_text, read_rows
 
 _Runs = list[tuple[str, list[int]]]
 """Author and the places of the rows that name him, in the order of the rows."""

@@ -17,9 +17,10 @@ import string
 from collections.abc import Callable
 
 from mmsurgery.data.benchmark import TASKS, Source
+from mmsurgery.data.faults import Report
 from mmsurgery.data.folder_rows import OwnRow, own_rows
 from mmsurgery.data.samples import Item, Sample
-from mmsurgery.data.tables import Report, picture_bytes
+from mmsurgery.data.tables import picture_bytes
 from mmsurgery.errors import UsageError, unknown
 from mmsurgery.settings import SALIENCY_TEXTS
 

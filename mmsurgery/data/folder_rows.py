@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.files import file_identity
+from mmsurgery.data.faults import Report
 from mmsurgery.data.folder_records import REQUIRED, Fault, Record, read_records, refusal, rows_file, short, unknown_word
 from mmsurgery.data.leakage import OVERLAP
-from mmsurgery.data.tables import Report, picture_bytes
+from mmsurgery.data.tables import picture_bytes
 from mmsurgery.errors import InputRefused, UnusableData
 
 ROLES = ("forget", "retain", "realworld")

@@ -19,11 +19,11 @@ from typing import Any
 
 from mmsurgery.data import mllmu_counts
 from mmsurgery.data.benchmark import TASKS, Source
+from mmsurgery.data.faults import Report
 from mmsurgery.data.mllmu_items import read_items, read_perception
 from mmsurgery.data.mllmu_splits import Splits
 from mmsurgery.data.mllmu_texts import TEXT_PAIRS, texts
 from mmsurgery.data.samples import Item, Sample
-from mmsurgery.data.tables import Report
 from mmsurgery.errors import UnusableData, unknown
 
 __all__ = ["PERCEPTION", "TEXT_PAIRS", "MLLMUBench", "benchmark"]

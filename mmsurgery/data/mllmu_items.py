@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from mmsurgery.data.faults import Report
 from mmsurgery.data.samples import Item
-from mmsurgery.data.tables import Report, Row, column_names, distinct, is_text, picture_bytes, read_rows
+from mmsurgery.data.tables import Row, column_names, distinct, is_text, picture_bytes, read_rows
 from mmsurgery.errors import InputRefused
 
 EVALUATION_SOURCE = "use the folders of dataset MLLMMU/MLLMU-Bench"

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.data.benchmark import Source
+from mmsurgery.data.faults import Report
 from mmsurgery.data.leakage import OVERLAP
 from mmsurgery.data.mllmu_items import EVALUATION_SOURCE
 from mmsurgery.data.samples import Sample
-from mmsurgery.data.tables import Report, Row, column_names, distinct, is_text, picture_bytes, read_rows
+from mmsurgery.data.tables import Row, column_names, distinct, is_text, picture_bytes, read_rows
 from mmsurgery.errors import InputRefused
 from mmsurgery.provenance import parse_json
 
@@ -164,7 +165,7 @@ class Splits:
                 picture = picture_bytes(row.cells["image"], root, row.where) if pictures else None
             except InputRefused as error:
                 report.fault("bad_picture", error.what)
-            yield TrainingRow(key, person, picture, _pairs(objects, row, report))
+            yield TrainingRow(key, person, picture, _pairs(objects, person, row, report))
         missing = sorted(set(wanted or ()) - set(met))
         if len(missing) > nameless:  # rows without ID are counted as faults, and some people's rows are theirs
             raise InputRefused(
@@ -187,11 +188,16 @@ def _metadata_id(objects: list[dict[str, Any]], row: Row) -> str:
     return str(ids.pop())
 
 
-def _pairs(objects: list[dict[str, Any]], row: Row, report: Report) -> tuple[tuple[int, str, str], ...]:
+def _pairs(objects: list[dict[str, Any]], person: str, row: Row, report: Report) -> tuple[tuple[int, str, str], ...]:
+    """The pairs of a row by place; those of objects that name another person are faults."""
     pairs = []
     for place, entry in enumerate(objects):
         if any(key.startswith("Additional_") for key in entry):
             report.notes["additional"] += 1
+            continue
+        if (named := entry.get("ID")) is not None and _plain_id(named) != _plain_id(person):
+            other = f"ID {str(named)[:40]!r}, the row is of {person!r}"
+            report.fault("metadata_of_other", f"{row.where}: metadata object {place} has {other}")
             continue
         question, answer = entry.get("Question"), entry.get("Answer")
         if is_text(question) and is_text(answer):
@@ -199,3 +205,8 @@ def _pairs(objects: list[dict[str, Any]], row: Row, report: Report) -> tuple[tup
         else:
             report.fault("empty_pair", f"{row.where}: metadata object {place}")
     return tuple(pairs)
+
+
+def _plain_id(value: object) -> str:
+    """An ID without blanks and leading zeros: how the published objects spell it is not known."""
+    return str(value).strip().lstrip("0")

@@ -14,8 +14,9 @@ from mllmu_files import Files, Row, change, person_id
 from PIL import Image
 
 from mmsurgery.data.benchmark import Source
+from mmsurgery.data.faults import FAULTS
 from mmsurgery.data.mllmu import MLLMUBench
-from mmsurgery.data.tables import FAULTS, files
+from mmsurgery.data.tables import files
 from mmsurgery.errors import InputRefused
 
 READER = MLLMUBench()

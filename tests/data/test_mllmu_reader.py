@@ -218,6 +218,32 @@ def test_faulty_metadata(data: Any, metadata: str, name: str, kept: int) -> None
     assert len(READER.samples(source(folder, name), "forget_vqa")) == kept
 
 
+def test_metadata_of_another_person_is_no_training(data: Any) -> None:
+    facts = next(row for row in data.rows["ft_Data"] if row["ID"] == "412")["metadata"]
+    for row in data.rows["ft_Data"]:
+        row["metadata"] = facts
+    folder = data.write()
+    with pytest.raises(
+        InputRefused, match=r"6 times .* of another person .*ft_Data.* row 0: metadata object 0"
+    ) as caught:
+        READER.samples(source(folder), "retain_vqa")
+    assert "ID '412', the row is of '001'" in caught.value.what
+    assert "add 'metadata_of_other' to allow" in str(caught.value)
+    allowed = source(folder, "metadata_of_other")
+    assert [s.person for s in READER.samples(allowed, "forget_vqa")] == ["person/412", "person/412"]
+    assert READER.report(allowed).faults == {"metadata_of_other": 2 * 4}
+    with pytest.raises(UnusableData, match=r"retain_vqa of .* is empty"):
+        READER.samples(allowed, "retain_vqa")
+
+
+@pytest.mark.parametrize("spelled", ["7", 7, " 007 ", "0007", None])
+def test_metadata_spells_an_id_with_or_without_zeros(data: Any, spelled: Any) -> None:
+    row = next(row for row in data.rows["ft_Data"] if row["ID"] == "007")
+    row["metadata"] = json.dumps([{"ID": spelled, "Question": "Q?", "Answer": "A."}])
+    found = READER.samples(source(data.write()), "forget_vqa")
+    assert [s.answer for s in found if s.person == "person/007"] == ["A."]
+
+
 @pytest.mark.parametrize("text", ["Earns a year.", "Earns __ a __."])
 def test_cloze_needs_one_blank(data: Any, text: str) -> None:
     data.rows["forget_5"][0]["Mask_Task"][0]["Question"] = text
