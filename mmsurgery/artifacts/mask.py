@@ -32,6 +32,8 @@ from mmsurgery.provenance import SCHEMA, canonical_json, seal, sha256, sha256_js
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
+SCORED_TEXT = "scored_text"
+"""Count of the text samples behind a mask's saliency that are scored, too: the official, leaking choice."""
 COMPOSED = "compose"
 """The rule of masks made from masks."""
 _LONG = 400
@@ -277,7 +279,11 @@ class Mask:
             parameters=parameters,
             base=self.base,
             parents=tuple(parents.values()),
-            counts={"selected": sum(p.selected for p in parameters.values()), "total": self.total},
+            counts={
+                "selected": sum(p.selected for p in parameters.values()),
+                "total": self.total,
+                **scored_text(*operands),
+            },
             provenance={
                 "command": "compose",
                 "settings": {"expression": expression([operand._as_operand() for operand in operands])},
@@ -410,3 +416,9 @@ def _clear_pad(bits: Bytes, numel: int) -> Bytes:
     if numel % 8:
         bits[-1] &= (1 << (numel % 8)) - 1
     return bits
+
+
+def scored_text(*masks: Mask) -> dict[str, int]:
+    """`{SCORED_TEXT: n}` of what is made of masks of which one was measured on scored text, else nothing."""
+    most = max((mask.counts.get(SCORED_TEXT, 0) for mask in masks), default=0)
+    return {SCORED_TEXT: most} if most else {}

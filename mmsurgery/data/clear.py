@@ -78,16 +78,13 @@ class Clear:
         return every, kept[which]
 
     def notes(self, source: Source) -> dict[str, str]:
-        """Column -> what to know when reading its numbers."""
-        half = (
-            "every other text pair of an author is scored; text saliency is measured on the others"
-            if source.saliency_text == "held-out"
-            else "text saliency is measured on the very text pairs that are scored, as in the official code"
-        )
+        """Column -> what to know when reading its numbers, or that it has none since its folder is not there."""
+        half = "every other text pair of an author is scored, the rest is for saliency"
+        scored = half if source.saliency_text == "held-out" else "all text pairs are scored"
         private = f"{split_config(source, 'retain')}_perturbed"
         found = {
-            "forget_qa": half,
-            "retain_qa": half,
+            "forget_qa": scored,
+            "retain_qa": scored,
             "retain_vqa": (
                 f"asked of {PUBLIC_RETAIN}, the public substitute for the unpublished {private}"
                 if column_config(source, "retain_vqa") == PUBLIC_RETAIN
@@ -95,7 +92,14 @@ class Clear:
             ),
             "retain_caption": f"asked of {PUBLIC_RETAIN}, the same rows for every forget percentage",
         }
-        return {column: found[column] for column in self.columns(source) if column in found}
+        there = self.columns(source)
+        notes = {}
+        for column in COLUMNS:
+            if column not in there:
+                notes[column] = _unseen(source, column)
+            elif column in found:
+                notes[column] = found[column]
+        return notes
 
     def report(self, source: Source) -> Report:
         """Read everything once and say what is in it; raises as `samples` and `items` do."""
@@ -159,6 +163,12 @@ class Clear:
 
 
 benchmark = Clear()
+
+
+def _unseen(source: Source, column: str) -> str:
+    """What to know of a column whose folder is not there."""
+    lost = {"forget": "forgotten", "retain": "kept"}.get(column.partition("_")[0], "still known")
+    return f"no folder {column_config(source, column)}: what is {lost} there cannot be seen"
 
 
 def _form(column: str) -> Form:

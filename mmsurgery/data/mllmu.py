@@ -78,9 +78,6 @@ class MLLMUBench:
     def notes(self, source: Source) -> dict[str, str]:
         """Column -> what a reader of its scores should know."""
         notes = {}
-        if source.saliency_text == "official":
-            same = "text saliency was measured on these very questions, as the official code does"
-            notes = {"forget_qa": same, "retain_qa": same}
         if "test_vqa" in self.columns(source):
             notes["test_vqa"] = "all pictures of each person are asked about"
         return notes

@@ -86,7 +86,11 @@ def what_is_asked(
         if not any(name.partition(".")[0] == column for name in found):
             progress.note(f"column {column} has nothing that protocol {protocol.id} can ask, and is left out")
     if not found:
-        raise UnusableData("the benchmark has no items to score", "check its files")
+        other = next(each for each in TASKS_OF if each != protocol.name)
+        raise UnusableData(
+            f"the benchmark has nothing that protocol {protocol.id} can ask",
+            f"add --protocol {other}, or check its files",
+        )
     asking = asking_of(own)
     demonstrations = chosen(found, protocol, asking)
     if protocol.shots and not demonstrations.people:

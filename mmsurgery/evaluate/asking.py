@@ -68,8 +68,10 @@ class MLLMUAsking:
 
     def demonstrated(self, column: str, task: str) -> bool:
         """Of celebrities only clozes, as in the original; open questions never."""
-        known = ("classification", "cloze") if column.split("_")[0] in ("forget", "retain", "test") else ()
-        return task in known or (task == "cloze" and column.startswith("realworld"))
+        split, _, kind = column.partition("_")
+        if kind not in ("vqa", "qa"):  # perception has no solved questions about others
+            return False
+        return task == "cloze" or (task == "classification" and split in ("forget", "retain", "test"))
 
     def solved(self, item: Item) -> str:
         if item.task == "cloze":

@@ -44,6 +44,12 @@ class Protocol:
         shots = f"-{self.shots}-shot" if self.shots else ""
         return f"{self.name}{shots}" + ("-scored" if self.demonstrations == "scored" else "")
 
+    @classmethod
+    def of_id(cls, text: str) -> Protocol:
+        """The protocol of an id; raises as the constructor."""
+        name, *rest = text.split("-")
+        return cls(name, int(rest[0]) if rest and rest[0].isdigit() else 0, "scored" if "scored" in rest else "retain")
+
     @property
     def options(self) -> str:
         """Its options on the command line."""

@@ -18,7 +18,7 @@ from mmsurgery.artifacts.files import cached_sha256, read_bytes, read_json, writ
 from mmsurgery.data.benchmark import TASKS
 from mmsurgery.errors import InputRefused, MissingArtifact
 from mmsurgery.evaluate.official import Answer
-from mmsurgery.evaluate.protocols import family
+from mmsurgery.evaluate.protocols import PROTOCOLS, Protocol, family
 from mmsurgery.evaluate.rouge import RougeL
 from mmsurgery.evaluate.scoring import ItemScore
 from mmsurgery.provenance import SCHEMA, check_seal, parse_json, seal, sha256
@@ -111,21 +111,41 @@ def read_eval(path: Path) -> dict[str, Any]:
         InputRefused: if one of the two files is damaged, or the items are missing.
         Mismatch: if it was written by another schema.
     """
-    record = check_seal(read_json(path), str(path), kind="eval")
+    again = _command(path)
+    try:
+        record = check_seal(read_json(path), str(path), kind="eval")
+    except InputRefused as error:
+        raise InputRefused(error.what, again) from error
     columns, items = record.get("columns"), record.get("items")
     if not isinstance(columns, dict) or not isinstance(items, dict) or not isinstance(record.get("model"), str):
-        raise InputRefused(f"{path} cannot be read", "mmsurgery eval --force")
+        raise InputRefused(f"{path} cannot be read", again)
     for column, value in columns.items():
         if not isinstance(value, dict) or not _is_column(value):
-            raise InputRefused(f"{path}: column {column} cannot be read", "mmsurgery eval --force")
+            raise InputRefused(f"{path}: column {column} cannot be read", again)
     lines = items_path(path)
     try:
         digest = cached_sha256(lines)
     except MissingArtifact as error:
-        raise InputRefused(f"{lines} is missing, {path.name} belongs to it", "mmsurgery eval --force") from error
+        raise InputRefused(f"{lines} is missing, {path.name} belongs to it", again) from error
     if digest != items.get("sha256"):
-        raise InputRefused(f"{lines} was changed or damaged after it was written", "mmsurgery eval --force")
+        raise InputRefused(f"{lines} was changed or damaged after it was written", again)
     return record
+
+
+def _command(path: Path) -> str:
+    """The command that scores what a record holds again, as its place in `evals/` tells it."""
+    folders = list(path.parts[:-1])
+    below = folders[len(folders) - folders[::-1].index("evals") :] if "evals" in folders else []
+    options, request = "", ""
+    while below:
+        folder = below.pop(0)
+        if folder == "requests" and below:
+            request = f" --request {below.pop(0)}"
+        elif folder.startswith("subset-"):
+            options += f" --subset {folder.removeprefix('subset-')}"
+        elif family(folder) in PROTOCOLS:
+            options = Protocol.of_id(folder).options + options
+    return f"mmsurgery eval {path.stem}{options}{request} --force"
 
 
 def _is_column(value: dict[str, Any]) -> bool:

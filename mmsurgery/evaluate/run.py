@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
+from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.files import read_json, write_json
+from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Item, data_sha256
 from mmsurgery.errors import GateMissed, InputRefused, Mismatch, UsageError, unknown
@@ -21,6 +22,7 @@ from mmsurgery.evaluate.asked import Asked, what_is_asked
 from mmsurgery.evaluate.protocols import LIKELIHOOD, Protocol
 from mmsurgery.evaluate.scoring import score
 from mmsurgery.provenance import differences, provenance, sha256_json
+from mmsurgery.unlearn.trained_models import check_trained
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ def evaluate(
     for name, folder in map(workspace.find_model, names):
         if found.setdefault(name, folder).resolve() != folder.resolve():
             raise UsageError(f"two models are called '{name}': {found[name]} and {folder}", "rename a folder")
+    check_trained(workspace, *found)
     asked = what_is_asked(workspace, chosen_protocol, request, subset, progress)
     for column in wanted:
         _check_column(column, asked.columns)
@@ -230,7 +233,7 @@ def _score_model(workspace: Workspace, plan: _Plan, loader: _Loader, progress: P
     body = {
         "model": plan.name,
         "columns": {column: tables.summary(each, plan.asked.protocol.id) for column, each in scores.items()},
-        "remarks": {column: found for column, each in scores.items() if (found := _remarks(plan.asked, column, each))},
+        "remarks": {column: found for column, each in scores.items() if (found := _remarks(plan, column, each))},
         "provenance": plan.provenance,
     }
     record = records.write_eval(plan.path, body, [item for each in scores.values() for item in each])
@@ -241,9 +244,13 @@ def _score_model(workspace: Workspace, plan: _Plan, loader: _Loader, progress: P
     return _result(plan, record, up_to_date=False)
 
 
-def _remarks(asked: Asked, column: str, scores: Sequence[Any]) -> list[str]:
-    note = asked.notes.get(column.partition(".")[0])
-    found = [note] if note else []
+def _remarks(plan: _Plan, column: str, scores: Sequence[Any]) -> list[str]:
+    """What a reader of a column of this model must know."""
+    asked, name = plan.asked, column.partition(".")[0]
+    found = [asked.notes[name]] if name in asked.notes else []
+    record = read_json(plan.folder / RUN_FILE) if (plan.folder / RUN_FILE).exists() else {}
+    if name.endswith("_qa") and (leaked := record.get(SCORED_TEXT)):
+        found.append(f"the saliency behind this model was measured on {leaked} text samples that are scored")
     if asked.protocol.shots and column not in asked.demonstrations.people:
         found.append("asked without demonstrations, as in the original")
     return [*found, *tables.remarks(scores)]

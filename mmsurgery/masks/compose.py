@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.artifacts.mask import COMPOSED, Mask
+from mmsurgery.artifacts.mask import COMPOSED, Mask, scored_text
 from mmsurgery.errors import Mismatch, UnusableData, UsageError, unknown
 from mmsurgery.masks.stale import vanilla_files
 from mmsurgery.names import Selector, check_artifact_name
@@ -100,7 +100,11 @@ def compose(expression: str, masks: Mapping[str, Mask]) -> Mask:
         estimator=_common(masks[name].estimator for name in parsed.names),
         mixture=_common(masks[name].mixture for name in parsed.names),
         parents=tuple(parents),
-        counts={"selected": result.selected, "total": result.total},
+        counts={
+            "selected": result.selected,
+            "total": result.total,
+            **scored_text(*(masks[name] for name in parsed.names)),
+        },
         provenance=provenance(
             "compose",
             {"expression": parsed.canonical},

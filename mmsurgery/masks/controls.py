@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.artifacts.mask import Mask, MaskParameter
+from mmsurgery.artifacts.mask import Mask, MaskParameter, scored_text
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.errors import Mismatch, UnusableData
 from mmsurgery.masks import top
@@ -127,7 +127,7 @@ def _control(mask: Mask, rule: str, keys: Callable[[str], Iterator[top.Keys]], s
             {"kind": "mask", "rule": mask.rule, "modules": mask.modules, "content_sha256": content},
             *mask.parents,
         ),
-        counts={"selected": mask.selected, "total": mask.total},
+        counts={"selected": mask.selected, "total": mask.total, **scored_text(mask)},
         provenance=provenance("mask", {"control": rule, **settings}, {"mask": content}),
     )
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.artifacts.mask import Bytes, Mask, MaskParameter
+from mmsurgery.artifacts.mask import SCORED_TEXT, Bytes, Mask, MaskParameter
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.errors import Mismatch, UnusableData, UsageError, unknown
 from mmsurgery.masks import top
@@ -290,6 +290,8 @@ def _mask(ratio: Ratio, addresses: dict[str, Address], chosen: _Selection, setti
             "pass a lower --beta" if "beta" in settings else "pass a higher --density",
         )
     counts = {"selected": mask.selected, "total": mask.total, **chosen.counts}
+    if leaked := sum(int(each.provenance.get(SCORED_TEXT, 0)) for each in (forget, *ratio.preserve)):
+        counts[SCORED_TEXT] = leaked
     return replace(mask, counts=counts)
 
 

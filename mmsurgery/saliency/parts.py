@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.files import check_space, digest_cache, file_identity, machine_fault
+from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.snapshots import GENERATIONS
 from mmsurgery.backbones.discovery import backbone
@@ -228,7 +229,7 @@ class _Job:
         used = measured.provenance["inputs"]
         if not used == origin["inputs"] == {**used, **self.model.files()}:
             raise InputRefused(f"{self.model.folder} changed while it was measured", "measure again")
-        marked = {"scored_text": leaked} if leaked else {}
+        marked = {SCORED_TEXT: leaked} if leaked else {}
         return replace(measured, provenance={**measured.provenance, **origin, **marked})
 
     def _done(self, part: str, folder: Path) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles
-from mmsurgery.artifacts.mask import pack
+from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles
+from mmsurgery.artifacts.mask import SCORED_TEXT, pack
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InternalError, Mismatch, UnusableData
@@ -22,6 +22,7 @@ from mmsurgery.unlearn.record import read_record
 from mmsurgery.unlearn.request import Request, Run, gather
 from mmsurgery.unlearn.resume import History
 from mmsurgery.unlearn.save import check_space, commit
+from mmsurgery.unlearn.trained_models import check_trained
 from mmsurgery.unlearn.verify import Moved
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
@@ -91,7 +92,7 @@ def apply(
     Raises:
         UsageError: for a wrong argument; MissingArtifact: for a model or mask that does not exist.
         InputRefused: if a file is damaged.
-        Mismatch: if the mask is of another model, or another model has the name.
+        Mismatch: if the mask is of another model, the reference of other data, or another model has the name.
         UnusableData: for an empty or too small set, a mask that selects nothing, a loss or gradient
             that is not finite.
         MachineFault: if the disk is too small or the workspace is in use.
@@ -113,6 +114,8 @@ def apply(
         seed=seed,
         eval_every=eval_every,
     )
+    if request.takes_reference:
+        check_trained(workspace, request.reference)
     run = gather(workspace, request)
     with workspace.lock():
         if workspace.model_dir(request.name).exists() and not force:
@@ -173,6 +176,13 @@ def _acceptance(workspace: Workspace) -> str | None:
     return None if workspace.settings.benchmark.name == "portraits" else warning(workspace)
 
 
+def _scored_text(run: Run) -> int:
+    """How many text samples that are scored stand behind the run's mask, or behind the model it starts from."""
+    own = 0 if run.mask is None else run.mask.counts.get(SCORED_TEXT, 0)
+    before = read_record(run.files.path) if (run.files.path / RUN_FILE).exists() else {}
+    return max(own, int(before.get(SCORED_TEXT, 0)))
+
+
 def _say(run: Run, steps: int, progress: Progress) -> None:
     """What is about to be done, before it takes time."""
     request, recipe = run.request, run.request.recipe
@@ -186,6 +196,8 @@ def _say(run: Run, steps: int, progress: Progress) -> None:
     )
     if warned := _acceptance(run.workspace):
         progress.note(warned)
+    if leaked := _scored_text(run):
+        progress.note(f"the mask's saliency was measured on {leaked} text samples that are scored, too")
     for model, samples in run.earlier.items():
         if samples:
             progress.note(f"{samples:,} retain samples are of people that '{model}' forgot: left out")
@@ -364,6 +376,8 @@ def _record(run: Run, plan: list[StepPlan], history: History, origin: dict[str, 
         "evaluations": history.evaluations,
         "provenance": origin,
     }
+    if leaked := _scored_text(run):
+        body[SCORED_TEXT] = leaked
     if request.lora is not None:
         body["lora"] = {"rank": request.lora.rank, "layers": len(run.targets)}
         if run.mask is not None:

@@ -19,6 +19,7 @@ from mmsurgery.data.clear_items import CAPTION_QUESTIONS, TRUTH
 from mmsurgery.data.clear_people import authors
 from mmsurgery.data.leakage import check_overlap, check_text
 from mmsurgery.data.samples import Item
+from mmsurgery.data.survey import survey
 from mmsurgery.data.tables import read_rows
 from mmsurgery.errors import InputRefused, UnusableData, UsageError
 
@@ -286,6 +287,25 @@ def test_columns_follow_the_folders(clear: ClearFiles) -> None:
     assert READER.columns(source(clear.root)) == columns
 
 
+def test_a_missing_folder_of_a_column_is_noted(clear: ClearFiles) -> None:
+    where = source(clear.write())
+    assert not [note for note in READER.notes(where).values() if "no folder" in note]
+    for config in ("forget05_perturbed", "retain_perturbed", "real_faces", "real_world"):
+        (clear.root / config / "train-00000-of-00001.parquet").unlink()
+        (clear.root / config).rmdir()
+    notes = READER.notes(where)
+    missing = {column: note for column, note in notes.items() if "no folder" in note}
+    assert missing == {
+        "forget_vqa": "no folder forget05_perturbed: what is forgotten there cannot be seen",
+        "retain_vqa": "no folder retain_perturbed: what is kept there cannot be seen",
+        "realworld_vqa": "no folder real_world: what is still known there cannot be seen",
+        "realface_vqa": "no folder real_faces: what is still known there cannot be seen",
+        "forget_caption": "no folder forget05_perturbed: what is forgotten there cannot be seen",
+        "retain_caption": "no folder retain_perturbed: what is kept there cannot be seen",
+    }
+    assert f"forget_vqa: {missing['forget_vqa']}" in survey(READER, where).remarks
+
+
 def test_a_private_retain_folder_is_used_where_it_is_parquet(clear: ClearFiles) -> None:
     where = source(clear.write())
     public = READER.items(where, "retain_vqa")
@@ -318,7 +338,7 @@ def test_the_halves_of_an_author_are_apart(clear: ClearFiles) -> None:
         assert Counter(s.person for s in measured) == Counter(i.person for i in scored)
         assert not {s.id for s in measured} & {i.id for i in scored}
         assert check_text(READER, where, f"{split}_qa", measured) == 0
-    assert "scored; text saliency is measured on the others" in READER.notes(where)["forget_qa"]
+    assert "every other text pair" in READER.notes(where)["forget_qa"]
 
 
 def test_the_official_choice_leaks_and_is_found(clear: ClearFiles) -> None:
@@ -329,7 +349,7 @@ def test_the_official_choice_leaks_and_is_found(clear: ClearFiles) -> None:
     assert check_text(READER, where, "forget_qa", measured) == 8  # counted, not refused: it was asked for by name
     with pytest.raises(UnusableData, match="4 text pairs of forget_qa are scored items"):
         check_text(READER, source(where.folder), "forget_qa", measured)
-    assert "the very text pairs that are scored" in READER.notes(where)["retain_qa"]
+    assert READER.notes(where)["retain_qa"] == "all text pairs are scored"
 
 
 def test_a_pair_that_stands_twice_is_in_one_half_only(clear: ClearFiles) -> None:

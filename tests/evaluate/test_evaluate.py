@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 import pytest
 
+from mmsurgery.artifacts.checkpoint import CheckpointFiles
+from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Item
 from mmsurgery.errors import GateMissed, InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.evaluate import asked, evaluate, gate, records, run
 from mmsurgery.evaluate.scoring import score
-from mmsurgery.provenance import sha256
+from mmsurgery.provenance import canonical_json, seal, sha256
 from mmsurgery.settings import Settings
 from mmsurgery.workspace import Silent, Workspace
 
@@ -258,7 +260,7 @@ def test_collapse_is_said(workspace: Workspace, questions: Questions) -> None:
 
 def test_nothing_to_score(workspace: Workspace, questions: Questions) -> None:
     questions.found.clear()
-    with pytest.raises(UnusableData, match="no items to score"):
+    with pytest.raises(UnusableData, match="nothing that protocol likelihood can ask"):
         evaluate(workspace)
 
 
@@ -285,3 +287,39 @@ def _change_a_weight(folder: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-4] ^= 1
     file.write_bytes(data)
+
+
+def test_a_model_made_by_scored_text_says_so_whatever_the_settings_are(workspace: Workspace) -> None:
+    folder = workspace.model_dir("npo")
+    shutil.copytree(workspace.model_dir("vanilla"), folder)
+    (evaluated,) = evaluate(workspace, ["npo"])
+    assert not any("scored" in remark for remark in evaluated.remarks.get("retain_qa", ()))
+    record = {"schema": 1, "kind": "run", "scored_text": 7, "model_sha256": _digest(folder), "provenance": {}}
+    (folder / "mmsurgery-run.json").write_bytes(canonical_json(seal(record)))
+    (marked,) = evaluate(workspace, ["npo"], force=True)
+    told = "the saliency behind this model was measured on 7 text samples that are scored"
+    assert told in marked.remarks["retain_qa"]
+    assert told not in marked.remarks.get("forget_vqa", [])
+
+
+def _digest(folder: Path) -> str:
+    return CheckpointFiles(folder, backbone("llava").canonical).digest()
+
+
+@pytest.mark.parametrize(
+    ("where", "options"),
+    [
+        ("evals/npo.json", ""),
+        ("evals/official-1-shot/subset-3/npo.json", " --protocol official --shots 1 --subset 3"),
+        ("evals/requests/first/npo.json", " --request first"),
+        ("evals/official-1-shot-scored/npo.json", " --protocol official --shots 1 --demonstrations scored"),
+        ("elsewhere/npo.json", ""),
+    ],
+)
+def test_what_is_damaged_says_the_command_that_makes_it_again(where: str, options: str, tmp_path: Path) -> None:
+    path = tmp_path / where
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(InputRefused) as caught:
+        records.read_eval(path)
+    assert caught.value.next_step == f"mmsurgery eval npo{options} --force"

@@ -22,6 +22,7 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.masks.build import MaskResult, build_mask
+from mmsurgery.masks.compose import compose_masks
 from mmsurgery.masks.stale import stale
 from mmsurgery.settings import ModelSettings, Settings
 from mmsurgery.workspace import Workspace
@@ -270,6 +271,18 @@ def test_saliency_of_other_data(workspace: Workspace, benchmark: Fake) -> None:
     benchmark.answer = "oslo"
     with pytest.raises(Mismatch, match="other data"):
         build_mask(workspace)
+
+
+def test_a_mask_measured_on_scored_text_says_so_and_so_does_what_is_made_of_it(workspace: Workspace) -> None:
+    assert "scored_text" not in made(workspace).mask.counts
+    for seed, (part, leaked) in enumerate(zip(PARTS, (0, 3, 0, 4), strict=True)):
+        marked = {"scored_text": leaked} if leaked else {}
+        saliency(workspace, part, seed, provenance=marked).save(workspace.saliency_dir(part), replace=True)
+    mask = made(workspace, name="leaking").mask
+    assert mask.counts["scored_text"] == 7
+    assert made(workspace, name="control", control="random").mask.counts["scored_text"] == 7
+    assert (mask & ~mask.restrict("lm")).counts["scored_text"] == 7
+    assert compose_masks(workspace, "leaking @ lm", name="less").mask.counts["scored_text"] == 7
 
 
 def test_what_a_change_leaves_behind_is_listed(workspace: Workspace, benchmark: Fake) -> None:

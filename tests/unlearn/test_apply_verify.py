@@ -486,3 +486,13 @@ def test_mask_of_another_forget_set(
     apply(ws, "ga", mask="now")
     with pytest.raises(Mismatch, match="another forget set"):
         apply(ws, "ga", mask="before")
+
+
+def test_a_mask_measured_on_scored_text_marks_the_model_and_what_follows(
+    ws: Workspace, random_mask: Callable[..., Mask], loaded_llava: Loaded
+) -> None:
+    random_mask(loaded_llava, "lm", counts={"scored_text": 5}).save(ws.mask_path("leaking"))
+    random_mask(loaded_llava, "lm").save(ws.mask_path("clean"))
+    assert apply(ws, "ga", mask="leaking", name="first").record["scored_text"] == 5
+    assert "scored_text" not in apply(ws, "ga", mask="clean").record
+    assert apply(ws, "ga", start="first", name="second").record["scored_text"] == 5
