@@ -82,8 +82,9 @@ class Splits:
         """The IDs of a folder in order, each once."""
         if config not in self._ids:
             folder = self.source.folder
-            root = folder if (folder / config).exists() else folder / SPLIT_REPOSITORY
-            rows = read_rows(root, config, ("ID",), needs=EVALUATION_SOURCE)
+            repository = folder / SPLIT_REPOSITORY
+            alone = (repository / config).exists() and not (folder / config).exists()
+            rows = read_rows(repository if alone else folder, config, ("ID",), needs=EVALUATION_SOURCE)
             people = (row.person(self.report) for row in rows)
             self._ids[config] = dict.fromkeys(person for person in people if person is not None)
         return self._ids[config].keys()

@@ -89,11 +89,17 @@ def files(root: Path, config: str) -> list[Path]:
     path = root / config
     found = [path] if path.suffix == ".parquet" else sorted(path.glob("*.parquet"))
     if not path.exists() or not found:
-        known = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) if root.is_dir() else "none"
-        raise UsageError(
-            f"{path} holds no parquet files", f"check the data folder and forget ratio; folders there: {known}"
-        )
+        raise UsageError(f"{path} holds no parquet files", _where_to_look(root, config))
     return found
+
+
+def _where_to_look(root: Path, config: str) -> str:
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".") if root.is_dir() else []
+    for folder in folders:
+        if any((folder / config).glob("*.parquet")):
+            return f"{config} lies one level deeper, in {folder.name}: give {folder} as the data folder"
+    known = ", ".join(folder.name for folder in folders) or "none"
+    return f"check the data folder and forget ratio; folders there: {known}"
 
 
 def column_names(root: Path, config: str) -> set[str]:

@@ -162,12 +162,16 @@ def test_missing_rows_and_questions_are_lines(copy: Path) -> None:
     ]
 
 
+def _rename(row: dict[str, Any], person: str) -> None:
+    row.update(ID=person, metadata=row["metadata"].replace(f'"{row["ID"]}"', f'"{person}"'))
+
+
 def test_people_in_no_split_and_trained_from_elsewhere_are_lines(tmp_path: Path) -> None:
     folder = Files(tmp_path / "split", **SMALL, layout="baseline_train_split").write()
     forget = [row["ID"] for row in pq.read_table(folder / "forget_5").to_pylist()]
     gone = person_id(next(n for n in range(5, 40) if person_id(n) not in forget))
     change(folder, "retain_95", lambda rows: rows.remove(next(row for row in rows if row["ID"] == gone)))
-    change(folder, "baseline_train_split/forget_5", lambda rows: rows[0].update(ID=gone))
+    change(folder, "baseline_train_split/forget_5", lambda rows: _rename(rows[0], gone))
     lines = READER.report(Source(folder, 5)).deviations
     for line in (
         f"Full_Set: 1 person is neither in forget_5 nor in retain_95: {gone}",

@@ -16,6 +16,7 @@ import pytest
 from mmsurgery.data import tables
 from mmsurgery.data.benchmark import Source
 from mmsurgery.data.mllmu import MLLMUBench
+from mmsurgery.data.survey import survey
 from mmsurgery.errors import InputRefused, MmsurgeryError, UnusableData, UsageError
 from mmsurgery.portraits.files import write_data
 
@@ -388,6 +389,29 @@ def test_unknown_names(data: Any) -> None:
         READER.items(source(folder, "bad_pictures"), "forget_vqa")
     with pytest.raises(UsageError, match=r"forget_10 holds no parquet files.*forget_5"):
         READER.items(Source(folder, 10), "forget_vqa")
+
+
+def test_a_missing_split_is_looked_for_among_the_folders_of_the_data(data: Any) -> None:
+    del data.rows["forget_5"]
+    folder = data.write()
+    (folder / ".cache").mkdir()
+    with pytest.raises(UsageError) as caught:
+        survey(READER, source(folder))
+    assert caught.value.what == f"{folder / 'forget_5'} holds no parquet files"
+    assert str(caught.value).endswith("folders there: Retain_Set, Test_Set, ft_Data, retain_95")
+
+
+def test_folders_one_level_deeper_are_named(data: Any) -> None:
+    folder = data.write()
+    outer = folder.parent / "copy"
+    outer.mkdir()
+    folder.rename(outer / "data")
+    with pytest.raises(UsageError) as caught:
+        survey(READER, source(outer))
+    assert caught.value.what == f"{outer / 'forget_5'} holds no parquet files"
+    assert (
+        caught.value.next_step == f"forget_5 lies one level deeper, in data: give {outer / 'data'} as the data folder"
+    )
 
 
 def test_columns_follow_the_folders(data: Any) -> None:
