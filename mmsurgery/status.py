@@ -14,9 +14,10 @@ from mmsurgery.artifacts.checkpoint import RUN_FILE
 from mmsurgery.artifacts.files import read_json
 from mmsurgery.data.benchmark import SETS, source_of
 from mmsurgery.data.portraits import check_drawn_for
-from mmsurgery.errors import InputRefused, Mismatch
+from mmsurgery.errors import InputRefused, Mismatch, MmsurgeryError
 from mmsurgery.hub_models import pinned_model
 from mmsurgery.masks.stale import stale
+from mmsurgery.unlearn.trained_models import stale_models
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def status(workspace: Workspace) -> Status:
     )
 
 
-def _read(path: Path, problems: list[Mismatch | InputRefused]) -> dict[str, Any]:
+def _read(path: Path, problems: list[MmsurgeryError]) -> dict[str, Any]:
     """A record, empty where there is none; one that cannot be read is a problem."""
     try:
         value = read_json(path) if path.is_file() else {}
@@ -83,7 +84,7 @@ def _read(path: Path, problems: list[Mismatch | InputRefused]) -> dict[str, Any]
     return value if isinstance(value, dict) else {}
 
 
-def _chain(workspace: Workspace, models: list[str], problems: list[Mismatch | InputRefused]) -> list[dict[str, Any]]:
+def _chain(workspace: Workspace, models: list[str], problems: list[MmsurgeryError]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for model in models:
         run = _read(workspace.model_dir(model) / RUN_FILE, problems)
@@ -117,8 +118,8 @@ def _unfinished(workspace: Workspace) -> list[str]:
     return sorted(found)
 
 
-def _problems(workspace: Workspace, models: list[str]) -> list[Mismatch | InputRefused]:
-    found: list[Mismatch | InputRefused] = []
+def _problems(workspace: Workspace, models: list[str]) -> list[MmsurgeryError]:
+    found: list[MmsurgeryError] = []
     checks: list[Callable[[], object]] = [partial(workspace.existing_model, model) for model in models]
     if workspace.settings.benchmark.name == "portraits" and workspace.data_dir.exists():
         checks.insert(0, partial(check_drawn_for, source_of(workspace)))
@@ -127,7 +128,7 @@ def _problems(workspace: Workspace, models: list[str]) -> list[Mismatch | InputR
             check()
         except (Mismatch, InputRefused) as problem:
             found.append(problem)
-    return found or stale(workspace)
+    return found or [*stale_models(workspace), *stale(workspace)]
 
 
 def _names(folder: Path, pattern: str, name: Any) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.data.benchmark import Benchmark, Source, benchmark, source_of
+from mmsurgery.data.benchmark import benchmark, source_of, training_parts
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
 from mmsurgery.portraits.training import Trained
@@ -76,25 +76,6 @@ def train(
         record = tuning.make(replace=force, progress=progress)
         workspace.journal("train", model=which, recipe=tuning.recipe_name)
     return _result(tuning, record, up_to_date=False)
-
-
-def training_parts(reader: Benchmark, source: Source, which: str) -> tuple[Source, tuple[str, ...]]:
-    """The parts that one of `TRAINABLE` is trained on, and the source to read them from.
-
-    A benchmark may say so itself, by a method `training(source, which)` that returns the same. Where it
-    does not: vanilla learns every part, reference those of the retain people, gold all but the forget
-    people's pictures.
-    """
-    if (own := getattr(reader, "training", None)) is not None:
-        where, parts = own(source, which)
-        return where, tuple(parts)
-    parts = reader.parts(source)
-    kept = {
-        "vanilla": parts,
-        "gold": [part for part in parts if part != "forget_vqa"],
-        "reference": [part for part in parts if part.startswith("retain_")],
-    }
-    return source, tuple(kept[which])
 
 
 def tuning_of(workspace: Workspace, which: str, recipe: str | None, progress: Progress) -> Tuning:

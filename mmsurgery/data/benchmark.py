@@ -82,7 +82,7 @@ class Benchmark(Protocol):
 
     A benchmark may also have `asking`, the name of its way of asking for written answers (see
     `mmsurgery.evaluate.asking`), and methods `notes(source)` (see `notes_of`), `report(source)` (a
-    `mmsurgery.data.tables.Report`) and `training(source, which)` (see `mmsurgery.training.training_parts`).
+    `mmsurgery.data.tables.Report`) and `training(source, which)` (see `training_parts`).
     """
 
     name: str
@@ -168,6 +168,25 @@ def source_of(workspace: Workspace) -> Source:
         "draw": settings.draw,
     }
     return Source(workspace.data_dir, settings.forget, options)
+
+
+def training_parts(reader: Benchmark, source: Source, which: str) -> tuple[Source, tuple[str, ...]]:
+    """The parts that `vanilla`, `gold` or `reference` is trained on, and the source to read them from.
+
+    A benchmark may say so itself, by a method `training(source, which)` that returns the same. Where it
+    does not: vanilla learns every part, reference those of the retain people, gold all but the forget
+    people's pictures.
+    """
+    if (own := getattr(reader, "training", None)) is not None:
+        where, parts = own(source, which)
+        return where, tuple(parts)
+    parts = reader.parts(source)
+    kept = {
+        "vanilla": parts,
+        "gold": [part for part in parts if part != "forget_vqa"],
+        "reference": [part for part in parts if part.startswith("retain_")],
+    }
+    return source, tuple(kept[which])
 
 
 def in_order(columns: Iterable[str]) -> list[str]:

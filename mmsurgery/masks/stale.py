@@ -10,9 +10,9 @@ from mmsurgery.artifacts.files import digest_cache, file_identity
 from mmsurgery.artifacts.saliency_map import MANIFEST, content_sha256, read_manifest, recorded
 from mmsurgery.artifacts.tensors import read_header
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.data.benchmark import SETS, benchmark, source_of
+from mmsurgery.data.benchmark import SETS, Source, benchmark, source_of
 from mmsurgery.data.samples import data_sha256
-from mmsurgery.errors import InputRefused, Mismatch
+from mmsurgery.errors import Mismatch, MmsurgeryError
 from mmsurgery.provenance import parse_json, sha256_json, versions
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def check_fresh(workspace: Workspace, manifests: Sequence[Mapping[str, Any]], *,
             faults[part] = f"was measured on model {manifest['model_sha256'][:12]}, vanilla is {model[:12]}"
         elif recorded(manifest["provenance"], "companions_sha256") not in (None, beside):
             faults[part] = "was measured with another configuration or processor of vanilla"
-        elif manifest["data_sha256"] != _part_sha256(workspace, part, remembered=remembered):
+        elif manifest["data_sha256"] != part_sha256(workspace, part, remembered=remembered):
             faults[part] = "was measured on other data than the workspace has now"
     if faults:
         first, *others = faults
@@ -64,8 +64,17 @@ def check_fresh(workspace: Workspace, manifests: Sequence[Mapping[str, Any]], *,
         raise Mismatch(f"saliency '{first}' {faults[first]}{more}", again)
 
 
-def _part_sha256(workspace: Workspace, part: str, *, remembered: bool) -> str:
-    reader, source = benchmark(workspace.settings.benchmark.name), source_of(workspace)
+def part_sha256(workspace: Workspace, part: str, *, source: Source | None = None, remembered: bool = False) -> str:
+    """Digest of the samples that a part has now.
+
+    Args:
+        source: where to read it from; what the settings name where None.
+        remembered: take it from when the files were last read, if they have not changed.
+
+    Raises:
+        as `Benchmark.samples`.
+    """
+    reader, source = benchmark(workspace.settings.benchmark.name), source or source_of(workspace)
 
     def read() -> str:
         return data_sha256(reader.samples(source, part))
@@ -78,20 +87,20 @@ def _part_sha256(workspace: Workspace, part: str, *, remembered: bool) -> str:
         source.forget,
         {key: list(v) if isinstance(v, tuple) else v for key, v in source.options.items()},
     ]
-    identity = [versions().get("mmsurgery"), chosen, sha256_json([[str(p), *file_identity(p)] for p in files])]
-    return digest_cache.remember(f"part:{source.folder.resolve()}:{part}", identity, read)
+    identity = [versions().get("mmsurgery"), sha256_json([[str(p), *file_identity(p)] for p in files])]
+    return digest_cache.remember(f"part:{source.folder.resolve()}:{part}:{sha256_json(chosen)}", identity, read)
 
 
-def stale(workspace: Workspace) -> list[Mismatch | InputRefused]:
+def stale(workspace: Workspace) -> list[MmsurgeryError]:
     """What of a workspace's saliency and masks no longer fits it, each with the command that mends it; what
     cannot be read for this, too."""
-    found: list[Mismatch | InputRefused] = []
+    found: list[MmsurgeryError] = []
     measured: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
     digests = set()
     for path in sorted(workspace.path("saliency").glob(f"[!.]*/{MANIFEST}")):
         try:
             manifest = read_manifest(path.parent)
-        except (Mismatch, InputRefused) as problem:
+        except MmsurgeryError as problem:
             found.append(problem)
             continue
         digests.add(content_sha256(manifest))
@@ -101,12 +110,12 @@ def stale(workspace: Workspace) -> list[Mismatch | InputRefused]:
         for manifests in measured.values():
             try:
                 check_fresh(workspace, manifests, remembered=True)
-            except (Mismatch, InputRefused) as problem:
+            except MmsurgeryError as problem:
                 found.append(problem)
     for name in workspace.masks():
         try:
             used = _saliency_of(workspace, name)
-        except InputRefused as problem:
+        except MmsurgeryError as problem:
             found.append(problem)
             continue
         if not used <= digests:
