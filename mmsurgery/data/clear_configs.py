@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mmsurgery.data.benchmark import Source
 from mmsurgery.data.leakage import normalised
-from mmsurgery.data.tables import read_rows
+from mmsurgery.data.tables import parquet_files, read_rows
 from mmsurgery.errors import UsageError
 
 DATASET = "use the folders of dataset therem/CLEAR"
@@ -66,7 +66,7 @@ def column_config(source: Source, column: str) -> str:
         return f"{config}_perturbed"
     private = f"{config}_perturbed"
     # as its authors stored it, it is an Arrow folder: without parquet files it does not count
-    return private if kind == "vqa" and any((source.folder / private).glob("*.parquet")) else PUBLIC_RETAIN
+    return private if kind == "vqa" and parquet_files(source.folder / private) else PUBLIC_RETAIN
 
 
 def names(source: Source, split: str) -> list[str]:

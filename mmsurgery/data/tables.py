@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ _KINDS = {
     "options": "list",
 }
 """Column -> its kind of Arrow type."""
+_SHARD = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})(?:-[0-9a-f]+)?\.parquet")
+"""Name, number and how many there are; old files have a digest of their own behind."""
 
 
 @dataclass(frozen=True)
@@ -81,22 +84,43 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def files(root: Path, config: str) -> list[Path]:
-    """The parquet files of a folder, or a single file, sorted by name.
+    """The parquet files of a folder, or a single file, sorted by name; hidden files are none of them.
 
     Raises:
         UsageError: if there are none, naming the folders that exist.
+        InputRefused: if the names say that there are more.
     """
     path = root / config
-    found = [path] if path.suffix == ".parquet" else sorted(path.glob("*.parquet"))
+    found = [path] if path.suffix == ".parquet" else parquet_files(path)
     if not path.exists() or not found:
         raise UsageError(f"{path} holds no parquet files", _where_to_look(root, config))
+    _check_shards(path, found)
     return found
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The parquet files of a folder by name, if any; without hidden ones, which some systems put beside files."""
+    return sorted(path for path in folder.glob("*.parquet") if path.name[0] != ".")
+
+
+def _check_shards(folder: Path, found: Iterable[Path]) -> None:
+    shards: dict[tuple[str, str], set[int]] = {}
+    for path in found:
+        if match := _SHARD.fullmatch(path.name):
+            shards.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    for (name, total), there in shards.items():
+        lacking = next((i for i in range(int(total)) if i not in there), None)
+        if lacking is not None:
+            shard = f"{name}-{lacking:0{len(total)}}-of-{total}"
+            raise InputRefused(
+                f"{folder} lacks {shard}, of {int(total)} files it has {len(there)}", "download it again"
+            )
 
 
 def _where_to_look(root: Path, config: str) -> str:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".") if root.is_dir() else []
     for folder in folders:
-        if any((folder / config).glob("*.parquet")):
+        if parquet_files(folder / config):
             return f"{config} lies one level deeper, in {folder.name}: give {folder} as the data folder"
     known = ", ".join(folder.name for folder in folders) or "none"
     return f"check the data folder and forget ratio; folders there: {known}"

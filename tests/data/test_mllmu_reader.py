@@ -324,6 +324,56 @@ def test_other_kinds_of_file(data: Any, content: bytes, message: str) -> None:
         READER.items(source(folder), "forget_vqa")
 
 
+SHARDS = ("train-00000-of-00003.parquet", "train-00001-of-00003.parquet", "train-00002-of-00003.parquet")
+
+
+def _sharded(data: Any, *names: str) -> Path:
+    """The data with the three rows of retain_95 in files of one row each, by these names."""
+    folder = Path(data.write())
+    whole = folder / "retain_95" / "train-00000-of-00001.parquet"
+    table = pq.read_table(whole)
+    whole.unlink()
+    for number, name in enumerate(names):
+        pq.write_table(table.slice(number, 1), folder / "retain_95" / name)
+    return folder
+
+
+@pytest.mark.parametrize("digest", ["", "-0f0a"])
+@pytest.mark.parametrize("lacking", range(3))
+def test_a_lacking_shard_is_refused(data: Any, lacking: int, digest: str) -> None:
+    names = [name.replace(".parquet", f"{digest}.parquet") for name in SHARDS if name != SHARDS[lacking]]
+    folder = _sharded(data, *names)
+    said = rf"retain_95 lacks train-0000{lacking}-of-00003, of 3 files it has 2 - next: download it again"
+    for read in (READER.report, lambda s: READER.items(s, "retain_vqa"), lambda s: READER.samples(s, "retain_vqa")):
+        with pytest.raises(InputRefused) as caught:
+            read(source(folder))
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        SHARDS,
+        [name.replace(".parquet", f"-{number}f0a.parquet") for number, name in enumerate(SHARDS)],
+        ["a-of-b.parquet", "test-00000-of-00001.parquet", "train-00000-of-00001.parquet"],
+        ["one.parquet", "two.parquet", "train-0-of-1.parquet"],
+    ],
+)
+def test_shards_that_are_all_there(data: Any, names: Any) -> None:
+    assert len(READER.items(source(_sharded(data, *names)), "retain_vqa")) == 2 * 3
+
+
+def test_hidden_files_are_left_out(data: Any) -> None:
+    folder = data.write()
+    whole = READER.items(source(folder), "forget_vqa")
+    hidden = folder / "forget_5" / "._train-00000-of-00001.parquet"
+    hidden.write_bytes(b"\0\x05\x16\x07")
+    assert READER.items(source(folder), "forget_vqa") == whole
+    (folder / "forget_5" / "train-00000-of-00001.parquet").unlink()
+    with pytest.raises(UsageError, match="forget_5 holds no parquet files"):
+        READER.items(source(folder), "forget_vqa")
+
+
 def test_a_file_without_rows(data: Any) -> None:
     folder = data.write()
     path = folder / "forget_5" / "train-00000-of-00001.parquet"
