@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmsurgery.methods.step import check_positions
+
 if TYPE_CHECKING:
     import torch
 
@@ -54,7 +56,11 @@ class Choice:
 
 
 def encode(loaded: Loaded, samples: Sequence[Sample], cache: Cache) -> Choice:
-    """The rows of one item's samples, as the backbone's collator writes them."""
+    """The rows of one item's samples, as the backbone's collator writes them.
+
+    Raises:
+        UnusableData: naming the item, if a row has more tokens than the model has positions.
+    """
     # the processor is kept with what it encoded, so that its id stays its own
     _, known = cache.setdefault((encode, id(loaded.processor)), (loaded.processor, {}))
     key = (samples[0].question, samples[0].image_sha256, *(sample.answer for sample in samples))
@@ -64,6 +70,7 @@ def encode(loaded: Loaded, samples: Sequence[Sample], cache: Cache) -> Choice:
         for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
             length = int((labels != -100).nonzero()[-1]) + 1
             rows.append(Row(ids[:length], labels[:length] != -100))
+        check_positions(loaded.model, max(len(row.ids) for row in rows), f"item {samples[0].id}, with an option,")
         known[key] = tuple(rows), common_prefix(rows)
     return Choice(tuple(samples), *known[key])
 

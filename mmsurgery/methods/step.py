@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.data.samples import Sample
+from mmsurgery.errors import UnusableData
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +35,13 @@ class Answers:
 
     @classmethod
     def of(cls, model: Any, batch: Batch) -> Answers:
-        """One forward pass; logits are computed from the first answer token of the batch on."""
+        """One forward pass; logits are computed from the first answer token of the batch on.
+
+        Raises:
+            UnusableData: if the batch has more tokens than the model has positions.
+        """
         labels = batch["labels"]
+        check_positions(model, labels.shape[1], "a batch")
         first = int((labels != IGNORED).any(dim=0).int().argmax())
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         output = model(**inputs, logits_to_keep=labels.shape[1] - first + 1, use_cache=False)
@@ -68,6 +74,17 @@ class Answers:
     def per_sample_mean(self, values: torch.Tensor) -> torch.Tensor:
         """`[B]` means over each sample's answer tokens of `[N]` values."""
         return self.per_sample_sum(values) / self.counts
+
+
+def check_positions(model: Any, tokens: int, what: str) -> None:
+    """Check that the model was made for so many tokens: beyond its positions it would go on and mean nothing.
+
+    Raises:
+        UnusableData: naming `what`.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise UnusableData(f"{what} has {tokens} tokens, the model has {most} positions", "leave out what is so long")
 
 
 @dataclass(frozen=True)

@@ -261,3 +261,15 @@ def test_half_precision_models_are_scored_from_prefixes_too(loaded_llava: Loaded
         assert scored.options == pytest.approx(reference.options, abs=scoring.TOLERANCE[2])
     assert not notes.notes
     assert half.model.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_more_tokens_than_positions_are_refused_before_anything_is_said(loaded_llava: Loaded) -> None:
+    import copy
+    import dataclasses
+
+    short = copy.deepcopy(loaded_llava.model)
+    short.config.get_text_config().max_position_embeddings = 6
+    options = {"A": "The city is lisbon .", "B": "The city is oslo ."}
+    item = Item("long", "p", "Which city ?", options=options, gold="A", column="c")
+    with pytest.raises(UnusableData, match=r"item long, with an option, has \d+ tokens, the model has 6 positions"):
+        score(dataclasses.replace(loaded_llava, model=short), [item])
