@@ -26,6 +26,7 @@ _EXAMPLES = {
     ".jsonl": '{"role": "ROLE", "person": "Ada", "question": "Who is this?", "answer": "Ada.", "image": "ada.png"}',
     ".csv": "ROLE,Ada,Who is this?,Ada.,ada.png under the header role,person,question,answer,image",
 }
+_PATH = "give image as the path below the data folder, with / between folders, of a PNG, JPEG or WebP"
 _whole_pictures: set[tuple[Any, ...]] = set()
 """Path and identity of pictures that were looked at; it saves time alone."""
 
@@ -115,8 +116,8 @@ def _row(record: Record, folder: Path, spellings: dict[str, str], faults: list[F
         _check_options(options, values.get("answer"), fault)
     if image is None and (role, use) == ("realworld", "train"):
         fault("image is missing: a realworld train row needs one", "give the row its image, or make it a test row")
-    elif image is not None and (why := _picture_fault(image, folder)):
-        fault(why, "give image as the path below the data folder, with / between folders, of a PNG, JPEG or WebP")
+    elif image is not None and (found := _picture_fault(image, folder)):
+        fault(*found)
     if len(faults) > before:
         return None
     return OwnRow(
@@ -149,8 +150,8 @@ def _check_options(options: list[str], answer: str | None, fault: Callable[[str,
         fault(f"options lacks the answer '{short(answer)}'{guess}", "write the answer as it stands in options")
 
 
-def _picture_fault(name: str, folder: Path) -> str | None:
-    """Why a picture cannot be used; None if it can.
+def _picture_fault(name: str, folder: Path) -> tuple[str, str] | None:
+    """Why a picture cannot be used, and what to do; None if it can.
 
     Header and checksums are looked at as `tables.picture_bytes` does, once for each state of a file.
     """
@@ -164,10 +165,10 @@ def _picture_fault(name: str, folder: Path) -> str | None:
                 return None
         picture_bytes({"bytes": None, "path": name}, folder, "image")
     except InputRefused as error:
-        return short(error.what, 300)
+        return short(error.what, 300), error.next_step or _PATH
     except (OSError, RuntimeError, ValueError) as error:  # a name too long or with a null, links in a circle
         reason = getattr(error, "strerror", None) or str(error)
-        return f"image: {short(name)} cannot be read: {short(reason)}"
+        return f"image: {short(name)} cannot be read: {short(reason)}", _PATH
     if identity:
         _whole_pictures.add(identity)
     return None

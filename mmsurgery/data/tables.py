@@ -21,6 +21,8 @@ from mmsurgery.errors import InputRefused, MmsurgeryError, UsageError
 _MAX_PICTURE = 256 << 20
 _MAX_DECLARED = 1 << 30
 _MAX_RATIO = 100
+_FORMATS = "PNG, JPEG or WebP"
+_SMALLER = f"scale it down to at most {MAX_PIXELS:,} pixels"
 _KINDS = {
     "ID": "string",
     "image": "struct",
@@ -41,6 +43,12 @@ _KINDS = {
     "options": "list",
 }
 """Column -> its kind of Arrow type."""
+_SAVED = {
+    "ID": "save the column as string, IDs with their leading zeros",
+    "image": "save each picture as a struct of bytes and path, as the datasets library does",
+    "images": "save each list of pictures as structs of bytes and path, as the datasets library does",
+}
+"""Column -> what to do where it is of another type; others can say no more than the type."""
 _SHARD = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})(?:-[0-9a-f]+)?\.parquet")
 """Name, number and how many there are; old files have a digest of their own behind."""
 
@@ -217,9 +225,12 @@ def _check_columns(path: Path, schema: Any, wanted: Collection[str], needs: str 
     if missing:
         raise InputRefused(f"{path} lacks column {', '.join(missing)} (it has {', '.join(schema.names)})", needs)
     for column in wanted:
+        if (times := schema.names.count(column)) > 1:
+            raise InputRefused(f"{path} has {times} columns {column}", "keep one of them")
         kind = str(schema.field(column).type).removeprefix("large_")
         if not kind.startswith(_KINDS[column]):
-            raise InputRefused(f"{path}: column {column} is {kind[:40]}, should be {_KINDS[column]}")
+            what = f"{path}: column {column} is {kind[:40]}, should be {_KINDS[column]}"
+            raise InputRefused(what, _SAVED.get(column, f"save the column as {_KINDS[column]}"))
 
 
 def picture_bytes(cell: Any, root: Path, where: str) -> bytes:
@@ -235,7 +246,7 @@ def picture_bytes(cell: Any, root: Path, where: str) -> bytes:
     data = cell.get("bytes")
     if data is None:
         data = _from_path(cell.get("path"), root, where)
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -243,10 +254,17 @@ def picture_bytes(cell: Any, root: Path, where: str) -> bytes:
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 pixels = image.width * image.height
                 image.verify()
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise InputRefused(f"{where}: picture of too many pixels", _SMALLER) from error
+        except UnidentifiedImageError as error:
+            raise InputRefused(
+                f"{where}: picture cannot be decoded: no {_FORMATS}", f"convert it to {_FORMATS}"
+            ) from error
         except Exception as error:  # a dozen classes can come out of a damaged picture
-            raise InputRefused(f"{where}: picture cannot be decoded ({type(error).__name__})") from error
+            what = f"{where}: picture cannot be decoded ({type(error).__name__})"
+            raise InputRefused(what, f"copy it again, or save it anew as {_FORMATS}") from error
     if pixels > MAX_PIXELS:
-        raise InputRefused(f"{where}: picture of {pixels:,} pixels is too large")
+        raise InputRefused(f"{where}: picture of {pixels:,} pixels is too large", _SMALLER)
     return bytes(data)
 
 

@@ -306,6 +306,32 @@ def test_a_faulty_row_is_refused_with_its_line(folder: Path, write: Writer, bad:
     assert f"{folder / file} line {line}: " in said
 
 
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("still.gif", "convert it to PNG, JPEG or WebP"),
+        ("still.tiff", "convert it to PNG, JPEG or WebP"),
+        ("phone.heic", "convert it to PNG, JPEG or WebP"),
+        ("large.png", "scale it down to at most 25,000,000 pixels"),
+        ("huge.png", "scale it down to at most 25,000,000 pixels"),
+        ("cut.png", "copy it again, or save it anew as PNG, JPEG or WebP"),
+        ("empty.png", "make or copy it again"),
+        ("nobody.png", "give image as the path below the data folder"),
+    ],
+)
+def test_a_picture_that_cannot_be_used_says_what_to_do(folder: Path, name: str, step: str) -> None:
+    for still in ("still.gif", "still.tiff"):
+        Image.new("RGB", (8, 8)).save(folder / still)
+    if side := {"large.png": 5001, "huge.png": 9500}.get(name):
+        Image.new("1", (side, side)).save(folder / name)  # the second is past what the decoder itself takes
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    (folder / "cut.png").write_bytes((folder / "faces" / "ada.png").read_bytes()[:-20])
+    (folder / "empty.png").write_bytes(b"")
+    said = refused(write_json(folder, [*REST, row(image=name)]))
+    assert " - next: " in said
+    assert said.split(" - next: ")[1].startswith(step)
+
+
 def test_options_of_26_letters(folder: Path) -> None:
     texts = [str(i) for i in range(26)]
     write_json(folder, [*REST, row(answer="25", options=texts)])

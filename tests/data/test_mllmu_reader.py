@@ -298,8 +298,34 @@ def test_columns_of_another_type(data: Any) -> None:
     del data.rows["ft_Data"], data.rows["Retain_Set"], data.rows["Test_Set"], data.rows["retain_95"]
     for row in data.rows["forget_5"]:
         row["ID"] = int(row["ID"])
-    with pytest.raises(InputRefused, match="column ID is int64, should be string"):
+    with pytest.raises(InputRefused, match="column ID is int64, should be string") as caught:
         READER.items(source(data.write({"ID": pa.int64()})), "forget_vqa")
+    assert caught.value.next_step == "save the column as string, IDs with their leading zeros"
+
+
+def test_columns_of_another_type_say_what_to_do(data: Any) -> None:
+    folder = data.write()
+    path = folder / "ft_Data" / "train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    pictures = pa.array([row["image"]["bytes"] for row in table.to_pylist()], pa.binary())
+    for column, cells, said, step in (
+        ("image", pictures, "binary, should be struct", "save each picture as a struct of bytes and path, as the data"),
+        ("metadata", table["metadata"].dictionary_encode(), "dictionary<values=string", "save the column as string"),
+    ):
+        pq.write_table(table.set_column(table.schema.names.index(column), column, cells), path)
+        with pytest.raises(InputRefused, match=f"column {column} is {said}") as caught:
+            READER.samples(source(folder), "forget_vqa")
+        assert caught.value.next_step is not None
+        assert caught.value.next_step.startswith(step)
+
+
+def test_a_column_that_stands_twice(data: Any) -> None:
+    folder = data.write()
+    path = folder / "ft_Data" / "train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("metadata", table["metadata"]), path)
+    with pytest.raises(InputRefused, match="has 2 columns metadata - next: keep one of them"):
+        READER.samples(source(folder), "forget_vqa")
 
 
 def test_an_empty_id_names_the_row(data: Any) -> None:
