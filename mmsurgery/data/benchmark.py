@@ -82,7 +82,7 @@ class Benchmark(Protocol):
 
     A benchmark may also have `asking`, the name of its way of asking for written answers (see
     `mmsurgery.evaluate.asking`), and methods `notes(source)` (see `notes_of`), `report(source)` (a
-    `mmsurgery.data.tables.Report`) and `training(source, which)` (see `training_parts`).
+    `mmsurgery.data.faults.Report`) and `training(source, which)` (see `training_parts`).
     """
 
     name: str

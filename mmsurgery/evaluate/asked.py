@@ -85,6 +85,9 @@ def what_is_asked(
     for column in reader.columns(source):
         if not any(name.partition(".")[0] == column for name in found):
             progress.note(f"column {column} has nothing that protocol {protocol.id} can ask, and is left out")
+    notes = notes_of(own, source)
+    for column in sorted(notes.keys() - {name.partition(".")[0] for name in found}):
+        progress.note(f"{column}: {notes[column]}")
     if not found:
         other = next(each for each in TASKS_OF if each != protocol.name)
         raise UnusableData(
@@ -98,4 +101,4 @@ def what_is_asked(
     columns = {name: scored(items, demonstrations.people.get(name)) for name, items in found.items()}
     if subset is not None:
         columns = {name: stratified(items, subset) for name, items in columns.items()}
-    return Asked(protocol, request, subset, asking, columns, demonstrations, notes_of(own, source))
+    return Asked(protocol, request, subset, asking, columns, demonstrations, notes)
