@@ -17,6 +17,7 @@ from mmsurgery.data.portraits import check_drawn_for
 from mmsurgery.errors import InputRefused, Mismatch, MmsurgeryError
 from mmsurgery.hub_models import pinned_model
 from mmsurgery.masks.stale import stale
+from mmsurgery.unlearn.interrupted import interrupted_trainings, train_command
 from mmsurgery.unlearn.trained_models import stale_models
 
 
@@ -35,7 +36,7 @@ class Status:
     stability: list[str]
     """Masks that were built again from other measurements."""
     unfinished: list[str]
-    """What was interrupted and goes on with the same command."""
+    """What was interrupted and goes on with the same command; a training says by which recipe."""
     chain: list[dict[str, Any]]
     """Per model that was made here, each after the one it was made from: model, start, method, mask, `request`
     (digest of the people it was made to forget, None if nobody), `people` (how many, None if not known)."""
@@ -70,7 +71,8 @@ def status(workspace: Workspace) -> Status:
         unfinished=_unfinished(workspace),
         chain=chain,
         problems=list(dict.fromkeys(str(problem) for problem in problems)),
-        next_command=(problems[0].next_step if problems else None) or _next(workspace, models, saliency, evals, diffs),
+        next_command=(problems[0].next_step if problems else None)
+        or _resumed(workspace, _next(workspace, models, saliency, evals, diffs)),
     )
 
 
@@ -112,10 +114,21 @@ def _chain(workspace: Workspace, models: list[str], problems: list[MmsurgeryErro
 
 def _unfinished(workspace: Workspace) -> list[str]:
     """Interrupted runs, by the folder of what they make."""
-    runs = [p for room in ("models", "saliency") for p in workspace.path(room).glob(".resume-*")]
-    found = {f"{p.parent.name}/{re.sub('-[0-9a-f]{12}$', '', p.name.removeprefix('.resume-'))}" for p in runs}
+    trainings = interrupted_trainings(workspace.path("models"))
+    runs = {p for room in ("models", "saliency") for p in workspace.path(room).glob(".resume-*")}
+    runs -= {training.folder for training in trainings}
+    found = {f"models/{training.model} by recipe {training.recipe}" for training in trainings}
+    found |= {f"{p.parent.name}/{re.sub('-[0-9a-f]{12}$', '', p.name.removeprefix('.resume-'))}" for p in runs}
     found |= {f"evals/{p.name}" for p in workspace.path("evals").glob("**/.scoring/*")}
     return sorted(found)
+
+
+def _resumed(workspace: Workspace, command: str) -> str:
+    """A command; one that trains a model whose training was interrupted, by the recipe it was begun with."""
+    for training in interrupted_trainings(workspace.path("models")):
+        if command == train_command(training.model, None):
+            return training.command
+    return command
 
 
 def _problems(workspace: Workspace, models: list[str]) -> list[MmsurgeryError]:

@@ -98,6 +98,7 @@ def tuning_of(workspace: Workspace, which: str, recipe: str | None, progress: Pr
         parts=samples,
         recipe_name=name,
         recipe=numbers,
+        recipe_asked=recipe,
         threads=workspace.threads,
     )
 
@@ -119,7 +120,7 @@ def _recipe(benchmark_name: str, model_type: str, asked: str | None) -> tuple[st
             f"no recipe '{default}' comes with the package",
             f"pass --recipe FILE, or one of {', '.join(shipped_recipes())}",
         )
-    return find_recipe(asked or default)
+    return find_recipe(default if asked is None else asked)
 
 
 def _existing(tuning: Tuning) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
@@ -12,6 +11,7 @@ from mmsurgery.data.benchmark import benchmark, source_of, training_parts
 from mmsurgery.errors import Mismatch, MissingArtifact, MmsurgeryError
 from mmsurgery.masks.stale import part_sha256
 from mmsurgery.recipes import shipped_recipes
+from mmsurgery.unlearn.interrupted import train_command
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.unlearn.tuning import START
 from mmsurgery.workspace import Workspace
@@ -43,12 +43,6 @@ def stale_models(workspace: Workspace) -> list[MmsurgeryError]:
         except MmsurgeryError as problem:
             found.append(problem)
     return found
-
-
-def train_command(which: str, recipe: str | None, *, force: bool = False) -> str:
-    """The command that trains a model by a recipe, given by its name or its path; by the default one where None."""
-    option = "" if recipe is None else f" --recipe {shlex.quote(recipe)}"
-    return f"mmsurgery train {which}{option}" + (" --force" if force else "")
 
 
 def _check(workspace: Workspace, model: str) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256
-from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import UnusableData, UsageError
@@ -24,6 +23,7 @@ from mmsurgery.provenance import provenance
 from mmsurgery.recipes import Recipe
 from mmsurgery.unlearn.deletions import digest_of, people_of
 from mmsurgery.unlearn.finetune import Constant, Linear, finetune
+from mmsurgery.unlearn.interrupted import TrainingSnapshots, interrupted_trainings, training_snapshots
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.plan import MAX_STEPS
 from mmsurgery.unlearn.save import check_space, commit
@@ -53,6 +53,8 @@ class Tuning:
     """Data part -> its samples."""
     recipe_name: str
     recipe: Recipe
+    recipe_asked: str | None = None
+    """What the recipe was given as, a name or a path; None for the default one."""
     threads: int
 
     def check(self) -> None:
@@ -153,11 +155,24 @@ class Tuning:
         check_space(self.files, self.folder.parent)
         origin = self.provenance()
         self._say(progress)
+        snapshots = training_snapshots(self.folder, origin["key"], self.recipe_name, self.recipe_asked)
+        self._say_others(snapshots, progress)
         self._check_samples(progress)
         with deterministic(self.threads):
-            trained, record = self._train(Snapshots.of(self.folder, origin["key"]), progress)
+            trained, record = self._train(snapshots, progress)
         body = {**record, "provenance": origin}
         return commit(self.folder, self.files, self.family, trained, body, replace=replace, progress=progress)
+
+    def _say_others(self, snapshots: TrainingSnapshots, progress: Progress) -> None:
+        """What else was begun under the model's name: once it is made, that is gone."""
+        for other in interrupted_trainings(self.folder.parent):
+            if other.model == self.name and other.folder != snapshots.folder:
+                mine = other.command == snapshots.command
+                on = "it was of other numbers, data or base" if mine else f"{other.command} would go on with it"
+                progress.note(
+                    f"an interrupted training of {self.name} by recipe {other.recipe} is removed once this one is "
+                    f"done; {on}"
+                )
 
     def _check_samples(self, progress: Progress) -> None:
         """Check that every sample can be trained on, before hours of training; raises as `Backbone.collate`."""
@@ -180,7 +195,9 @@ class Tuning:
                 "changes below half a unit in the last place are rounded away"
             )
 
-    def _train(self, snapshots: Snapshots, progress: Progress) -> tuple[dict[str, torch.nn.Parameter], dict[str, Any]]:
+    def _train(
+        self, snapshots: TrainingSnapshots, progress: Progress
+    ) -> tuple[dict[str, torch.nn.Parameter], dict[str, Any]]:
         """The trained parameters by canonical name, and what the run's record says of the training."""
         from mmsurgery.unlearn.weights import checkpoint_activations
 

@@ -17,26 +17,32 @@ import torch
 from PIL import Image
 
 from mmsurgery import training
+from mmsurgery.artifacts import files
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companion_files
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.artifacts.tensors import read_header, write_safetensors_stream
 from mmsurgery.backbones.loading import Loaded, load
-from mmsurgery.data.benchmark import Source
+from mmsurgery.data.benchmark import Source, source_of, training_parts
 from mmsurgery.data.clear import Clear
 from mmsurgery.data.mllmu import MLLMUBench
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
+from mmsurgery.evaluate.run import evaluate
+from mmsurgery.masks.stale import part_sha256
 from mmsurgery.methods.step import Answers
 from mmsurgery.names import Selector
 from mmsurgery.recipes import Recipe
 from mmsurgery.settings import SETTINGS_FILE, BenchmarkSettings, ModelSettings, Settings
-from mmsurgery.training import Tuned, train, training_parts
+from mmsurgery.status import status
+from mmsurgery.training import Tuned, train
 from mmsurgery.unlearn import loop, tuning, weights
 from mmsurgery.unlearn.adapters import LowRankUpdate
+from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.deletions import digest_of
 from mmsurgery.unlearn.finetune import Constant, Linear, finetune
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.save import as_stored
+from mmsurgery.unlearn.trained_models import check_trained, stale_models
 from mmsurgery.unlearn.tuning import Tuning
 from mmsurgery.unlearn.weights import MasterUpdate, checkpoint_activations
 from mmsurgery.workspace import SILENT, Workspace
@@ -720,6 +726,181 @@ def test_a_training_that_diverges_leaves_no_model(ws: Workspace, monkeypatch: py
     assert not ws.model_dir("reference").exists()
 
 
+# left behind by a change
+
+
+def moved_data(ws: Workspace, folder: Path) -> Workspace:
+    """The workspace with data in which everybody lives elsewhere."""
+    write_mllmu(folder, moved=1)
+    return workspace(ws.root, ws.model_dir("base"), folder)
+
+
+def test_gold_and_reference_of_other_data_are_stale_and_vanilla_is_not(ws: Workspace, tmp_path: Path) -> None:
+    for which in WHICH:
+        made(ws, which, SHORT)
+    assert (stale_models(ws), status(ws).problems) == ([], [])
+    check_trained(ws, *WHICH)
+    moved = moved_data(ws, tmp_path / "moved")
+    reference = "model 'reference' was trained on other data than the workspace has now: retain_vqa"
+    gold = "model 'gold' was trained on other data than the workspace has now: forget_qa, retain_vqa"
+    assert [problem.what for problem in stale_models(moved)] == [gold, reference]
+    assert status(moved).problems == [str(problem) for problem in stale_models(moved)]
+    assert status(moved).next_command == "mmsurgery train gold --recipe mine.toml --force"
+    check_trained(moved, "vanilla", "npo")
+    with pytest.raises(Mismatch, match=reference):
+        apply(moved, "npo", reference="reference")
+    for model in ("gold", "reference"):
+        with pytest.raises(Mismatch, match=f"'{model}' was trained on other data") as caught:
+            evaluate(moved, ["vanilla", model])
+        assert (caught.value.code, caught.value.next_step) == (
+            4,
+            f"mmsurgery train {model} --recipe mine.toml --force",
+        )
+
+
+def test_models_of_another_base_are_stale_and_vanilla_too(ws: Workspace, tmp_path: Path) -> None:
+    for which in ("vanilla", "gold"):
+        made(ws, which, SHORT)
+    found = train(ws, "reference")
+    other = workspace(ws.root, found.path, ws.data_dir)
+    problems = stale_models(other)
+    assert [problem.what.partition(" from ")[0] for problem in problems] == [
+        f"model '{which}' was trained" for which in WHICH
+    ]
+    assert f"models.base is {found.model_sha256[:12]} now" in problems[0].what
+    assert [problem.next_step for problem in problems] == [
+        "mmsurgery train vanilla --recipe mine.toml --force",
+        "mmsurgery train gold --recipe mine.toml --force",
+        "mmsurgery train reference --force",
+    ]
+    assert status(other).next_command == problems[0].next_step
+    gone = workspace(ws.root, tmp_path / "gone", ws.data_dir)
+    assert stale_models(gone) == []
+
+
+def test_a_part_that_a_model_did_not_learn_or_that_is_gone_makes_it_stale(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(ws, "gold", SHORT)
+    for parts in (("retain_vqa", "forget_qa", "forget_vqa"), ("retain_vqa",)):
+        monkeypatch.setattr(MLLMUBench, "training", lambda *_, parts=parts: (Source(ws.data_dir, 5), parts))
+        (problem,) = stale_models(ws)
+        assert problem.what.endswith(f"now: {'forget_vqa' if len(parts) > 1 else 'forget_qa'}")
+
+
+def test_models_that_no_recipe_made_here_are_left_alone(ws: Workspace, tmp_path: Path) -> None:
+    folder = made(ws, "gold", SHORT).path
+    moved = moved_data(ws, tmp_path / "moved")
+    (folder / RUN_FILE).write_text(json.dumps({"start": "base", "method": "finetune"}))
+    assert stale_models(moved) == []
+    (folder / RUN_FILE).unlink()
+    assert stale_models(moved) == []
+    (folder / RUN_FILE).write_text(json.dumps({"recipe": {}}))
+    (problem,) = stale_models(moved)
+    assert isinstance(problem, InputRefused)
+
+
+def test_what_a_model_learnt_is_read_as_its_training_read_it(
+    tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the benchmark's own source, as CLEAR's text pairs are; and saliency's digests are not mixed up with it."""
+    write_mllmu(tmp_path / "own")  # other tests' digests of the common one are remembered
+    ws, read = workspace(tmp_path, tiny_llava, tmp_path / "own"), MLLMUBench.samples
+
+    def samples(self: MLLMUBench, source: Source, part: str) -> list[Sample]:
+        every = read(self, dataclasses.replace(source, options={}), part)
+        return every if source.saliency_text == "official" else every[:1]
+
+    def rule(self: Any, source: Source, which: str) -> Any:
+        return dataclasses.replace(source, options={**source.options, "saliency_text": "official"}), ["retain_vqa"]
+
+    monkeypatch.setattr(files, "_RACY", 0)  # digests of files that were just written are remembered, too
+    monkeypatch.setattr(MLLMUBench, "samples", samples)
+    monkeypatch.setattr(MLLMUBench, "training", rule)
+    made(ws, "gold", SHORT)
+    check_trained(ws, "gold")
+    here, learnt = (
+        part_sha256(ws, "retain_vqa", source=source, remembered=True)
+        for source in (None, rule(None, source_of(ws), "gold")[0])
+    )
+    assert here == part_sha256(ws, "retain_vqa")
+    assert here != learnt
+
+
+# interrupted, by another recipe
+
+
+def interrupted(ws: Workspace, which: str, monkeypatch: pytest.MonkeyPatch, recipe: str | None) -> None:
+    """Begin a training and lose it after a step."""
+    steps, step = [0], torch.optim.AdamW.step
+
+    def killed(optimizer: Any, *rest: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 2:
+            raise Killed
+        return step(optimizer, *rest)
+
+    with monkeypatch.context() as inside:
+        inside.setattr(Snapshots, "interval", 0.0)
+        inside.setattr(torch.optim.AdamW, "step", killed)
+        with pytest.raises(Killed):
+            train(ws, which, recipe=recipe)
+
+
+@pytest.mark.parametrize("named", ["a file", "a shipped one", "the default"])
+def test_an_interrupted_training_says_by_which_recipe(
+    ws: Workspace, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = recipe_file(ws, dataclasses.replace(SHORT, batch_size=1), "so long")
+    monkeypatch.chdir(ws.root)
+    recipe = {"a file": "so long.toml", "a shipped one": "clear.llava", "the default": None}[named]
+    shown = {"a file": "so long", "a shipped one": "clear.llava", "the default": "mllmu-bench.llava"}[named]
+    interrupted(ws, "vanilla", monkeypatch, recipe)
+    found = status(ws)
+    assert found.unfinished == [f"models/vanilla by recipe {shown}"]
+    option = {"a file": f" --recipe '{file}'", "a shipped one": " --recipe clear.llava", "the default": ""}[named]
+    assert found.next_command == f"mmsurgery train vanilla{option}"
+
+
+def test_what_another_recipe_began_is_not_removed_without_a_word(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = recipe_file(ws, dataclasses.replace(SHORT, batch_size=1), "begun")
+    interrupted(ws, "gold", monkeypatch, file)
+    (folder,) = ws.path("models").glob(".resume-gold-*")
+    notes = Notes()
+    made(ws, "gold", SHORT, progress=notes)
+    said = "an interrupted training of gold by recipe begun is removed once this one is done; "
+    assert said + f"mmsurgery train gold --recipe {file} would go on with it" in notes.texts
+    assert not folder.exists()
+    recipe_file(ws, SHORT, "begun")
+    interrupted(ws, "reference", monkeypatch, file)
+    (ws.root / "begun.toml").write_text((ws.root / "begun.toml").read_text().replace("epochs = 2", "epochs = 3"))
+    for which, count in (("vanilla", 0), ("reference", 1)):
+        notes = Notes()
+        train(ws, which, recipe=file, progress=notes)
+        assert [text.endswith("it was of other numbers, data or base") for text in notes.texts[1:]] == [True] * count
+
+
+def test_a_training_that_goes_on_says_nothing_of_another(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = recipe_file(ws, SHORT)
+    interrupted(ws, "vanilla", monkeypatch, file)
+    notes = Notes()
+    train(ws, "vanilla", recipe=file, progress=notes)
+    assert notes.texts[1:] == ["going on after step 1"]
+
+
+def test_what_an_interrupted_training_says_of_itself_may_be_damaged(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(ws, "vanilla", monkeypatch, None)
+    (file,) = ws.path("models").glob(".resume-*/training.json")
+    for text in ("{", "[]", '{"model":"gold","recipe":"mine","asked":null}', '{"model":"vanilla","recipe":1}'):
+        file.write_text(text)
+        found = status(ws)
+        assert (found.unfinished, found.next_command) == (["models/vanilla"], "mmsurgery train vanilla"), text
+
+
 # the command
 
 
@@ -739,6 +920,7 @@ def test_the_command(ws: Workspace, monkeypatch: pytest.MonkeyPatch, capfd: pyte
     for arguments, code, line in (
         (["train", "gold"], 4, "model 'gold' exists, trained with other"),
         (["train", "gold", "--recipe", "clear.lava"], 2, "did you mean 'clear.llava'?"),
+        (["train", "gold", "--recipe", ""], 2, "no recipe ''"),
         (["train", "gold", "--recipe", "none.toml"], 2, "no recipe file none.toml"),
         (["train", "golden", "--recipe", "mine.toml"], 2, "did you mean 'gold'?"),
     ):
