@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,15 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import SETS, Source, benchmark, source_of
 from mmsurgery.data.samples import data_sha256
 from mmsurgery.errors import Mismatch, MmsurgeryError
+from mmsurgery.masks.rule import MIXTURES, SCOPES
 from mmsurgery.provenance import parse_json, sha256_json, versions
+from mmsurgery.workspace import ESTIMATORS
 
 if TYPE_CHECKING:
     from mmsurgery.workspace import Workspace
+
+_DEFAULTS = {"per": SCOPES[0], "mixture": MIXTURES[0], "estimator": ESTIMATORS[0]}
+"""Options of `mask` that its command need not name."""
 
 
 def vanilla_files(workspace: Workspace) -> CheckpointFiles:
@@ -114,24 +120,43 @@ def stale(workspace: Workspace) -> list[MmsurgeryError]:
                 found.append(problem)
     for name in workspace.masks():
         try:
-            used = _saliency_of(workspace, name)
+            origin = _origin_of(workspace, name)
         except MmsurgeryError as problem:
             found.append(problem)
             continue
-        if not used <= digests:
-            found.append(
-                Mismatch(
-                    f"mask '{name}' was made from saliency that is not there any more", "make it again: mask --force"
-                )
-            )
+        if not _saliency_of(origin) <= digests:
+            what = f"mask '{name}' was made from saliency that is not there any more"
+            found.append(Mismatch(what, mask_command(name, origin)))
     return found
 
 
-def _saliency_of(workspace: Workspace, mask: str) -> set[str]:
-    """Digests of the saliency that a mask was made from; none for an imported or composed one."""
+def mask_command(name: str, origin: Mapping[str, Any]) -> str:
+    """The command that makes a mask again with the settings that its provenance names."""
+    there = origin.get("settings")
+    settings = there if isinstance(there, Mapping) else {}
+    options = [] if name == "default" else ["--name", name]
+    shown = ("beta", "density", "per", "modules", "control", "seed", "mixture", "estimator", "batch_size")
+    for key in shown:
+        if (value := settings.get(key)) is not None and _DEFAULTS.get(key) != value:
+            options += [f"--{key.replace('_', '-')}", _number(value) if isinstance(value, float) else str(value)]
+    return shlex.join(["mmsurgery", "mask", *options, "--force"])
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
+def _origin_of(workspace: Workspace, mask: str) -> dict[str, Any]:
+    """The provenance of a mask; empty where it has none."""
     path = workspace.mask_path(mask)
     text = read_header(path).metadata.get("mmsurgery")
     value = parse_json(text.encode(), f"metadata of {path}") if text else None
-    inputs = (value.get("provenance") or {}).get("inputs") if isinstance(value, dict) else None
+    origin = value.get("provenance") if isinstance(value, dict) else None
+    return origin if isinstance(origin, dict) else {}
+
+
+def _saliency_of(origin: Mapping[str, Any]) -> set[str]:
+    """Digests of the saliency that a mask was made from; none for an imported or composed one."""
+    inputs = origin.get("inputs")
     used = inputs.get("saliency") if isinstance(inputs, dict) else None
     return set(used.values()) if isinstance(used, dict) else set()

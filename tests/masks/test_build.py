@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,8 +25,9 @@ from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifa
 from mmsurgery.masks.build import MaskResult, build_mask
 from mmsurgery.masks.compose import compose_masks
 from mmsurgery.masks.stale import stale
-from mmsurgery.settings import ModelSettings, Settings
+from mmsurgery.settings import SETTINGS_FILE, ModelSettings, Settings
 from mmsurgery.workspace import Workspace
+from mmsurgery_cli.main import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkers"))
 import mask_rule
@@ -300,6 +302,41 @@ def test_what_a_change_leaves_behind_is_listed(workspace: Workspace, benchmark: 
         saliency(workspace, part, seed + 7).save(workspace.saliency_dir(part), replace=True)
     (problem,) = stale(workspace)
     assert "mask 'default' was made from saliency that is not there any more" in problem.what
+    assert problem.next_step == "mmsurgery mask --beta 1 --modules vision,connector,lm --force"
+
+
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [
+        ({"name": "a", "beta": 0.1 + 0.2, "modules": "lm"}, "--name a --beta 0.30000000000000004 --modules lm"),
+        ({"density": 0.25, "modules": "connector,lm"}, "--density 0.25 --modules connector,lm"),
+        (
+            {"density": 0.5, "per": "tensor", "mixture": "equal"},
+            "--density 0.5 --per tensor --modules {} --mixture equal",
+        ),
+        ({"control": "inverse"}, "--beta 1 --modules {} --control inverse"),
+        ({"control": "random", "beta": "0.9"}, "--beta 0.9 --modules {} --control random --seed 0"),
+        ({"control": "random", "seed": 7}, "--beta 1 --modules {} --control random --seed 7"),
+        ({"estimator": "batch", "batch_size": 2}, "--beta 1 --modules {} --estimator batch --batch-size 2"),
+    ],
+)
+def test_a_stale_mask_is_made_again_as_it_was(workspace: Workspace, options: dict[str, Any], command: str) -> None:
+    """What is printed, run as a command line, makes the mask of the same settings."""
+    place = (options.get("estimator", "sample"), options.get("batch_size", 4))
+    measured = {"estimator": place[0], "batch_size": options.get("batch_size")}
+    for round_ in (0, 7):
+        for seed, part in enumerate(PARTS):
+            found = saliency(workspace, part, seed + round_, **measured)
+            found.save(workspace.saliency_dir(part, *place), replace=True)
+        if round_ == 0:
+            before = made(workspace, **options).mask.provenance["settings"]
+    (problem,) = stale(workspace)
+    modules = "vision,connector,lm"
+    assert problem.next_step == f"mmsurgery mask {command.format(modules)} --force"
+    (workspace.root / SETTINGS_FILE).write_text(workspace.settings.to_toml())
+    assert run(["-w", str(workspace.root), *shlex.split(problem.next_step)[1:]]) == 0
+    assert Mask.load(workspace.mask_path(options.get("name", "default"))).provenance["settings"] == before
+    assert stale(workspace) == []
 
 
 def test_saliency_of_another_configuration(workspace: Workspace) -> None:
