@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmsurgery.errors import NoWorkspace
+from mmsurgery.errors import NoWorkspace, UsageError
 from mmsurgery.settings import SETTINGS_FILE
 
 if TYPE_CHECKING:
@@ -29,6 +29,18 @@ class State:
 
 
 state = State()
+
+
+def folder_to_make(given: Path | None) -> Path:
+    """Where a workspace is to be made: in the folder that is given, or named by `--workspace`, else in the current one.
+
+    Raises:
+        UsageError: if two different ones are named.
+    """
+    named = None if state.workspace is None else Path(state.workspace).expanduser()
+    if given is not None and named is not None and given.resolve() != named.resolve():
+        raise UsageError(f"two folders for a workspace: {given}, and -w {named}", "name one of them")
+    return (given or named or Path()).absolute()
 
 
 def open_here() -> Workspace:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmsurgery_cli.context import Force, Json, open_here
+from mmsurgery_cli.context import Force, Json, folder_to_make, open_here
 from mmsurgery_cli.output import Output
 from mmsurgery_cli.show import making as show
 from mmsurgery_cli.show import planning
@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of the workspace.")] = Path("."),
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Folder of the workspace (default: -w's, else this one).")
+    ] = None,
     benchmark: Annotated[
         str | None, typer.Option(help="portraits (embedded; default), mllmu-bench, clear, folder, or an installed one.")
     ] = None,
@@ -48,7 +50,7 @@ def init(
 
     output = Output(as_json=as_json)
     result = initialise(
-        directory.absolute(),
+        folder_to_make(directory),
         benchmark=benchmark,
         data=data,
         vanilla=vanilla,

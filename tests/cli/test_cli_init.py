@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mmsurgery import start
+from mmsurgery.errors import UsageError
 from mmsurgery.settings import SETTINGS_FILE, Settings
 from mmsurgery_cli.main import run
 
@@ -140,3 +142,41 @@ def test_a_named_workspace_is_not_looked_for_in_parents(tmp_path: Path, monkeypa
     for name in ("nope", "../nope", "."):
         assert run(["-w", name, "status"]) == 2
     assert run(["-w", "..", "status"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "root"),
+    [
+        ([], [], "."),
+        ([], ["there"], "there"),
+        (["-w", "there"], [], "there"),
+        (["-w", "there"], ["there/../there"], "there"),
+        (["--workspace", "~/there"], [], "home/there"),
+        (["-w", "there"], ["."], None),
+        (["-w", "there"], ["elsewhere"], None),
+    ],
+)
+def test_the_workspace_is_made_where_it_is_named(
+    before: list[str],
+    after: list[str],
+    root: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    made = []
+
+    def initialise(root: Path, **options: object) -> None:
+        made.append(root)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(start, "initialise", initialise)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert run([*before, "init", *after]) == 2
+    if root is not None:
+        assert [place.resolve() for place in made] == [(tmp_path / root).resolve()]
+        assert made[0].is_absolute()
+    else:
+        assert made == []
+        assert f"two folders for a workspace: {after[0]}, and -w there - next: name one" in capfd.readouterr().err
