@@ -12,11 +12,14 @@ from typing import Any
 from mmsurgery.api import Workspace
 from mmsurgery.artifacts.checkpoint import RUN_FILE
 from mmsurgery.artifacts.files import read_json
+from mmsurgery.artifacts.saliency_map import recorded
 from mmsurgery.data.benchmark import SETS, source_of
 from mmsurgery.data.portraits import check_drawn_for
-from mmsurgery.errors import InputRefused, Mismatch, MmsurgeryError
+from mmsurgery.errors import GateMissed, InputRefused, Mismatch, MmsurgeryError
+from mmsurgery.evaluate.acceptance import unknown_columns
+from mmsurgery.evaluate.records import read_eval
 from mmsurgery.hub_models import pinned_model
-from mmsurgery.masks.stale import stale
+from mmsurgery.masks.stale import stale, vanilla_files
 from mmsurgery.unlearn.interrupted import interrupted_trainings, train_command
 from mmsurgery.unlearn.trained_models import stale_models
 
@@ -141,7 +144,38 @@ def _problems(workspace: Workspace, models: list[str]) -> list[MmsurgeryError]:
             check()
         except (Mismatch, InputRefused) as problem:
             found.append(problem)
-    return found or [*stale_models(workspace), *stale(workspace)]
+    if found:
+        return found
+    try:
+        _vanilla_known(workspace)
+    except MmsurgeryError as problem:
+        found.append(problem)
+    return [*stale_models(workspace), *found, *stale(workspace)]
+
+
+def _vanilla_known(workspace: Workspace) -> None:
+    """Check what the scores of vanilla say of it, if it was scored: who knows nothing forgets nothing.
+
+    Raises:
+        InputRefused: if they are damaged.
+        Mismatch: if they are of other weights.
+        GateMissed: naming the columns that it does not know; not on portraits, which trains it until it does.
+    """
+    path = workspace.eval_path("vanilla")
+    if not path.exists() or "vanilla" not in workspace.models():
+        return
+    record, digest = read_eval(path), vanilla_files(workspace).digest()
+    if recorded(record["provenance"], "model_sha256") != digest:
+        what = f"{path} holds scores of other weights than vanilla's {digest[:12]}"
+        raise Mismatch(what, "mmsurgery eval vanilla --accept --force")
+    unknown = unknown_columns(record["columns"])
+    if unknown and workspace.settings.benchmark.name != "portraits":
+        ours = workspace.model_dir("vanilla").parent == workspace.path("models")
+        again = "mmsurgery train vanilla --force, by a longer --recipe, or check" if ours else "check"
+        raise GateMissed(
+            f"vanilla does not know what it should: {'; '.join(unknown.values())}",
+            f"{again} that it was trained on these people",
+        )
 
 
 def _names(folder: Path, pattern: str, name: Any) -> list[str]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from mmsurgery.api import Workspace
+from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.find import find
-from mmsurgery.settings import BenchmarkSettings, Settings
+from mmsurgery.backbones.discovery import backbone
+from mmsurgery.data.benchmark import COLUMN_LABELS
+from mmsurgery.evaluate.records import write_eval
+from mmsurgery.evaluate.scoring import ItemScore
+from mmsurgery.provenance import provenance
+from mmsurgery.settings import BenchmarkSettings, ModelSettings, Settings
 from mmsurgery.status import status
 from mmsurgery_cli.output import Output
 from mmsurgery_cli.show.looking import standing
@@ -89,6 +96,88 @@ def test_scores_patches_and_interrupted_runs(workspace: Workspace) -> None:
     assert found.evals == ["vanilla", "official/vanilla", "requests/first/second"]
     assert found.patches == ["npo"]
     assert found.unfinished == ["evals/first", "models/npo.default", "saliency/retain_vqa"]
+
+
+def scored(workspace: Workspace, low: float, model_sha256: str, columns: Sequence[str] = ("retain_vqa",)) -> Path:
+    """Scores of vanilla by choices among four, half of them right in each column; `low` begins the interval."""
+    path = workspace.eval_path("vanilla")
+    column = {
+        "protocol": "likelihood",
+        "n": 40,
+        "correct": 20,
+        "accuracy": 0.5,
+        "chance": 0.25,
+        "ci95": [low, 0.6],
+    }
+    body = {
+        "model": "vanilla",
+        "columns": dict.fromkeys(columns, column),
+        "remarks": {},
+        "provenance": provenance("eval", {}, {"model_sha256": model_sha256}),
+    }
+    head = {"id": "1", "person": "anna", "column": columns[0], "prompt_sha256": "0" * 64}
+    write_eval(path, body, [ItemScore(**head, gold="A", options={"A": -1.0, "B": -2.0})])
+    return path
+
+
+@pytest.fixture(params=["ours", "given"])
+def with_vanilla(request: pytest.FixtureRequest, tmp_path: Path, tiny_llava: Path) -> tuple[Workspace, str, str]:
+    """A workspace with a vanilla model, its digest, and what to do if it knows nothing."""
+    benchmark = BenchmarkSettings(name="mllmu-bench", data="data")
+    digest = CheckpointFiles(tiny_llava, backbone("llava").canonical).digest()
+    check = "check that it was trained on these people"
+    if request.param == "given":
+        settings = Settings(benchmark=benchmark, models=ModelSettings(vanilla=str(tiny_llava)))
+        return Workspace(tmp_path, settings), digest, check
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/vanilla").symlink_to(tiny_llava)
+    again = f"mmsurgery train vanilla --force, by a longer --recipe, or {check}"
+    return Workspace(tmp_path, Settings(benchmark=benchmark)), digest, again
+
+
+def test_a_vanilla_model_that_knows_nothing_is_a_problem(with_vanilla: tuple[Workspace, str, str]) -> None:
+    workspace, digest, mend = with_vanilla
+    assert status(workspace).problems == []
+    for low, columns, problems in (
+        (0.26, ("forget_vqa", "retain_qa"), 0),
+        (0.25, ("forget_vqa",), 1),
+        (0.1, ("retain_vqa", "retain_qa"), 1),
+        (0.1, ("realworld_vqa",), 0),
+    ):
+        scored(workspace, low, digest, columns)
+        found = status(workspace)
+        assert len(found.problems) == problems, (low, columns)
+        if problems:
+            assert found.problems[0].startswith("vanilla does not know what it should: ")
+            assert f"{COLUMN_LABELS[columns[-1]]} 50.0 %" in found.problems[0]
+            assert found.next_command == mend
+        else:
+            assert found.next_command == "mmsurgery saliency --set forget"
+
+
+def test_scores_of_another_vanilla_model_or_damaged_ones_are_a_problem(
+    with_vanilla: tuple[Workspace, str, str],
+) -> None:
+    workspace, digest, _ = with_vanilla
+    path = scored(workspace, 0.1, "0" * 64)  # what they say of its knowledge is of another one
+    (problem,) = status(workspace).problems
+    assert problem.startswith(f"{path} holds scores of other weights than vanilla's {digest[:12]}")
+    assert status(workspace).next_command == "mmsurgery eval vanilla --accept --force"
+    for damage in ("not JSON", "{}", "[]"):
+        path.write_text(damage)
+        found = status(workspace)
+        assert len(found.problems) == 1
+        assert str(path) in found.problems[0]
+        assert found.next_command == "mmsurgery eval vanilla --force"
+
+
+def test_portraits_and_models_that_are_gone_are_not_held_against_their_scores(tmp_path: Path, tiny_llava: Path) -> None:
+    digest = CheckpointFiles(tiny_llava, backbone("llava").canonical).digest()
+    portraits = Workspace(tmp_path, Settings(models=ModelSettings(vanilla=str(tiny_llava))))
+    scored(portraits, 0.1, digest)
+    assert status(portraits).problems == []
+    gone = Workspace(tmp_path, Settings(benchmark=BenchmarkSettings(name="mllmu-bench", data="data")))
+    assert (status(gone).problems, status(gone).next_command) == ([], "mmsurgery train vanilla")
 
 
 def test_files_that_no_artifact_can_be_called_are_not_ours(workspace: Workspace) -> None:
