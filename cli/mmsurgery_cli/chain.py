@@ -256,10 +256,9 @@ def evaluate(
     for expression in over:
         gate(results, expression, over=True)
     if accept:
-        from mmsurgery.evaluate.acceptance import accept as check
+        from mmsurgery.evaluate.acceptance import accept_vanilla
 
-        for result in results:
-            check(result.columns, result.model)
+        output.note(accept_vanilla(results))
 
 
 def diff(

@@ -98,8 +98,7 @@ class OwnPictures:
                 found[column] = f"no test row of role {role} {pictured} image: what is {shown} there cannot be seen"
             elif open_questions:
                 found[column] = (
-                    f"{open_questions} of {len(asked)} test rows have no options: "
-                    "only mmsurgery eval --protocol official asks them"
+                    f"{open_questions} of {len(asked)} test rows have no options: protocol official alone asks them"
                 )
         return found
 

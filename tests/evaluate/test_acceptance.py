@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from mmsurgery.errors import GateMissed, MissingArtifact
-from mmsurgery.evaluate.acceptance import accept, unknown_columns, warning
+from mmsurgery.errors import GateMissed, MissingArtifact, UsageError
+from mmsurgery.evaluate import EvalResult
+from mmsurgery.evaluate.acceptance import accept, accept_vanilla, unknown_columns, warning
 from mmsurgery.evaluate.records import write_eval
 from mmsurgery.evaluate.scoring import ItemScore
 from mmsurgery.settings import Settings
@@ -27,11 +28,29 @@ def column(accuracy: float, low: float, chance: float | None = 0.25) -> dict[str
 
 
 def test_an_interval_above_chance_is_knowledge() -> None:
-    assert unknown_columns({"forget_vqa": column(0.4, 0.26), "retain_qa": column(0.9, 0.8)}) == {}
+    assert unknown_columns({"forget_vqa": column(0.5, 0.26), "retain_qa": column(0.9, 0.8)}) == {}
     found = unknown_columns({"forget_vqa": column(0.4, 0.25), "retain_qa": column(0.9, 0.8)})
     assert found == {"forget_vqa": "Forget VQA 40.0 % (25-100) is not above chance, 25.0 %"}
     # what is asked of nobody in training, and what has no chance, tells nothing
     assert unknown_columns({"test_vqa": column(0.1, 0.0), "retain_vqa.cloze": column(0.0, 0.0, None)}) == {}
+
+
+def test_few_people_who_agree_are_not_enough() -> None:
+    """2 of 6 by two people who are alike: the bootstrap's interval has no width, the questions are still six."""
+    few = {**column(0.0, 1 / 3), "n": 6, "correct": 2, "accuracy": 1 / 3}
+    assert list(unknown_columns({"forget_qa": few})) == ["forget_qa"]
+    assert unknown_columns({"forget_qa": {**few, "correct": 6, "accuracy": 1.0, "ci95": [1.0, 1.0]}}) == {}
+
+
+def test_accepting_is_about_vanilla() -> None:
+    def result(model: str, accuracy: float) -> EvalResult:
+        return EvalResult(model, Path(), {"forget_vqa": column(accuracy, accuracy - 0.05)}, {}, False)
+
+    assert accept_vanilla([result("gold", 0.1), result("vanilla", 0.9)]).endswith("accepted")
+    with pytest.raises(GateMissed):
+        accept_vanilla([result("gold", 0.9), result("vanilla", 0.2)])
+    with pytest.raises(UsageError, match="about vanilla"):
+        accept_vanilla([result("gold", 0.9)])
 
 
 def test_what_is_not_known_is_named() -> None:
