@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from mmsurgery.artifacts.checkpoint import model_config
 from mmsurgery.artifacts.files import write_bytes
 from mmsurgery.backbones import discovery
 from mmsurgery.data.benchmark import installed as installed_benchmarks
+from mmsurgery.data.portraits import RECORD
 from mmsurgery.data.survey import survey
 from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
 from mmsurgery.hub_models import checkpoint, fetch, is_of, pinned_model
@@ -43,6 +44,7 @@ def initialise(
     vanilla: str | None = None,
     base: str | None = None,
     forget: int | None = None,
+    allow: Sequence[str] = (),
     backbone: str | None = None,
     setting: str | None = None,
     seed: int | None = None,
@@ -53,6 +55,7 @@ def initialise(
 
     Args:
         benchmark: of a new workspace, `portraits` where None. Options that are not given keep what is there.
+        allow: faults of the data that are accepted by name, see `mmsurgery.data.faults.FAULTS`.
         backbone, setting, seed, draw: of portraits alone; see `mmsurgery.settings`, as for their defaults.
 
     Raises:
@@ -66,7 +69,12 @@ def initialise(
     chosen = {key: value for key, value in own.items() if value is not None}
     if (root / SETTINGS_FILE).exists():
         settings = Settings.read(root / SETTINGS_FILE)
-        places = {"data": data and str(Path(data).absolute()), "forget": forget, "name": benchmark}
+        places = {
+            "data": data and str(Path(data).absolute()),
+            "forget": forget,
+            "name": benchmark,
+            "allow": tuple(allow) or None,
+        }
         kept = dataclasses.asdict(settings.models)
         models = {
             key: text and (kept[key] if is_of(text, kept[key]) else checkpoint(text))
@@ -79,6 +87,9 @@ def initialise(
     else:
         name = benchmark or BenchmarkSettings.name
         settings = (_portraits if name == "portraits" else _other)(name, data, vanilla, base, forget, chosen)
+        if allow:
+            accepted = dataclasses.replace(settings.benchmark, allow=tuple(allow))
+            settings = dataclasses.replace(settings, benchmark=accepted)
     workspace = Workspace(root, settings)
     if settings.benchmark.name == "portraits":
         from mmsurgery.portraits.prepare import prepare
@@ -101,6 +112,9 @@ def _portraits(
         raise UsageError(f"--forget is {forget}", "portraits has 5, 10 and 15")
     people = {key: own.pop(key) for key in ("draw",) if key in own}
     folder = str(Path(data).absolute()) if data else "data"
+    if data and Path(data).exists() and not Path(data, RECORD).exists():
+        others = [each for each in sorted(installed_benchmarks()) if each != name]
+        raise Mismatch(f"{data} is no portraits data", f"add --benchmark: {', '.join(others)}")
     settings = Settings(
         benchmark=BenchmarkSettings(name=name, data=folder, forget=10 if forget is None else forget, **people),
         models=ModelSettings(**own),

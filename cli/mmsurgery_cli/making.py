@@ -33,6 +33,10 @@ def init(
     forget: Annotated[
         int | None, typer.Option(help="Percentage of people to forget (default: portraits 10, else 5).")
     ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FAULT", help="A fault of the data that is accepted by its name, repeatable."),
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="portraits: model family of the micro model.")] = None,
     setting: Annotated[
         str | None, typer.Option(help="portraits: saturated (default), or fragile where text forgetting shows.")
@@ -56,6 +60,7 @@ def init(
         vanilla=vanilla,
         base=base,
         forget=forget,
+        allow=allow or (),
         backbone=backbone,
         setting=setting,
         seed=seed,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from mmsurgery.data.leakage import LEAKAGE, OVERLAP
+from mmsurgery.data.leakage import LEAKAGE, OVERLAP, allowing
 from mmsurgery.errors import InputRefused, unknown
 
 FAULTS = {
@@ -71,5 +71,5 @@ class Report:
             if self.faults[name] and name not in allow:
                 raise InputRefused(
                     f"{self.faults[name]} times {FAULTS[name]}, first {self.first[name]}",
-                    f"mend the file, or leave them out: add '{name}' to allow in [benchmark] of mmsurgery.toml",
+                    f"mend the file, or leave them out: {allowing(name)}",
                 )

@@ -13,7 +13,7 @@ from typing import Any
 from mmsurgery.artifacts.files import file_identity
 from mmsurgery.data.faults import Report
 from mmsurgery.data.folder_records import REQUIRED, Fault, Record, read_records, refusal, rows_file, short, unknown_word
-from mmsurgery.data.leakage import OVERLAP
+from mmsurgery.data.leakage import OVERLAP, allowing
 from mmsurgery.data.tables import picture_bytes
 from mmsurgery.errors import InputRefused, UnusableData
 
@@ -76,7 +76,7 @@ def own_rows(folder: Path, allow: Collection[str], report: Report) -> list[OwnRo
         if name in allow:
             report.fault(name, f"{path} line {line}")
         else:
-            faults.append(Fault(line, what, f"{fix}, or add '{name}' to allow in [benchmark] of mmsurgery.toml"))
+            faults.append(Fault(line, what, f"{fix}, or {allowing(name)}"))
     if faults:
         raise refusal(path, faults)
     missing = [role for role in ("forget", "retain") if not any(r.role == role and r.use == "train" for r in rows)]

@@ -15,6 +15,11 @@ OVERLAP = "forget_retain_overlap"
 """Names under which the two faults can be allowed."""
 
 
+def allowing(fault: str) -> str:
+    """How a fault is accepted by its name, for messages."""
+    return f"add '{fault}' to allow in [benchmark] of mmsurgery.toml (init --allow {fault})"
+
+
 def normalised(text: str) -> str:
     """Lower-case words and digits of a text, single blanks between."""
     return " ".join(re.findall(r"\w+", text.casefold()))
@@ -47,7 +52,7 @@ def check_leakage(parts: Mapping[str, Sequence[Sample]], items: Sequence[Item], 
     if leaked and LEAKAGE not in allow:
         raise UnusableData(
             f"{len(leaked)} text pairs of {', '.join(parts)} are scored items, such as {', '.join(leaked[:3])}",
-            f"measure text on other questions, or add '{LEAKAGE}' to allow in [benchmark] of mmsurgery.toml",
+            f"measure text on other questions, or {allowing(LEAKAGE)}",
         )
     return len(leaked)
 
@@ -78,7 +83,7 @@ def check_overlap(forget: Sequence[Sample], retain: Sequence[Sample], *, allow: 
     if shared and OVERLAP not in allow:
         raise UnusableData(
             f"{len(shared)} retain samples are of forget people or pictures, such as {', '.join(shared[:3])}",
-            f"use complementary sets, or add '{OVERLAP}' to allow in [benchmark] of mmsurgery.toml",
+            f"use complementary sets, or {allowing(OVERLAP)}",
         )
     return len(shared)
 

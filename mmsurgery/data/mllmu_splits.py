@@ -15,7 +15,7 @@ from typing import Any
 
 from mmsurgery.data.benchmark import Source
 from mmsurgery.data.faults import Report
-from mmsurgery.data.leakage import OVERLAP
+from mmsurgery.data.leakage import OVERLAP, allowing
 from mmsurgery.data.mllmu_items import EVALUATION_SOURCE
 from mmsurgery.data.samples import Sample
 from mmsurgery.data.tables import Row, column_names, distinct, is_text, picture_bytes, read_rows
@@ -132,7 +132,7 @@ class Splits:
                 f"{self.source.folder / config} holds {len(shared)} people of {forget}, such as "
                 f"{', '.join(shared[:3])}, so it is not the retain split",
                 "the folder Retain_Set is no retain split: it holds celebrities, whose IDs repeat people's; "
-                f"put the benchmark's own {config} there, or add '{OVERLAP}' to allow in [benchmark] of mmsurgery.toml",
+                f"put the benchmark's own {config} there, or {allowing(OVERLAP)}",
             )
 
     def _read(self, config: str, pictures: bool) -> Iterator[TrainingRow]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,37 @@ def test_the_workspace_is_made_where_it_is_named(
     else:
         assert made == []
         assert f"two folders for a workspace: {after[0]}, and -w there - next: name one" in capfd.readouterr().err
+
+
+def test_data_of_another_benchmark_leaves_no_portraits_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    assert run(["init", "work", "--data", "mine"]) == 4
+    assert "mine is no portraits data - next: add --benchmark: clear, folder, mllmu-bench" in capfd.readouterr().err
+    assert not Path("work").exists()
+
+
+def test_a_fault_is_allowed_by_name_from_the_start(
+    tmp_path: Path,
+    tiny_llava: Path,
+    picture: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/a.png").write_bytes(picture(1))
+    Path("mine/b.png").write_bytes(picture(2))
+    lines = ["role,person,question,answer,image", "forget,a,Who ?,A .,a.png", "retain,b,Who ?,B .,b.png"]
+    Path("mine/rows.csv").write_text("\n".join([*lines, lines[1]]) + "\n")
+    command = ["init", "work", "--benchmark", "folder", "--data", "mine", "--vanilla", str(tiny_llava)]
+    assert run(command) == 3
+    assert "init --allow repeated_row" in capfd.readouterr().err
+    assert run([*command, "--allow", "repeated_row"]) == 0
+    assert Settings.read(Path("work", SETTINGS_FILE)).benchmark.allow == ("repeated_row",)
+    out = capfd.readouterr().out
+    assert f"next: cd {tmp_path / 'work'} && mmsurgery eval vanilla --accept" in out.replace("\n", " ")
+    assert run([*command, "--allow", "gold_twice"]) == 4
+    assert run([*command, "--allow", "no_such_fault"]) in (2, 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -20,7 +22,11 @@ def initialised(result: InitResult) -> Lines:
         counts.add_row(name, f"{count:,}")
     yield label(f"workspace {result.root}, benchmark {result.benchmark}")
     yield counts
-    yield next_command(result.next_command)
+    here = Path.cwd().resolve()
+    inside = result.root.resolve() in (here, *here.parents)
+    yield next_command(
+        result.next_command if inside else f"cd {shlex.quote(str(result.root))} && {result.next_command}"
+    )
 
 
 def trained(result: Trained) -> Lines:
