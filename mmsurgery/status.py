@@ -142,7 +142,7 @@ def _problems(workspace: Workspace, models: list[str]) -> list[MmsurgeryError]:
     for check in checks:
         try:
             check()
-        except (Mismatch, InputRefused) as problem:
+        except MmsurgeryError as problem:
             found.append(problem)
     if found:
         return found
@@ -186,7 +186,8 @@ def _next(workspace: Workspace, models: list[str], saliency: list[str], evals: l
     if "vanilla" not in models:
         gone = pinned_model(workspace.settings.models.vanilla)
         return f"mmsurgery init {workspace.root}" if gone else "mmsurgery train vanilla"
-    if workspace.settings.benchmark.name != "portraits" and "vanilla" not in evals:
+    scored = any(workspace.path("evals").glob("**/vanilla.json"))  # under whichever protocol
+    if workspace.settings.benchmark.name != "portraits" and not scored:
         return "mmsurgery eval vanilla --accept"
     if not any(part in saliency for part in SETS["forget"]):
         return "mmsurgery saliency --set forget"

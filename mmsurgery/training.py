@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import benchmark, source_of, training_parts
 from mmsurgery.data.samples import Sample
@@ -45,7 +45,8 @@ def train(
     """Train one of `TRAINABLE` for the workspace's benchmark; resumable.
 
     Args:
-        recipe: name of a shipped recipe, or a file; `BENCHMARK.BACKBONE` where None. Portraits has its own.
+        recipe: name of a shipped recipe, or a file; where None, for gold and reference that of a vanilla
+            trained here, else `BENCHMARK.BACKBONE`. Portraits has its own.
 
     Raises:
         UsageError: for another name, an unknown or broken recipe, a vanilla model that was given.
@@ -82,7 +83,10 @@ def tuning_of(workspace: Workspace, which: str, recipe: str | None, progress: Pr
     """What `train` of the same arguments would do; the benchmark is read, no weight is loaded."""
     base = _base(workspace)
     family = backbone(model_config(base)["model_type"])
-    name, numbers = _recipe(workspace.settings.benchmark.name, family.model_type, recipe)
+    own = None if recipe is not None or which == "vanilla" else _vanilla_recipe(workspace)
+    name, numbers = own or _recipe(workspace.settings.benchmark.name, family.model_type, recipe)
+    if own:
+        progress.note(f"by recipe {name}, as vanilla was trained, so that the two compare")
     reader = benchmark(workspace.settings.benchmark.name)
     source, parts = training_parts(reader, source_of(workspace), which)
     with progress.stage("reading the benchmark", len(parts)) as advance:
@@ -111,6 +115,16 @@ def _base(workspace: Workspace) -> Path:
             f"mmsurgery init --base PATH_OR_ID, or models.base in {SETTINGS_FILE}",
         )
     return folder
+
+
+def _vanilla_recipe(workspace: Workspace) -> tuple[str, Recipe] | None:
+    """Name and numbers of the recipe by which the workspace's vanilla model was trained here, if it was."""
+    folder = workspace.model_dir("vanilla")
+    recorded = read_record(folder).get("recipe") if (folder / RUN_FILE).exists() else None
+    if not isinstance(recorded, dict):
+        return None
+    numbers = {key: value for key, value in recorded.items() if key != "name"}
+    return str(recorded["name"]), Recipe(**{**numbers, "betas": tuple(numbers["betas"])})
 
 
 def _recipe(benchmark_name: str, model_type: str, asked: str | None) -> tuple[str, Recipe]:

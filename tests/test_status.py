@@ -193,3 +193,22 @@ def test_files_that_no_artifact_can_be_called_are_not_ours(workspace: Workspace)
     assert (found.masks, found.patches) == (["m"], [])
     found_mask = find(lambda: workspace, "m")
     assert (found_mask.kind, found_mask.path) == ("mask", workspace.mask_path("m"))
+
+
+def test_saliency_without_its_vanilla_is_a_problem_not_an_end(workspace: Workspace) -> None:
+    from mmsurgery.artifacts.saliency_map import SaliencyMap
+
+    found = SaliencyMap(
+        part="forget_vqa",
+        estimator="sample",
+        batch_size=None,
+        units=1,
+        model_type="llava",
+        model_sha256="0" * 64,
+        data_sha256="0" * 64,
+        arrays={},
+        no_gradient={},
+    )
+    found.save(workspace.saliency_dir("forget_vqa"))
+    told = status(workspace)
+    assert "no model 'vanilla'" in told.problems[0]

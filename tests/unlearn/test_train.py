@@ -931,3 +931,12 @@ def test_the_command(ws: Workspace, monkeypatch: pytest.MonkeyPatch, capfd: pyte
         assert len(err.splitlines()) == 1
     assert run(["train", "gold", "--recipe", "mllmu-bench.llava", "--force"]) == 0
     assert "recipe mllmu-bench.llava: 8 steps" in " ".join(capfd.readouterr().out.split())
+
+
+def test_gold_and_reference_take_the_recipe_of_the_vanilla_that_was_trained_here(ws: Workspace) -> None:
+    vanilla = made(ws, "vanilla", SHORT)
+    gold = train(ws, "gold")
+    assert isinstance(gold, Tuned)
+    mine, theirs = record_of(gold)["recipe"], record_of(vanilla)["recipe"]
+    assert mine == theirs
+    assert train(ws, "gold", recipe=recipe_file(ws, SHORT)).up_to_date
