@@ -118,6 +118,7 @@ class Census:
     """A `Progress` that counts the bytes of the tensors made since, after every unit of a measurement or training."""
 
     def __init__(self) -> None:
+        gc.collect()  # what would be freed later would leave its addresses to the run's own tensors
         self.before = set(storages())
         self.most = 0
 
@@ -143,7 +144,7 @@ def storages() -> dict[int, int]:
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.Tensor):
             for tensor in (thing, thing.grad if thing.is_leaf else None):
-                if tensor is not None and tensor.device.type == "cpu":
+                if tensor is not None and tensor.device.type == "cpu" and tensor.layout == torch.strided:
                     storage = tensor.untyped_storage()
                     found[storage.data_ptr()] = storage.nbytes()
     return found
