@@ -117,12 +117,12 @@ def evaluate(
     looked_up = plans()
     _note_others(looked_up, progress)
     if all(plan.finished for plan in looked_up):
-        return _with_metrics([plan.finished for plan in looked_up if plan.finished], progress)
+        return _with_metrics(workspace, [plan.finished for plan in looked_up if plan.finished], progress)
     with workspace.lock():
         loader = _Loader()
         # again: another process may have scored them meanwhile
         results = [plan.finished or _score_model(workspace, plan, loader, progress) for plan in plans()]
-    return _with_metrics(results, progress)
+    return _with_metrics(workspace, results, progress)
 
 
 def gate(results: Sequence[EvalResult], expression: str, *, over: bool = False) -> None:
@@ -256,14 +256,19 @@ def _remarks(plan: _Plan, column: str, scores: Sequence[Any]) -> list[str]:
     return [*found, *tables.remarks(scores)]
 
 
-def _with_metrics(results: Sequence[EvalResult], progress: Progress) -> list[EvalResult]:
+def _with_metrics(workspace: Workspace, results: Sequence[EvalResult], progress: Progress) -> list[EvalResult]:
     """The results with CLEAR's metrics, where there are columns for them; against the gold model that was scored
     beside them, if one was."""
     if not results or not any(name.endswith(f".{truth.TASK}") for name in results[0].columns):
         return list(results)
     beside = results[0].path.with_name("gold.json")
     gold = records.read_items(beside) if beside.exists() else None
-    if gold is None:
+    try:
+        check_trained(workspace, *(["gold"] if gold is not None else []))
+    except Mismatch as problem:
+        progress.note(f"{problem}: Forget Quality is left out")
+        gold = None
+    if not beside.exists():
         progress.note("no gold model was scored: Forget Quality is left out (mmsurgery train gold, then eval)")
     return [
         dataclasses.replace(each, metrics=truth.metrics(each.columns, records.read_items(each.path), gold))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -323,3 +324,29 @@ def test_what_is_damaged_says_the_command_that_makes_it_again(where: str, option
     with pytest.raises(InputRefused) as caught:
         records.read_eval(path)
     assert caught.value.next_step == f"mmsurgery eval npo{options} --force"
+
+
+def test_forget_quality_leaves_out_a_gold_model_that_is_stale(
+    workspace: Workspace, questions: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truths = {"true": "The city is oslo .", "wrong1": "The city is lisbon ."}
+    asked_before = questions.items
+
+    def items(source: Any, column: str, task: str = "classification") -> list[Item]:
+        found = asked_before(source, column)
+        if task != "truth":
+            return asked_before(source, column, task)
+        return [dataclasses.replace(item, options=truths, gold="true", task=task) for item in found]
+
+    monkeypatch.setattr(questions, "items", items)
+    shutil.copytree(workspace.model_dir("vanilla"), workspace.model_dir("gold"))
+    vanilla, _ = evaluate(workspace, ["vanilla", "gold"])
+    assert vanilla.metrics["forget_quality"] == pytest.approx(1)
+
+    def stale(workspace: Workspace, *models: str) -> None:
+        if "gold" in models:
+            raise Mismatch("model 'gold' was trained on other data")
+
+    monkeypatch.setattr(run, "check_trained", stale)
+    (alone,) = evaluate(workspace, ["vanilla"])
+    assert alone.metrics["forget_quality"] is None

@@ -771,7 +771,7 @@ def test_models_of_another_base_are_stale_and_vanilla_too(ws: Workspace, tmp_pat
     assert [problem.next_step for problem in problems] == [
         "mmsurgery train vanilla --recipe mine.toml --force",
         "mmsurgery train gold --recipe mine.toml --force",
-        "mmsurgery train reference --force",
+        "mmsurgery train reference --recipe mine.toml --force",
     ]
     assert status(other).next_command == problems[0].next_step
     gone = workspace(ws.root, tmp_path / "gone", ws.data_dir)
