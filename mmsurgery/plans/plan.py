@@ -2,7 +2,7 @@
 
 Memory is what tensors and arrays take at the fullest moment, term by term, beside the interpreter and its
 libraries (about 0.5 GB). Terms are exact sums over the model's shapes, but for `ACTIVATIONS`, `CACHE` and
-`SAMPLES`, which are estimates. All of it is main memory: models are not moved to another device.
+`SAMPLES`, which are estimates. They are of one memory: the GPU's where one is visible, else main memory.
 """
 
 from __future__ import annotations

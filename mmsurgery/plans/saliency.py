@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmsurgery.artifacts.saliency_map import FILE_BYTES
 from mmsurgery.artifacts.snapshots import GENERATIONS
-from mmsurgery.data.benchmark import benchmark, parts_of, source_of
+from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import UsageError, unknown
 from mmsurgery.plans import plan as terms
@@ -15,7 +15,7 @@ from mmsurgery.plans.lengths import Lengths, lengths
 from mmsurgery.plans.plan import Passes, Plan, free_below, fullest
 from mmsurgery.plans.probe import probed
 from mmsurgery.plans.sizes import FLOAT32, Sizes
-from mmsurgery.saliency.parts import STORES
+from mmsurgery.saliency.parts import STORES, named_parts
 from mmsurgery.saliency.shards import Shard
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress, Workspace
 
@@ -49,7 +49,7 @@ def plan_saliency(
     reader, source, notes = benchmark(workspace.settings.benchmark.name), source_of(workspace), []
     folder = workspace.existing_model(model)
     sizes, samples = Sizes.of(model, folder), {}
-    for part in _parts(names, reader.parts(source)):
+    for part in named_parts(workspace, names):
         if not force and workspace.saliency_dir(part, estimator, batch_size).exists():
             notes.append(f"{part} is there: it is not measured again without --force")
             continue
@@ -77,15 +77,6 @@ def plan_saliency(
         seconds=seconds,
         notes=(*notes, *said, how, f"going on after an interruption takes {one / 1e9:.2f} GB more for a moment"),
     )
-
-
-def _parts(names: str | Sequence[str], offered: Sequence[str]) -> list[str]:
-    listed = names.split(",") if isinstance(names, str) else names
-    found = [part for name in listed for part in parts_of(name.strip())]
-    for part in found:
-        if part not in offered:
-            raise unknown("set or part", part, ("forget", "preserve", *offered))
-    return list(dict.fromkeys(found))
 
 
 def _run(estimator: str) -> Callable[[Loaded, Sequence[Sample]], None]:

@@ -96,7 +96,7 @@ def measure_parts(
             raise unknown(kind, value, known)
     if batch_size < 1:
         raise UsageError(f"batch size {batch_size} is impossible", "use 1 or more")
-    parts = _parts(workspace, names.split(",") if isinstance(names, str) else names)
+    parts = named_parts(workspace, names)
     block = Shard.parse(shard) if isinstance(shard, str) else shard
     job = _Job(workspace, _Model(workspace, model), estimator, batch_size, force, store, progress)
     if block is not None:
@@ -108,10 +108,15 @@ def measure_parts(
         return [job.whole(part) for part in parts]
 
 
-def _parts(workspace: Workspace, names: Sequence[str]) -> list[str]:
-    """The parts of the named sets, each once, checked to exist."""
+def named_parts(workspace: Workspace, names: str | Sequence[str]) -> list[str]:
+    """The parts of sets and parts, comma-separated or as a list, each once.
+
+    Raises:
+        UsageError: for a name that the benchmark does not have.
+    """
+    listed = names.split(",") if isinstance(names, str) else names
     offered = benchmark(workspace.settings.benchmark.name).parts(source_of(workspace))
-    found = [part for name in names for part in parts_of(name.strip())]
+    found = [part for name in listed for part in parts_of(name.strip())]
     for part in found:
         if part not in offered:
             raise unknown("set or part", part, ("forget", "preserve", *offered))
