@@ -14,7 +14,7 @@ from mmsurgery.artifacts.files import write_bytes
 from mmsurgery.backbones import discovery
 from mmsurgery.data.benchmark import installed as installed_benchmarks
 from mmsurgery.data.portraits import RECORD
-from mmsurgery.data.survey import survey
+from mmsurgery.data.survey import Survey, survey
 from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
 from mmsurgery.hub_models import checkpoint, fetch, is_of, pinned_model
 from mmsurgery.settings import SETTINGS_FILE, BenchmarkSettings, ModelSettings, RecipeSettings, Settings
@@ -32,6 +32,8 @@ class InitResult:
     """The vanilla model's folder, or None if it must still be trained."""
     counts: dict[str, int]
     """Samples per part and items per column."""
+    remarks: list[str]
+    """Where the files are otherwise than published, and what a reader of their numbers must know."""
     next_command: str
     """What `status` says to do next."""
 
@@ -96,13 +98,13 @@ def initialise(
 
         _write(workspace)
         prepare(workspace, progress=progress)
-        counts = _check_data(workspace, progress)
+        found = _check_data(workspace, progress)
     else:
-        counts = _check_data(workspace, progress)
+        found = _check_data(workspace, progress)
         _write(workspace)
     folder = workspace.model_dir("vanilla")
     there = folder if (folder / "config.json").exists() else None
-    return InitResult(root, settings.benchmark.name, there, counts, status(workspace).next_command)
+    return InitResult(root, settings.benchmark.name, there, found.counts, found.remarks, status(workspace).next_command)
 
 
 def _portraits(
@@ -190,8 +192,8 @@ def _write(workspace: Workspace) -> None:
         write_bytes(workspace.root / SETTINGS_FILE, workspace.settings.to_toml().encode())
 
 
-def _check_data(workspace: Workspace, progress: Progress) -> dict[str, int]:
+def _check_data(workspace: Workspace, progress: Progress) -> Survey:
     found = survey(workspace.benchmark, workspace.source, progress)
     for remark in found.remarks:
         progress.note(remark)
-    return found.counts
+    return found

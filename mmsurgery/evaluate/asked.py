@@ -86,7 +86,7 @@ def what_is_asked(
         if not any(name.partition(".")[0] == column for name in found):
             progress.note(f"column {column} has nothing that protocol {protocol.id} can ask, and is left out")
     notes = notes_of(own, source)
-    for column in sorted(notes.keys() - {name.partition(".")[0] for name in found}):
+    for column in sorted(notes.keys() - {*reader.columns(source)}):
         progress.note(f"{column}: {notes[column]}")
     if not found:
         other = next(each for each in TASKS_OF if each != protocol.name)
@@ -99,6 +99,11 @@ def what_is_asked(
     if protocol.shots and not demonstrations.people:
         raise UsageError(f"benchmark '{own.name}' is asked zero-shot", "leave --shots out")
     columns = {name: scored(items, demonstrations.people.get(name)) for name, items in found.items()}
+    if alone := [name for name, items in columns.items() if not items]:
+        raise UnusableData(
+            f"{', '.join(alone)}: nobody is left to be asked about beside the person whose questions are demonstrated",
+            "leave --shots out",
+        )
     if subset is not None:
         columns = {name: stratified(items, subset) for name, items in columns.items()}
     return Asked(protocol, request, subset, asking, columns, demonstrations, notes)

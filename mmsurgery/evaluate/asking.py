@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmsurgery.data.samples import Item
-from mmsurgery.errors import UnusableData
+from mmsurgery.errors import InternalError, UnusableData
 
 if TYPE_CHECKING:
     from mmsurgery.backbones.loading import Loaded
@@ -87,11 +87,13 @@ class MLLMUAsking:
 class _Templated:
     """Zero-shot in the model's chat template."""
 
+    name: str
+
     def demonstrated(self, column: str, task: str) -> bool:
         return False
 
     def solved(self, item: Item) -> str:
-        raise NotImplementedError
+        raise InternalError(f"benchmark '{self.name}' is asked zero-shot")
 
     def prompt(self, loaded: Loaded, item: Item, wording: str, solved: Sequence[str]) -> str:
         return loaded.backbone.render(loaded.processor, wording, None, image=item.image_bytes is not None)

@@ -20,7 +20,7 @@ class Demonstrations:
     """One person's solved questions for each column where there are any; the person is not scored there."""
 
     people: Mapping[str, str] = field(default_factory=dict)
-    """Column (`forget_vqa`, `forget_vqa.cloze`) -> the person; `retain` for all columns alike, see `chosen`."""
+    """Column (`forget_vqa`, `forget_vqa.cloze`) -> the person."""
     items: Mapping[str, Sequence[Item]] = field(default_factory=dict)
     """Column -> what stands before each of its questions, in order."""
 

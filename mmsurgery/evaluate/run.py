@@ -230,10 +230,13 @@ def _score_model(workspace: Workspace, plan: _Plan, loader: _Loader, progress: P
         if not file.exists():
             lines = [records.line(item) for item in scores[column]]
             write_json(file, {"lines": lines, "sha256": sha256_json(lines)})
+    leaked = read_json(plan.folder / RUN_FILE).get(SCORED_TEXT) if (plan.folder / RUN_FILE).exists() else None
     body = {
         "model": plan.name,
         "columns": {column: tables.summary(each, plan.asked.protocol.id) for column, each in scores.items()},
-        "remarks": {column: found for column, each in scores.items() if (found := _remarks(plan, column, each))},
+        "remarks": {
+            column: found for column, each in scores.items() if (found := _remarks(plan, leaked, column, each))
+        },
         "provenance": plan.provenance,
     }
     record = records.write_eval(plan.path, body, [item for each in scores.values() for item in each])
@@ -244,12 +247,11 @@ def _score_model(workspace: Workspace, plan: _Plan, loader: _Loader, progress: P
     return _result(plan, record, up_to_date=False)
 
 
-def _remarks(plan: _Plan, column: str, scores: Sequence[Any]) -> list[str]:
-    """What a reader of a column of this model must know."""
+def _remarks(plan: _Plan, leaked: int | None, column: str, scores: Sequence[Any]) -> list[str]:
+    """What a reader of a column of this model must know; `leaked` text samples behind it are scored."""
     asked, name = plan.asked, column.partition(".")[0]
     found = [asked.notes[name]] if name in asked.notes else []
-    record = read_json(plan.folder / RUN_FILE) if (plan.folder / RUN_FILE).exists() else {}
-    if name.endswith("_qa") and (leaked := record.get(SCORED_TEXT)):
+    if name.endswith("_qa") and leaked:
         found.append(f"the saliency behind this model was measured on {leaked} text samples that are scored")
     if asked.protocol.shots and column not in asked.demonstrations.people:
         found.append("asked without demonstrations, as in the original")
@@ -258,22 +260,21 @@ def _remarks(plan: _Plan, column: str, scores: Sequence[Any]) -> list[str]:
 
 def _with_metrics(workspace: Workspace, results: Sequence[EvalResult], progress: Progress) -> list[EvalResult]:
     """The results with CLEAR's metrics, where there are columns for them; against the gold model that was scored
-    beside them, if one was."""
+    beside them, if one was and still is what the settings ask for."""
     if not results or not any(name.endswith(f".{truth.TASK}") for name in results[0].columns):
         return list(results)
+    asked = [(each, records.read_items(each.path)) for each in results]
     beside = results[0].path.with_name("gold.json")
-    gold = records.read_items(beside) if beside.exists() else None
-    try:
-        check_trained(workspace, *(["gold"] if gold is not None else []))
-    except Mismatch as problem:
-        progress.note(f"{problem}: Forget Quality is left out")
-        gold = None
     if not beside.exists():
         progress.note("no gold model was scored: Forget Quality is left out (mmsurgery train gold, then eval)")
-    return [
-        dataclasses.replace(each, metrics=truth.metrics(each.columns, records.read_items(each.path), gold))
-        for each in results
-    ]
+        return [dataclasses.replace(each, metrics=truth.metrics(each.columns, items, None)) for each, items in asked]
+    try:
+        check_trained(workspace, "gold")
+        gold = records.read_items(beside)
+        return [dataclasses.replace(each, metrics=truth.metrics(each.columns, items, gold)) for each, items in asked]
+    except (InputRefused, Mismatch) as problem:
+        progress.note(f"Forget Quality is left out: {problem}")
+        return [dataclasses.replace(each, metrics=truth.metrics(each.columns, items, None)) for each, items in asked]
 
 
 def _read_finished(file: Path) -> list[Any] | None:

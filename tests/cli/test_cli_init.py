@@ -209,6 +209,9 @@ def test_a_fault_is_allowed_by_name_from_the_start(
     command = ["init", "work", "--benchmark", "folder", "--data", "mine", "--vanilla", str(tiny_llava)]
     assert run(command) == 3
     assert "init --allow repeated_row" in capfd.readouterr().err
+    assert run([*command, "--allow", "repeated_row", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["remarks"][0].startswith("forget_vqa: no test row of role forget")
     assert run([*command, "--allow", "repeated_row"]) == 0
     assert Settings.read(Path("work", SETTINGS_FILE)).benchmark.allow == ("repeated_row",)
     out = capfd.readouterr().out

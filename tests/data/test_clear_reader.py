@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from clear_files import PICTURE, PUBLISHED, ClearFiles, text_row
 
+from mmsurgery.data import clear_items
 from mmsurgery.data.benchmark import Benchmark, Source, benchmark
 from mmsurgery.data.clear import Clear
 from mmsurgery.data.clear_items import CAPTION_QUESTIONS, TRUTH
@@ -669,3 +670,20 @@ def test_unknown_names(clear: ClearFiles) -> None:
     (clear.root / "forget05" / "train-00000-of-00001.parquet").unlink()
     with pytest.raises(UsageError, match=r"forget05 holds no parquet files.*forget10"):
         READER.samples(where, "forget_vqa")
+
+
+def test_questions_are_the_published_ones_byte_for_byte() -> None:
+    """Section 2.1 and 5.2 of the published code: nine caption questions in order, the name question, the prompt."""
+    assert clear_items.CAPTION_QUESTIONS == (
+        "What can you see in this picture?",
+        "Tell me about the content of this image",
+        "Can you give a description of the image?",
+        "What is depicted in the image?",
+        "Explain what you observe in the picture.",
+        "Describe the image in detail.",
+        "What is the main subject of this image?",
+        "Can you describe the scene or objects in the image?",
+        "What is happening in this image?",
+    )
+    assert clear_items.NAME_QUESTION == "What is the name of the person in the image?"
+    assert clear_items.NAME_PROMPT == "The name of the person on the image is "

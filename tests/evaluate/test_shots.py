@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,10 +13,14 @@ from test_official import BLANK, LISTED, MLLMU, QWEN2_VL_TEMPLATE, item
 
 from mmsurgery.data.samples import Item
 from mmsurgery.errors import InputRefused, UnusableData, UsageError
+from mmsurgery.evaluate import asked as asked_module
+from mmsurgery.evaluate.asked import what_is_asked
 from mmsurgery.evaluate.asking import ASKINGS, asking_of
 from mmsurgery.evaluate.demonstrations import chosen, scored
 from mmsurgery.evaluate.official import answers
 from mmsurgery.evaluate.protocols import Protocol
+from mmsurgery.settings import Settings
+from mmsurgery.workspace import SILENT, Workspace
 
 if TYPE_CHECKING:
     from mmsurgery.backbones.loading import Loaded
@@ -69,6 +74,8 @@ def test_clear_lists_options_and_asks_for_no_letter(loaded_llava: Loaded, loaded
     qwen = dataclasses.replace(loaded_qwen2_vl, processor=published)
     assert clear.prompt(qwen, item("classification", b""), choice, []) == f"{_HEAD}{_PICTURE}{choice}{_END}"
     assert clear.prompt(qwen, item("generation"), "Where ?", []) == f"{_HEAD}Where ?{_END}"
+    assert clear.prompt(loaded_llava, item("classification", b""), choice, []) == f"USER: <image>\n{choice} ASSISTANT:"
+    assert clear.prompt(loaded_llava, item("generation"), "Where ?", []) == "USER: Where ? ASSISTANT:"
     assert not clear.demonstrated("forget_vqa", "classification")
 
 
@@ -166,6 +173,27 @@ def test_the_official_draw_shows_a_forget_person_only_when_asked_to() -> None:
     assert found.people["realworld_vqa.cloze"] == "c"
     assert {each.person for each in found.items["forget_vqa"]} == {found.people["forget_vqa"]}
     assert {each.column for each in found.items["forget_vqa"]} == {"forget_vqa"}
+
+
+def test_a_column_about_the_demonstrated_person_alone_is_refused_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {name: items for name, items in columns().items() if "." not in name}
+    found["retain_vqa"] = [each for each in found["retain_vqa"] if each.person == "r"]
+    found["retain_qa"] = [each for each in found["retain_qa"] if each.person == "r"]
+
+    class Bench:
+        name = asking = "mllmu-bench"
+
+        def columns(self, source: Any) -> tuple[str, ...]:
+            return tuple(found)
+
+        def items(self, source: Any, column: str, task: str = "classification") -> list[Item]:
+            return found[column] if task == "classification" else []
+
+    monkeypatch.setattr(asked_module, "benchmark", lambda name: Bench())
+    with pytest.raises(UnusableData, match="retain_vqa, retain_qa: nobody is left to be asked about"):
+        what_is_asked(Workspace(tmp_path, Settings()), Protocol("official", 1), None, None, SILENT)
 
 
 def test_nobody_to_demonstrate() -> None:

@@ -89,7 +89,8 @@ def applied(result: ApplyResult) -> Lines:
     yield moves(result.moved)
     if curve := result.record["evaluations"]:
         columns = in_order(curve[0]["columns"])
-        rows = table("step", *(COLUMN_LABELS.get(column, column).replace(" ", "\n") for column in columns))
+        names = (COLUMN_LABELS.get(column, column).replace(" ", "\n") for column in columns)
+        rows = table("step", *names, title="accuracy in % along the run, protocol likelihood")
         for point in curve:
             rows.add_row(str(point["step"]), *(percent(point["columns"][column]) for column in columns))
         yield rows
