@@ -1,0 +1,121 @@
+"""The tables and numbers of an experiment as files: Markdown, LaTeX, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mmsurgery.errors import printable
+from mmsurgery.experiments import latex
+from mmsurgery.experiments.tables import TextTable
+
+NUMBERS = (
+    "panel",
+    "backbone",
+    "forget",
+    "row",
+    "label",
+    "comparison",
+    "quantity",
+    "mean",
+    "low",
+    "high",
+    "levels",
+    "n",
+)
+"""Header of `numbers_csv`."""
+
+_FORMULA = frozenset("=+-@\t\r\n＝＋－＠")
+_SIGNED = re.compile(r"[+-]\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?P<rest>[ ,%].*)?")
+_ACTIVE = re.compile(r"[|!@&{}\[\]'\"`$;:\\/*^]|[A-Za-z_.]\s*\(")
+
+
+def to_markdown(tables: Iterable[TextTable], title: str) -> str:
+    """The tables as GitHub Markdown: each a section of its title, its notes below it."""
+    blocks = [f"# {_inline(title)}"]
+    for table in tables:
+        lines = [f"## {_inline(table.title)}", "", *_markdown_rows(table)]
+        blocks += ["\n".join(lines), *(_inline(note) for note in table.notes)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_rows(table: TextTable) -> list[str]:
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(_inline(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|" + "|".join(["---", *["---:"] * (len(table.header) - 1)]) + "|"
+    return [line(table.header), rule, *(line(row) for row in table.rows)]
+
+
+def _inline(text: str) -> str:
+    """Text that stays on its line and opens no HTML tag."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", printable(text))
+
+
+def to_latex(tables: Iterable[TextTable], title: str) -> str:
+    """The tables as LaTeX to be read into a paper with `\\input`; they need the packages booktabs and graphicx.
+
+    One `table` environment each, with its title as the caption and its notes below; a table wider than the
+    text is scaled down to it. Builds with pdflatex, XeLaTeX and LuaLaTeX; pdflatex shows a letter that it has
+    no font for as its code point.
+    """
+    head = f"% {printable(title)}\n% \\usepackage{{booktabs,graphicx}}\n"
+    return "\n".join([head, *(latex.table(each.title, each.header, each.rows, each.notes) for each in tables)])
+
+
+def to_csv(tables: Iterable[TextTable]) -> str:
+    """The tables as one CSV file (RFC 4180), a line per cell: table, row, column, text.
+
+    A line per cell because the tables have different columns. Notes are lines without a row, in the column
+    `note`. Text that a spreadsheet would take for a formula has an apostrophe before it.
+    """
+    lines: list[Sequence[object]] = []
+    for table in tables:
+        lines += [
+            (table.title, row[0], column, text)
+            for row in table.rows
+            for column, text in zip(table.header[1:], row[1:], strict=True)
+        ]
+        lines += [(table.title, "", "note", note) for note in table.notes]
+    return _csv(("table", "row", "column", "text"), lines)
+
+
+def numbers_csv(results: Mapping[str, Any]) -> str:
+    """Every mean of an experiment's results as CSV (RFC 4180), see `NUMBERS`; for those who plot themselves.
+
+    One line per panel, row (`vanilla` and `gold` too), comparison (`fixed`, `matched`) and quantity (a column or
+    `utility`). `mean` and its 95 % interval from `low` to `high` are accuracies in 0-1 in full precision; `forget`
+    is in percent of the people.
+    """
+    labels = {row["key"]: row["label"] for row in results["rows"]}
+    lines: list[Sequence[object]] = []
+    for panel in results["panels"]:
+        where = (panel["key"], panel["backbone"], panel["forget"])
+        for row, entry in results["summary"][panel["key"]].items():
+            comparisons = {"fixed": entry["fixed"], "matched": (entry["matched"] or {}).get("columns", {})}
+            for comparison, quantities in comparisons.items():
+                for quantity, cell in quantities.items():
+                    numbers = (cell["mean"], *cell["ci95"], cell["levels"], cell["n"])
+                    lines.append((*where, row, labels.get(row, row), comparison, quantity, *numbers))
+    return _csv(NUMBERS, lines)
+
+
+def _csv(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(header)
+    writer.writerows([_harmless(value) if isinstance(value, str) else value for value in line] for line in lines)
+    return text.getvalue()
+
+
+def _harmless(text: str) -> str:
+    """Text that no spreadsheet takes for a formula; a number with its sign, alone or before words, stays as it is."""
+    if text.lstrip(" ")[:1] not in _FORMULA or text == "-":
+        return text
+    signed = _SIGNED.fullmatch(text)
+    if signed and not _ACTIVE.search(signed["rest"] or ""):
+        return text
+    return f"'{text}"
