@@ -58,13 +58,13 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note
     lines = [
         "\\begin{table}[t]",
         "\\centering",
-        f"\\caption{{{escape(title)}}}",
+        f"\\caption{{{escape(title)}}}\\smallskip",
         "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         f"\\begin{{tabular}}{{@{{}}l{'r' * (len(header) - 1)}@{{}}}}",
         "\\toprule",
         _row(header),
         "\\midrule",
-        *(_row(row) for row in rows),
+        *_body(rows),
         "\\bottomrule",
         "\\end{tabular}}",
         *(f"\n\\smallskip\n{{\\footnotesize\\raggedright {escape(note)}\\par}}" for note in notes),
@@ -73,16 +73,25 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note
     return "\n".join(lines) + "\n"
 
 
+def _body(rows: Sequence[Sequence[str]]) -> list[str]:
+    broken = any(_breaks(cell) for row in rows for cell in row)
+    return [("\\addlinespace\n" if broken and place else "") + _row(row) for place, row in enumerate(rows)]
+
+
 def _row(cells: Sequence[str]) -> str:
     first, *others = cells
     return " & ".join([_cell(first, "l"), *(_cell(cell, "r") for cell in others)]) + " \\\\"
 
 
 def _cell(text: str, side: str) -> str:
-    if len(text) <= _WIDE or ", " not in text:
+    if not _breaks(text):
         return escape(text)
     parts = " \\\\ ".join(escape(part) for part in re.sub(", ", ",\n", text).split("\n"))
     return f"\\begin{{tabular}}[t]{{@{{}}{side}@{{}}}}{parts}\\end{{tabular}}"
+
+
+def _breaks(text: str) -> bool:
+    return len(text) > _WIDE and ", " in text
 
 
 def escape(text: str) -> str:
@@ -100,8 +109,8 @@ def _letter(letter: str) -> str:
         return _SPECIAL[letter]
     if letter.isascii() or letter in _LETTERS:
         return letter
-    base, *marks = unicodedata.normalize("NFD", letter)
-    if base.isascii() and base.isalpha() and len(marks) == 1 and marks[0] in _ACCENTS:
+    parts = unicodedata.normalize("NFD", letter)
+    if len(parts) == 2 and parts[0].isascii() and parts[0].isalpha() and parts[1] in _ACCENTS:
         return letter
     # these engines take their letters from the fonts of the system
     return f"\\ifdefined\\Umathchar {letter}\\else (U+{ord(letter):04X})\\fi{{}}"
