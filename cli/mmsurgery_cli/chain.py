@@ -74,6 +74,10 @@ def mask(
     mixture: Annotated[
         str, typer.Option(help="Preserve saliency: pooled over units, or equal weight per part.")
     ] = "pooled",
+    preserve: Annotated[
+        str | None,
+        typer.Option(metavar="PARTS", help="Data parts to preserve (default: forget_qa,retain_vqa,retain_qa, Eq. 6)."),
+    ] = None,
     estimator: Estimator = "sample",
     batch_size: BatchSize = 4,
     measure: Annotated[bool, typer.Option(help="Measure missing saliency first.")] = True,
@@ -95,6 +99,7 @@ def mask(
         control=control,
         seed=seed,
         mixture=mixture,
+        preserve=preserve,
         estimator=estimator,
         batch_size=batch_size,
         measure=measure,

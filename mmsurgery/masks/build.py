@@ -21,6 +21,9 @@ from mmsurgery.workspace import ESTIMATORS, SILENT, Progress
 if TYPE_CHECKING:
     from mmsurgery.workspace import Workspace
 
+_NAMES = frozenset((*SETS["forget"], *SETS["preserve"], "realworld_vqa", "retain_image_qa"))
+"""Parts that some benchmarks have and others lack."""
+
 
 @dataclass(frozen=True)
 class MaskResult:
@@ -48,6 +51,7 @@ def build_mask(
     estimator: str = "sample",
     batch_size: int = 4,
     mixture: str = "pooled",
+    preserve: str | Sequence[str] | None = None,
     measure: bool = True,
     force: bool = False,
     progress: Progress = SILENT,
@@ -60,6 +64,8 @@ def build_mask(
         control: instead of the rule's mask, one with its count in every tensor, see `controls`.
         seed: of the control `random`, 0 where None.
         estimator, batch_size: which saliency of the parts to use.
+        preserve: parts that Eq. 7's denominator is measured on, comma-separated or as a list, in any order; those
+            of Eq. 6 that the benchmark has where None.
         measure: measure parts that are missing.
         force: make it again, replacing a different mask of that name.
 
@@ -87,7 +93,9 @@ def build_mask(
         "seed": (seed or 0) if control == "random" else None,
     }
     _check_choices(estimator=estimator, mixture=mixture, per=per, control=control)
-    parts = _parts(workspace)
+    parts, chosen = _parts(workspace, preserve)
+    if chosen is not None:  # only then: masks of Eq. 6 as it stands keep their key
+        settings["preserve"] = chosen
     measured = _measure_missing(workspace, parts, estimator, batch_size, measure=measure, progress=progress)
     inputs = _inputs(workspace, parts, estimator, batch_size)
     origin = provenance("mask", settings, inputs)
@@ -130,16 +138,35 @@ def _check_choices(*, estimator: str, mixture: str, per: str | None, control: st
             raise unknown(kind, value, known)
 
 
-def _parts(workspace: Workspace) -> list[str]:
-    """The forget part, then those preserve parts that the benchmark has."""
+def _parts(workspace: Workspace, preserve: str | Sequence[str] | None) -> tuple[list[str], str | None]:
+    """The forget part, then the preserve parts that are asked for; and these as text where they are not those of
+    Eq. 6 that the benchmark has."""
     name = workspace.settings.benchmark.name
     offered = benchmark(name).parts(source_of(workspace))
-    parts = [part for part in (*SETS["forget"], *SETS["preserve"]) if part in offered]
-    if not set(SETS["forget"]) <= set(parts) or not set(SETS["preserve"]) & set(parts):
+    usual = [part for part in SETS["preserve"] if part in offered]
+    named = preserve.split(",") if isinstance(preserve, str) else preserve
+    wanted = usual if named is None else _checked([part.strip() for part in named], name, offered)
+    kept = [part for part in dict.fromkeys((*SETS["preserve"], *offered)) if part in wanted]
+    if not set(SETS["forget"]) <= set(offered) or not kept:
         raise UsageError(
             f"benchmark '{name}' has no part to forget or none to preserve: {', '.join(offered)}",
             "choose another benchmark",
         )
+    return [*SETS["forget"], *kept], None if kept == usual else ",".join(kept)
+
+
+def _checked(parts: Sequence[str], name: str, offered: Sequence[str]) -> Sequence[str]:
+    """Parts that the user named, if they can be preserved."""
+    if not parts:
+        raise UsageError("no part to preserve is named", f"name some of {', '.join(offered)}")
+    for part in parts:
+        if part in SETS["forget"]:
+            raise UsageError(f"{part} is what is to be forgotten (Eq. 5)", "leave it out of --preserve")
+        if part in offered:
+            continue
+        if part in _NAMES:
+            raise UsageError(f"benchmark '{name}' has no part '{part}'", f"it has {', '.join(offered)}")
+        raise unknown("part", part, offered)
     return parts
 
 

@@ -135,7 +135,7 @@ def mask_command(name: str, origin: Mapping[str, Any]) -> str:
     there = origin.get("settings")
     settings = there if isinstance(there, Mapping) else {}
     options = [] if name == "default" else ["--name", name]
-    shown = ("beta", "density", "per", "modules", "control", "seed", "mixture", "estimator", "batch_size")
+    shown = ("beta", "density", "per", "modules", "control", "seed", "mixture", "preserve", "estimator", "batch_size")
     for key in shown:
         if (value := settings.get(key)) is not None and _DEFAULTS.get(key) != value:
             options += [f"--{key.replace('_', '-')}", _number(value) if isinstance(value, float) else str(value)]

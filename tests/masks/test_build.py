@@ -252,6 +252,11 @@ def test_a_real_model_is_measured_then_masked(
     assert result.mask.density("group")["vision"] == 0
     assert 0 < result.mask.density("group")["lm"] < 1
     assert made(workspace, modules="lm,connector").up_to_date
+    monkeypatch.setattr(Real, "parts", lambda self, source: (*PARTS, "retain_image_qa"))
+    literal = made(workspace, name="literal", preserve="forget_qa,retain_vqa,retain_image_qa")
+    assert literal.measured == ["retain_image_qa"]
+    folders[-1] = workspace.saliency_dir("retain_image_qa")
+    assert mask_rule.differing_bits(literal.path, folders[0], folders[1:]) == 0
 
 
 def test_parts_that_the_benchmark_lacks_are_left_out(workspace: Workspace, benchmark: Fake) -> None:
@@ -260,6 +265,64 @@ def test_parts_that_the_benchmark_lacks_are_left_out(workspace: Workspace, bench
     benchmark._parts = ("retain_vqa",)
     with pytest.raises(UsageError, match="no part to forget"):
         build_mask(workspace, name="other")
+
+
+def test_the_preserve_parts_can_be_chosen(workspace: Workspace, benchmark: Fake) -> None:
+    """Eq. 6 read literally; named in any order it is the same mask."""
+    benchmark._parts = (*PARTS, "retain_image_qa")
+    saliency(workspace, "retain_image_qa", 9).save(workspace.saliency_dir("retain_image_qa"))
+    result = made(workspace, name="literal", preserve="retain_image_qa, forget_qa,retain_vqa,forget_qa")
+    named = ("forget_vqa", "forget_qa", "retain_vqa", "retain_image_qa")
+    folders = [workspace.saliency_dir(part) for part in named]
+    assert mask_rule.differing_bits(result.path, folders[0], folders[1:]) == 0
+    assert [parent["part"] for parent in result.mask.parents] == list(named)
+    assert result.mask.provenance["settings"]["preserve"] == "forget_qa,retain_vqa,retain_image_qa"
+    assert set(result.mask.provenance["inputs"]["saliency"]) == set(named)
+    assert made(workspace, name="literal", preserve=["forget_qa", "retain_vqa", "retain_image_qa"]).up_to_date
+    with pytest.raises(Mismatch, match="made with other preserve forget_qa,retain_vqa,retain_image_qa -> None"):
+        build_mask(workspace, name="literal")
+    assert made(workspace).mask.content_sha256 != result.mask.content_sha256
+    assert made(workspace, name="control", control="forget-only", preserve="retain_qa").mask.rule == "forget-only"
+
+
+def test_eq_6_by_name_is_the_default_and_leaves_no_trace(workspace: Workspace, benchmark: Fake) -> None:
+    """What was made before the setting existed stays up to date, byte for byte."""
+    first = made(workspace)
+    assert sorted(first.mask.provenance["settings"]) == [
+        "batch_size", "beta", "control", "estimator", "mixture", "modules", "seed",
+    ]  # fmt: skip
+    benchmark._parts = ("retain_image_qa", *reversed(PARTS))  # whatever the order of a benchmark's parts
+    assert made(workspace, preserve="retain_qa,retain_vqa,forget_qa").up_to_date
+    again = made(workspace, name="again", preserve="forget_qa,retain_qa,retain_vqa")
+    assert again.path.read_bytes() == first.path.read_bytes()
+    benchmark._parts = ("forget_vqa", "retain_vqa", "realworld_vqa")
+    assert "preserve" not in made(workspace, name="fewer", preserve="retain_vqa").mask.provenance["settings"]
+
+
+def test_parts_that_cannot_be_preserved(workspace: Workspace, benchmark: Fake) -> None:
+    for wrong, message, hint in (
+        ("forget_qa,retain_vqaa", "no part 'retain_vqaa'", "did you mean 'retain_vqa'"),
+        ("forget_qa,", "no part ''", "known: forget_qa"),
+        ("retain_image_qa", "benchmark 'portraits' has no part 'retain_image_qa'", f"it has {', '.join(PARTS)}"),
+        ("retain_qa,forget_vqa", "forget_vqa is what is to be forgotten", "leave it out"),
+        ([], "no part to preserve is named", "name some of"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            build_mask(workspace, preserve=wrong)
+        assert hint in str(caught.value.next_step)
+    benchmark._parts = ("forget_vqa", "realworld_vqa")
+    with pytest.raises(UsageError, match="none to preserve"):
+        build_mask(workspace)
+    saliency(workspace, "realworld_vqa", 9).save(workspace.saliency_dir("realworld_vqa"))
+    settings = made(workspace, preserve="realworld_vqa").mask.provenance["settings"]
+    assert settings["preserve"] == "realworld_vqa"  # though the benchmark has no part of Eq. 6
+
+
+def test_a_chosen_part_that_is_missing_is_measured_by_name(workspace: Workspace, benchmark: Fake) -> None:
+    benchmark._parts = (*PARTS, "retain_image_qa")
+    with pytest.raises(MissingArtifact, match="saliency of retain_image_qa has not been") as caught:
+        build_mask(workspace, preserve="forget_qa,retain_image_qa", measure=False)
+    assert caught.value.next_step == "mmsurgery saliency --set retain_image_qa"
 
 
 def test_saliency_of_another_model(workspace: Workspace) -> None:
@@ -314,18 +377,25 @@ def test_what_a_change_leaves_behind_is_listed(workspace: Workspace, benchmark: 
             {"density": 0.5, "per": "tensor", "mixture": "equal"},
             "--density 0.5 --per tensor --modules {} --mixture equal",
         ),
+        (
+            {"preserve": "retain_image_qa,forget_qa", "mixture": "equal"},
+            "--beta 1 --modules {} --mixture equal --preserve forget_qa,retain_image_qa",
+        ),
         ({"control": "inverse"}, "--beta 1 --modules {} --control inverse"),
         ({"control": "random", "beta": "0.9"}, "--beta 0.9 --modules {} --control random --seed 0"),
         ({"control": "random", "seed": 7}, "--beta 1 --modules {} --control random --seed 7"),
         ({"estimator": "batch", "batch_size": 2}, "--beta 1 --modules {} --estimator batch --batch-size 2"),
     ],
 )
-def test_a_stale_mask_is_made_again_as_it_was(workspace: Workspace, options: dict[str, Any], command: str) -> None:
+def test_a_stale_mask_is_made_again_as_it_was(
+    workspace: Workspace, benchmark: Fake, options: dict[str, Any], command: str
+) -> None:
     """What is printed, run as a command line, makes the mask of the same settings."""
+    benchmark._parts = parts = (*PARTS, "retain_image_qa")
     place = (options.get("estimator", "sample"), options.get("batch_size", 4))
     measured = {"estimator": place[0], "batch_size": options.get("batch_size")}
     for round_ in (0, 7):
-        for seed, part in enumerate(PARTS):
+        for seed, part in enumerate(parts):
             found = saliency(workspace, part, seed + round_, **measured)
             found.save(workspace.saliency_dir(part, *place), replace=True)
         if round_ == 0:
