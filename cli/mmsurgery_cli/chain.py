@@ -273,6 +273,9 @@ def diff(
         int | None, typer.Option(min=1, metavar="N", help="Top-n (default: the count of AFTER's mask).")
     ] = None,
     listed: Annotated[int, typer.Option("--list", min=0, metavar="K", help="Entries listed in the file.")] = 1000,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Show ||after - before|| / ||before|| of each cell instead of the top n.")
+    ] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if anything differs.")] = False,
     plan: planning.Wanted = False,
     force: Force = False,
@@ -288,8 +291,8 @@ def diff(
         from mmsurgery.plans import plan_diff
 
         return planning.show(output, plan_diff(open_here(), before, after, **options))
-    result = compare(open_here(), before, after, **options)
-    output.show(*show.compared(result))
+    result = compare(open_here(), before, after, relative=relative, **options)
+    output.show(*show.compared(result, relative=relative))
     output.document(show.diff_document(result))
     if exit_code and result.record["changed"]:
         raise GateMissed(f"{result.record['changed']:,} weights differ")

@@ -38,6 +38,8 @@ class Difference:
     inside: int | None
     """Of these, weights that the mask selects; None without a mask."""
     outside: int | None
+    changed_by_group: Mapping[str, int]
+    """The changed weights of each module group, in the order of `names.GROUPS`."""
     layers: tuple[str, ...]
     """Rows: per group its layers (`lm.0`, ...), then the group's name for parameters without a layer."""
     components: tuple[str, ...]
@@ -47,6 +49,9 @@ class Difference:
     same share in every cell, so a count need not be whole."""
     sizes: tuple[tuple[int, ...], ...]
     """Weights of each cell `[layers, components]`; 0 where there is no such cell."""
+    relative: tuple[tuple[float | None, ...], ...]
+    """||after - before|| / ||before|| of each cell `[layers, components]`, L2 norms over its weights in float64;
+    None where there is no such cell, or all its weights are 0 before."""
     top: tuple[stream.Entry, ...]
     """The largest differences, at most n: by |delta| descending, then name, then flat index."""
 
@@ -58,10 +63,12 @@ class Difference:
             "changed": self.changed,
             "inside": self.inside,
             "outside": self.outside,
+            "changed_by_group": dict(self.changed_by_group),
             "layers": list(self.layers),
             "components": list(self.components),
             "heatmap": [list(row) for row in self.heatmap],
             "sizes": [list(row) for row in self.sizes],
+            "relative": [list(row) for row in self.relative],
             "top": [dataclasses.asdict(entry) for entry in self.top],
         }
 
@@ -84,7 +91,8 @@ def compare(
         top: n, at least 1.
         listed: how many entries to list at most.
         mask: to tell changes inside from changes outside.
-        block: weights read at a time, a multiple of 8; the result does not depend on it.
+        block: weights read at a time, a multiple of 8; the result does not depend on it, but for the round-off of
+            `relative`.
 
     Raises:
         UsageError: if `top` or `listed` makes no sense.
@@ -104,16 +112,19 @@ def compare(
         threshold, counts = stream.count(before, after, cells, found, n=wanted, block=block, advance=advance)
     layers, components = _axes(addresses)
     values, sizes = _shared_out(counts, wanted if threshold else 0), _sizes(before, cells)
+    relative, changed = _relative(found, cells), sum(found.changed.values())
     return Difference(
         n=top,
         threshold=threshold,
-        changed=found.changed,
+        changed=changed,
         inside=None if mask is None else found.inside,
-        outside=None if mask is None else found.changed - found.inside,
+        outside=None if mask is None else changed - found.inside,
+        changed_by_group=_by_group(found.changed, addresses),
         layers=layers,
         components=components,
         heatmap=tuple(tuple(values.get((row, column), 0) for column in components) for row in layers),
         sizes=tuple(tuple(sizes.get((row, column), 0) for column in components) for row in layers),
+        relative=tuple(tuple(relative.get((row, column)) for column in components) for row in layers),
         top=tuple(found.largest),
     )
 
@@ -125,20 +136,40 @@ def heatmaps(record: Mapping[str, Any]) -> list[Heatmap]:
     Args:
         record: a diff record or the JSON of a `Difference`.
     """
-    from mmsurgery.figures.heatmap import by_address
-
-    cells = {}
-    for row, values, sizes in zip(record["layers"], record["heatmap"], record["sizes"], strict=True):
-        for component, value, size in zip(record["components"], values, sizes, strict=True):
-            if size:
-                cells[Address.parse(f"{row}.{component}")] = value / size
+    shares = {
+        Address.parse(f"{row}.{component}"): value / size
+        for row, values, sizes in zip(record["layers"], record["heatmap"], record["sizes"], strict=True)
+        for component, value, size in zip(record["components"], values, sizes, strict=True)
+        if size
+    }
     counts = group_counts(record)
     total = sum(counts.values()) or 1
     unit = f"share in the top {min(record['n'], record['changed']):,}"
     return [
         dataclasses.replace(each, title=f"{each.title} {counts[each.title] / total:.0%}")
-        for each in by_address(cells, unit)
+        for each in _by_address(shares, unit)
     ]
+
+
+def relative_heatmaps(record: Mapping[str, Any]) -> list[Heatmap]:
+    """One heatmap per module group: the relative change of each cell, see `Difference.relative`.
+
+    Args:
+        record: as for `heatmaps`.
+    """
+    cells = {
+        Address.parse(f"{row}.{component}"): math.nan if value is None else value
+        for row, values, sizes in zip(record["layers"], record["relative"], record["sizes"], strict=True)
+        for component, value, size in zip(record["components"], values, sizes, strict=True)
+        if size
+    }
+    return _by_address(cells, "||after - before|| / ||before||")
+
+
+def _by_address(cells: Mapping[Address, float], unit: str) -> list[Heatmap]:
+    from mmsurgery.figures.heatmap import by_address
+
+    return by_address(cells, unit)
 
 
 def group_counts(record: Mapping[str, Any]) -> dict[str, float]:
@@ -182,6 +213,23 @@ def _sizes(files: CheckpointFiles, cells: Mapping[str, tuple[str, str]]) -> dict
     for name in files.names:
         sizes[cells[name]] = sizes.get(cells[name], 0) + int(np.prod(files.shape(name), dtype=np.int64))
     return sizes
+
+
+def _relative(found: stream.Scan, cells: Mapping[str, tuple[str, str]]) -> dict[tuple[str, str], float]:
+    """The relative change of the cells that were not all 0 before; parameters are added up in their order."""
+    sums: dict[tuple[str, str], tuple[float, float]] = {}
+    for name, (moved, there) in found.squares.items():
+        before = sums.get(cells[name], (0.0, 0.0))
+        sums[cells[name]] = before[0] + moved, before[1] + there
+    return {cell: math.sqrt(moved / there) for cell, (moved, there) in sums.items() if there}
+
+
+def _by_group(changed: Mapping[str, int], addresses: Mapping[str, Address]) -> dict[str, int]:
+    present = {address.group for address in addresses.values()}
+    counts = {group: 0 for group in GROUPS if group in present}
+    for name, count in changed.items():
+        counts[addresses[name].group] += count
+    return counts
 
 
 def _shared_out(counts: Mapping[tuple[str, str], stream.Counts], n: int) -> dict[tuple[str, str], float]:

@@ -10,7 +10,7 @@ from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_conf
 from mmsurgery.artifacts.files import read_json, write_json
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.diff.difference import LISTED, TOP, compare, heatmaps
+from mmsurgery.diff.difference import LISTED, TOP, compare, heatmaps, relative_heatmaps
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
 from mmsurgery.provenance import SCHEMA, check_seal, differences, provenance, seal
 from mmsurgery.unlearn.record import mask_identity, read_record
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mmsurgery.figures.heatmap import Heatmap
 
 PICTURES = (".png", ".svg")
+RELATIVE = "relative"
+"""Folder in `diffs/` of the pictures of relative changes."""
 _KEYS = {"before", "after", "n", "threshold", "changed", "layers", "components", "heatmap", "sizes", "top"}
 
 
@@ -31,6 +33,7 @@ class DiffResult:
     after: str
     path: Path
     pictures: tuple[Path, ...]
+    """Of the top n, then of the relative change where it was asked for."""
     up_to_date: bool
     record: dict[str, Any]
     """The JSON record: names, `mask`, the fields of `Difference`, provenance."""
@@ -45,6 +48,11 @@ class DiffResult:
         """One per module group, see `difference.heatmaps`."""
         return heatmaps(self.record)
 
+    @property
+    def relative_heatmaps(self) -> list[Heatmap]:
+        """One per module group, see `difference.relative_heatmaps`."""
+        return relative_heatmaps(self.record)
+
 
 def diff(
     workspace: Workspace,
@@ -53,6 +61,7 @@ def diff(
     *,
     top: int | None = None,
     list_: int = LISTED,
+    relative: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> DiffResult:
@@ -64,6 +73,7 @@ def diff(
         top: how many of the largest differences the heatmap counts; by default as many weights as
             AFTER's mask selects, else as `masks/default` does, else 1000.
         list_: how many of the largest are listed, at most.
+        relative: draw the relative change of each cell, too: `diffs/relative/BEFORE..AFTER.png` and `.svg`.
         force: compare again, and replace the diff of other models or settings.
 
     Raises:
@@ -90,7 +100,12 @@ def diff(
         },
     )
     pictures = tuple(path.with_suffix(suffix) for suffix in PICTURES)
+    if relative:
+        pictures += tuple(path.parent / RELATIVE / picture.name for picture in pictures)
     record = None if force or not path.exists() else _existing(path, origin)
+    if record is not None and "relative" not in record:
+        progress.note(f"{path.name} is of an earlier version, without relative changes: comparing again")
+        record = None
     up_to_date = record is not None
     if record is None:
         addresses = {name: family.address(name) for name in first.names}
@@ -111,7 +126,7 @@ def diff(
 
 
 def read_diff(path: Path) -> dict[str, Any]:
-    """The checked record of a diff.
+    """The checked record of a diff; that of an earlier version has no `relative` and no `changed_by_group`.
 
     Raises:
         MissingArtifact: if it does not exist.
@@ -153,4 +168,4 @@ def _draw(record: dict[str, Any], pictures: list[Path]) -> None:
     from mmsurgery.figures.heatmap import draw
 
     for picture in pictures:
-        draw(heatmaps(record), picture)
+        draw(relative_heatmaps(record) if picture.parent.name == RELATIVE else heatmaps(record), picture)

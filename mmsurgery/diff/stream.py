@@ -2,8 +2,8 @@
 
 A difference is ordered by the bit pattern of |after - before| in float32: patterns of non-negative
 floats are ordered as their values. The first pass counts patterns by their upper bits, which gives the
-bin that the n-th largest falls into; the second counts that bin's patterns by their lower bits, cell by
-cell. Blocks that cannot hold a difference of that size are not read again.
+bin that the n-th largest falls into, and adds up squares; the second counts that bin's patterns by their
+lower bits, cell by cell. Blocks that cannot hold a difference of that size are not read again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ LOW_BITS = 13
 """Of a pattern's 31 bits, those told apart in the second pass."""
 _BINS = 1 << (31 - LOW_BITS)
 _INFINITY = 0x7F800000
+_ROW = 2048
+"""Weights whose squares are added at a time: few enough for one thread, so the order is that of any number."""
 _RAISED_EVERY = 64
 """Blocks after which the lowest bin that still matters is looked up again."""
 
@@ -46,10 +48,12 @@ class Entry:
 class Scan:
     """What the first pass finds."""
 
-    changed: int = 0
-    """Weights whose bits differ."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """Weights of each parameter whose bits differ."""
     inside: int = 0
     """Of these, weights that the mask selects."""
+    squares: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Of each parameter, the sums of (after - before)^2 and of before^2: float64 sums of float32 values."""
     histogram: Array = field(default_factory=lambda: np.zeros(_BINS, np.int64))
     """Patterns by upper bits; complete from the bin of the n-th largest on, below it some are left out."""
     largest: list[Entry] = field(default_factory=list)
@@ -87,25 +91,35 @@ def scan(
     found, largest, lowest, blocks, offset = Scan(), _Largest(listed), 0, 0, 0
     offsets = {}
     for name in before.names:
-        offsets[name], maxima = offset, []
+        offsets[name], maxima, counted, moved, there = offset, [], 0, 0.0, 0.0
         for part in _blocks(before, after, name, block):
             maxima.append(int(part.patterns.max()))
             changed = part.changed()
-            found.changed += (count := int(np.count_nonzero(changed)))
+            counted += (count := int(np.count_nonzero(changed)))
             if mask is not None and count:
                 bits = mask.parameters[name].bits[part.start // 8 : (part.start + changed.size + 7) // 8]
                 found.inside += count_ones(pack(changed) & bits)
             if maxima[-1] >> LOW_BITS >= lowest:
                 found.histogram += np.bincount(_large(part.patterns, lowest) >> LOW_BITS, minlength=_BINS)
             largest.add(part.patterns, part.delta, offset + part.start)
+            moved += _squares(part.delta) if maxima[-1] else 0.0
+            there += _squares(part.value)
             blocks += 1
             if blocks % _RAISED_EVERY == 0:
                 lowest = threshold_bin(found.histogram, n)
-        found.maxima[name] = maxima
+        found.maxima[name], found.changed[name], found.squares[name] = maxima, counted, (moved, there)
         offset += int(np.prod(before.shape(name), dtype=np.int64))
         advance(1)
     found.largest = largest.entries(offsets)
     return found
+
+
+def _squares(values: Array) -> float:
+    """The sum of the squares, in float64."""
+    wide = values.astype(np.float64)
+    rows = wide[: wide.size // _ROW * _ROW].reshape(-1, _ROW)
+    rest = wide[rows.size :]
+    return float(np.vecdot(rows, rows).sum() + np.vecdot(rest, rest))
 
 
 def _large(patterns: Array, lowest: int) -> Array:
@@ -215,6 +229,8 @@ class _Block:
     new: Array
     """As stored, bfloat16 as bit patterns."""
     dtypes: tuple[str, str]
+    value: Array
+    """before, float32."""
     delta: Array
     """after - before, float32."""
     patterns: Array
@@ -251,7 +267,7 @@ def _blocks(
         patterns = delta.view(np.uint32) & np.uint32(0x7FFFFFFF)
         if patterns.max() >= _INFINITY:
             raise _not_finite(name, start, (before, after), values, patterns)
-        yield _Block(start, old, new, dtypes, delta, patterns)
+        yield _Block(start, old, new, dtypes, values[0], delta, patterns)
 
 
 def _not_finite(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.artifacts.tensors import write_safetensors, write_safetensors_stream
-from mmsurgery.diff import compare, group_counts, heatmaps, stream
+from mmsurgery.diff import compare, group_counts, heatmaps, relative_heatmaps, stream
 from mmsurgery.diff.stream import threshold_bin
 from mmsurgery.errors import Mismatch, UnusableData, UsageError
 from mmsurgery.names import Address
@@ -347,3 +347,75 @@ def test_heatmaps_say_shares_and_counts(write: Write) -> None:
     assert lm.values[-1].tolist() == pytest.approx([np.nan, np.nan, 12 / 77], nan_ok=True)
     assert lm.unit == "share in the top 16"
     assert heatmaps(compare(write(before), write(before), ADDRESSES).to_json())[1].title == "connector 0%"
+
+
+def norms(before: Arrays, after: Arrays) -> dict[tuple[str, str], float | None]:
+    """The relative change of each cell, from whole tensors."""
+    found: dict[tuple[str, str], float | None] = {}
+    for cell in set(CELLS.values()):
+        old, new = (
+            np.concatenate([each[name].ravel() for name in SHAPES if CELLS[name] == cell]).astype(np.float64)
+            for each in (before, after)
+        )
+        found[cell] = float(np.linalg.norm(new - old) / np.linalg.norm(old)) if old.any() else None
+    return found
+
+
+@pytest.mark.parametrize("block", [8, 64, stream.BLOCK])
+@pytest.mark.parametrize("row", [3, 2048])
+def test_relative_change_by_cell(write: Write, monkeypatch: pytest.MonkeyPatch, block: int, row: int) -> None:
+    """Two parameters of a cell count together; one that does not change is 0, one that was all 0 is None."""
+    monkeypatch.setattr(stream, "_ROW", row)
+    before, after = noise(0), noise(1, scale=5)
+    after["vision2"] = before["vision2"].copy()
+    before["connector"][:] = 0
+    before["layer1.q_bias"] = np.array([3.0, 4.0], np.float32)
+    after["layer1.q_bias"] = np.array([-9.0, 4.0], np.float32)
+    found = compare(write(before), write(after), ADDRESSES, block=block)
+    expected = norms(before, after)
+    assert (expected["vision.2", "norm"], expected["connector", "proj"]) == (0, None)
+    for layer, values in zip(found.layers, found.relative, strict=True):
+        for component, value in zip(found.components, values, strict=True):
+            # differences are rounded to float32 before they are squared
+            wanted = expected.get((layer, component))
+            assert value == (None if wanted is None else pytest.approx(wanted, rel=1e-6))
+    again = compare(write(before), write(after), ADDRESSES, block=block)
+    assert again.relative == found.relative
+
+
+def test_relative_change_of_half_precision_and_of_extremes(write: Write) -> None:
+    """bfloat16 bits 0x3F80 are 1.0, 0x3F00 are 0.5; the largest floats' squares fit into float64 alone."""
+    ones = {"head": np.full((7, 11), 0x3F80, "<u2")}
+    halves = {"head": np.full((7, 11), 0x3F00, "<u2")}
+    assert compare(write(ones, "BF16"), write(halves, "BF16"), ADDRESSES).relative[-1][-2] == 0.5
+    tiny, huge = {"head": np.full((7, 11), 1e-45, np.float32)}, {"head": np.full((7, 11), 3e38, np.float32)}
+    assert compare(write(tiny), write(huge), ADDRESSES).relative[-1][-2] == pytest.approx(3e38 / 1.401298464e-45)
+    assert compare(write(huge), write(tiny), ADDRESSES).relative[-1][-2] == 1
+
+
+def test_changed_weights_by_group(write: Write) -> None:
+    """0.0 against -0.0 is a change; groups in the order of the model."""
+    before, after = noise(0), noise(0)
+    before["connector"].flat[0] = 0.0
+    after["connector"].flat[0] = -0.0
+    after["head"].flat[:5] += 1
+    after["layer1.q"].flat[:2] += 1
+    found = compare(write(before), write(after), ADDRESSES, block=8)
+    assert list(found.changed_by_group.items()) == [("vision", 0), ("connector", 1), ("lm", 7)]
+    assert found.to_json()["changed_by_group"] == {"vision": 0, "connector": 1, "lm": 7}
+    assert found.changed == 8
+    files = write({"head": before["head"]}), write({"head": after["head"]})
+    assert compare(*files, {"head": ADDRESSES["head"]}).changed_by_group == {"lm": 5}
+
+
+def test_heatmaps_of_relative_changes(write: Write) -> None:
+    before, after = noise(0), noise(0)
+    before["connector"][:] = 0
+    after["head"] *= 3
+    record = compare(write(before), write(after), ADDRESSES).to_json()
+    vision, connector, lm = relative_heatmaps(json.loads(json.dumps(record)))
+    assert [each.title for each in (vision, connector, lm)] == ["vision", "connector", "lm"]
+    assert vision.values.tolist() == [[0], [0]]
+    assert np.isnan(connector.values).all()
+    assert lm.values[-1].tolist() == pytest.approx([np.nan, np.nan, 2], nan_ok=True, rel=1e-6)
+    assert lm.unit == "||after - before|| / ||before||"

@@ -21,9 +21,11 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.diff import diff, read_diff
 from mmsurgery.diff import run as diff_run
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
-from mmsurgery.settings import Settings
+from mmsurgery.provenance import seal
+from mmsurgery.settings import SETTINGS_FILE, Settings
 from mmsurgery.unlearn.record import mask_identity, sealed
 from mmsurgery.workspace import SILENT, Workspace
+from mmsurgery_cli.main import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkers"))
 import topn
@@ -265,6 +267,60 @@ def test_nothing_heavy_is_imported(workspace: Workspace, model: Callable[..., Pa
         "assert not {'torch', 'transformers', 'matplotlib', 'h5py'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_relative_changes_are_drawn_when_asked_for(
+    workspace: Workspace, model: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    model("npo", 1)
+    first = diff(workspace)
+    assert not (first.path.parent / "relative").exists()
+    counts = [picture.read_bytes() for picture in first.pictures]
+    result = diff(workspace, relative=True)
+    assert result.up_to_date
+    assert [p.relative_to(workspace.path("diffs")).as_posix() for p in result.pictures] == [
+        "vanilla..npo.png", "vanilla..npo.svg", "relative/vanilla..npo.png", "relative/vanilla..npo.svg",
+    ]  # fmt: skip
+    drawn = [picture.read_bytes() for picture in result.pictures]
+    assert drawn[:2] == counts
+    assert b"||after - before|| / ||before||" in drawn[3]
+    assert b"share in the top" not in drawn[3]
+    row, column = result.record["layers"].index("lm.1"), result.record["components"].index("attn.q")
+    assert result.record["relative"][row][column] == result.relative_heatmaps[-1].values[1, 0] > 0
+    assert sum(value or 0 for values in result.record["relative"] for value in values) == pytest.approx(
+        result.record["relative"][row][column]
+    )
+    (workspace.root / SETTINGS_FILE).write_text(workspace.settings.to_toml())
+    capfd.readouterr()
+    assert run(["-w", str(workspace.root), "diff", "--relative"]) == 0
+    printed = capfd.readouterr().out
+    assert "change relative to the weights before" in printed
+    assert "||after - before|| / ||before||: 9 = " in printed
+    assert "relative/vanilla..npo.png" in printed.replace("\n", "")
+    assert "share in the top" not in printed
+    assert run(["-w", str(workspace.root), "diff"]) == 0
+    assert "share in the top" in capfd.readouterr().out
+
+
+def test_a_diff_of_an_earlier_version_is_read_and_completed(workspace: Workspace, model: Callable[..., Path]) -> None:
+    """Its counts are the same; what it lacks is added without --force."""
+    model("npo", 1)
+    result = diff(workspace)
+    earlier = {key: value for key, value in result.record.items() if key not in ("relative", "changed_by_group")}
+    write_json(result.path, seal(earlier))
+    assert "relative" not in read_diff(result.path)
+    assert read_diff(result.path)["heatmap"] == result.record["heatmap"]
+    notes: list[str] = []
+
+    class Notes(type(SILENT)):  # type: ignore[misc]
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    again = diff(workspace, progress=Notes())
+    assert not again.up_to_date
+    assert "earlier version" in notes[0]
+    assert read_diff(result.path) == result.record
+    assert diff(workspace).up_to_date
 
 
 def test_result_is_plain_json(workspace: Workspace, model: Callable[..., Path]) -> None:

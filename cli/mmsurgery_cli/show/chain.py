@@ -165,16 +165,22 @@ def _score(column: dict[str, Any] | None) -> Text:
     return Text.assemble(percent(score_of(column)), (f"{beside}\n{percent(low, 0)}-{percent(high, 0)}", "dim"))
 
 
-def compared(result: DiffResult) -> Lines:
+def compared(result: DiffResult, *, relative: bool = False) -> Lines:
     record = result.record
     yield Text.assemble(
         f"{record['before']} -> {record['after']}: {record['changed']:,} weights changed, ", state(result.up_to_date)
     )
     if record["inside"] is not None:
         yield label(f"inside the mask {record['inside']:,}, outside {record['outside']:,}")
-    yield label(f"top {record['n']:,} by |delta|, from {record['threshold']:.3g} up:")
-    yield heatmap.render(*result.heatmaps)
-    yield label(f"{result.path} and, as pictures, .png and .svg beside it")
+    if relative:
+        yield label("change relative to the weights before, L2 norms by cell:")
+        yield heatmap.render(*result.relative_heatmaps)
+        picture = result.pictures[-2].relative_to(result.path.parent)
+        yield label(f"{result.path} and, as pictures, {picture} and .svg beside it")
+    else:
+        yield label(f"top {record['n']:,} by |delta|, from {record['threshold']:.3g} up:")
+        yield heatmap.render(*result.heatmaps)
+        yield label(f"{result.path} and, as pictures, .png and .svg beside it")
 
 
 def diff_document(result: DiffResult) -> dict[str, Any]:
