@@ -82,7 +82,7 @@ def sweeps_of(results: Results, panel: str) -> list[Sweep]:
     """The groups of rows of a panel in which exactly one number differs, and from row to row."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in results["rows"]:
-        if row["group"] is not None and row["key"] != results["compared"]:
+        if row["group"] is not None:
             groups.setdefault(row["group"], []).append(row)
     compared = next(row for row in results["rows"] if row["key"] == results["compared"])
     cells = [cell for cell in results["cells"] if cell["panel"] == panel and "failed" not in cell]

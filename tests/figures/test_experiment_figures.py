@@ -259,6 +259,14 @@ def test_a_learning_rate_that_is_the_recipes_is_what_the_runs_did() -> None:
     assert sweep.log
 
 
+def test_what_runs_did_without_being_told_is_no_sweep() -> None:
+    results = ablations()
+    for cell in results["cells"]:
+        if cell["row"] == "dataset":
+            cell["density"] = 0.2
+    assert "estimator" not in {sweep.name for sweep in sweeps_of(results, "llava")}
+
+
 def test_a_row_with_the_compared_rows_value_stands_for_it() -> None:
     results = ablations()
     results["rows"].append(row("beta-again", "beta 1", {"beta": 1.0}, group="beta"))
