@@ -53,13 +53,22 @@ def verify(
         raise GateMissed(f"model '{model}' does not keep its claim: {result.claim}", "apply again with --force")
 
 
-def report(as_json: Json = False) -> None:
+def report(
+    include_samples: Annotated[
+        bool | None,
+        typer.Option(
+            "--include-samples/--no-include-samples",
+            help="Show people's pictures beside cases; by default only those of portraits, who are drawn.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """One offline HTML page of what the workspace holds."""
     from mmsurgery.errors import InputRefused
     from mmsurgery.report import write_report
 
     output = Output(as_json=as_json)
-    result = write_report(open_here(), output)
+    result = write_report(open_here(), output, include_samples=include_samples)
     output.show(*show.reported(result))
     output.document(result)
     if result.damaged:

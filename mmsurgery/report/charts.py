@@ -7,15 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from mmsurgery.figures.heatmap import NO_LAYER, Heatmap, scale
 from mmsurgery.names import GROUPS
 from mmsurgery.report import numbers
 from mmsurgery.report.svg import drawing, element, line, rect, text
-
-_STEPS = 20
-"""Colours of a heatmap, classes `h0` to `h20` of the style."""
-_LABELLED = 260
-"""Heatmaps of at most this many cells show their values."""
 
 
 def whisker(mean: float, low: float, high: float, chance: float | None = None) -> Markup:
@@ -32,50 +26,6 @@ def whisker(mean: float, low: float, high: float, chance: float | None = None) -
     parts.append(element("circle", cx=x(mean), cy=5, r=2.6, class_="w-dot"))
     label = f"{numbers.percent(mean)}, 95 % interval {numbers.interval(low, high)}"
     return drawing(width, height, label, *parts, class_="whisker")
-
-
-def heatmaps(maps: Sequence[Heatmap]) -> list[Markup]:
-    """One picture per module group, all on one scale that starts at 0, and the scale itself."""
-    if not maps:
-        return []
-    brightest = scale(maps)
-    valued = sum(each.values.size for each in maps) <= _LABELLED
-    return [*(_heatmap(each, brightest, valued) for each in maps), _heat_scale(brightest)]
-
-
-def _heatmap(heatmap: Heatmap, brightest: float, valued: bool) -> Markup:
-    left, top, bottom = 34.0, 22.0, 52.0
-    cell_width, cell_height = (37.0, 22.0) if valued else (30.0, 12.0)
-    parts = [text(left, 13, heatmap.title, class_="c-title")]
-    for r, row in enumerate(heatmap.rows):
-        middle = top + (r + 0.5) * cell_height + 3.8
-        parts.append(text(left - 6, middle, "–" if row == NO_LAYER else row, "end", "c-label"))
-        for c, column in enumerate(heatmap.columns):
-            value = float(heatmap.values[r, c])
-            if math.isnan(value):
-                continue
-            x, y = left + c * cell_width, top + r * cell_height
-            step = round(_STEPS * value / brightest)
-            where = f"{heatmap.title} {column}, " + ("no layer" if row == NO_LAYER else f"layer {row}")
-            parts.append(rect(x, y, cell_width - 1, cell_height - 1, f"h{step}", f"{where}: {numbers.percent(value)}"))
-            if valued:
-                shade = "c-value" + (" on" if step > 13 else " mid" if step > 8 else "")
-                parts.append(text(x + cell_width / 2, middle, f"{100 * value:.0f}", "middle", shade))
-    foot = top + len(heatmap.rows) * cell_height + 8
-    for c, column in enumerate(heatmap.columns):
-        x = left + (c + 0.5) * cell_width + 3
-        parts.append(text(x, foot, column, "end", "c-label", transform=f"rotate(-40 {x:.1f} {foot:.1f})"))
-    width = left + len(heatmap.columns) * cell_width + 4
-    width = max(width, left + 9 * len(heatmap.title))
-    label = f"{heatmap.title}: {heatmap.unit}, layers by components"
-    return drawing(width, top + len(heatmap.rows) * cell_height + bottom, label, *parts, class_="heat")
-
-
-def _heat_scale(brightest: float) -> Markup:
-    parts = [rect(4 + 6 * step, 4, 6.2, 10, f"h{step}") for step in range(_STEPS + 1)]
-    parts.append(text(4, 27, "0 %", class_="c-label"))
-    parts.append(text(130, 27, numbers.percent(brightest), "end", "c-label"))
-    return drawing(150, 32, f"colour scale from 0 to {numbers.percent(brightest)}", *parts, class_="heat scale")
 
 
 def profile(layers: Mapping[str, tuple[int, int]]) -> Markup:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
 from mmsurgery.report import numbers
+from mmsurgery.report.axes import Axis
 from mmsurgery.report.svg import drawing, element, line, marker, polyline, text
 
 STYLES = 8
 """Colours of series, classes `s0` to `s7` of the style; further series repeat them with another dash and marker."""
+_MARKED = 60
+"""Points of single levels, at most, that a series marks; beyond it their lines are drawn alone."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 412.0, 14.0, 292.0
 
@@ -37,19 +39,24 @@ class Series:
     mean: Sequence[Point]
     levels: Sequence[Sequence[Point]] = ()
     """Drawn thin behind the mean; leave it empty where there is one level."""
+    hollow: bool = False
+    """Drawn as an outline: the row collapsed."""
 
     @property
     def swatch(self) -> Markup:
         """Line and marker for the legend."""
-        parts = [line(1, 7, 27, 7, f"mean {_style(self.style)}")] if len(self.mean) > 1 else []
-        return drawing(
-            28, 14, self.label, *parts, marker(self.style, 14, 7, 4, f"end {_style(self.style)}"), class_="swatch"
-        )
+        parts = [line(1, 7, 27, 7, f"mean {style_of(self.style)}{self._look}")] if len(self.mean) > 1 else []
+        mark = marker(self.style, 14, 7, 4, f"end {style_of(self.style)}{self._look}")
+        return drawing(28, 14, self.label, *parts, mark, class_="swatch")
+
+    @property
+    def _look(self) -> str:
+        return " hollow" if self.hollow else ""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart per backbone."""
+    """A chart per panel."""
 
     title: str
     series: Sequence[Series]
@@ -81,8 +88,8 @@ def draw(chart: Chart) -> Markup:
         *chart.gold,
         *(p for series in chart.series for run in (series.mean, *series.levels) for p in run),
     ]
-    across = _Axis([*(p.x for p in points), *chart.targets], _LEFT, _RIGHT)
-    up = _Axis([p.y for p in points], _BOTTOM, _TOP)
+    across = Axis([*(p.x for p in points), *chart.targets], _LEFT, _RIGHT)
+    up = Axis([p.y for p in points], _BOTTOM, _TOP)
     parts: list[str] = [*_grid(across, up)]
     for target in sorted(set(chart.targets)):
         parts.append(line(across(target), _TOP, across(target), _BOTTOM, "target"))
@@ -97,29 +104,7 @@ def draw(chart: Chart) -> Markup:
     return drawing(420, 330, f"{chart.title}: Forget VQA against utility along each run", *parts, class_="chart curves")
 
 
-class _Axis:
-    """Maps shares to a coordinate; ends at round numbers around the values."""
-
-    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
-        low, high = min(values, default=0.0), max(values, default=1.0)
-        self.step = next(step for step in (0.02, 0.05, 0.1, 0.2) if high - low <= 6 * step or step == 0.2)
-        self.low = max(math.floor(low / self.step - 0.15) * self.step, 0.0)
-        self.high = min(max(math.ceil(high / self.step + 0.15) * self.step, self.low + self.step), 1.0)
-        self.low = min(self.low, self.high - self.step)
-        self.start, self.end = start, end
-        # room for marks that lie on the border
-        self.pad = 7.0 if end > start else -7.0
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return self.start + self.pad + (self.end - self.start - 2 * self.pad) * share
-
-    def ticks(self) -> list[float]:
-        count = round((self.high - self.low) / self.step)
-        return [self.low + place * self.step for place in range(count + 1)]
-
-
-def _grid(across: _Axis, up: _Axis) -> list[Markup]:
+def _grid(across: Axis, up: Axis) -> list[Markup]:
     parts = []
     for value in up.ticks():
         parts.append(line(_LEFT, up(value), _RIGHT, up(value), "c-grid"))
@@ -132,17 +117,20 @@ def _grid(across: _Axis, up: _Axis) -> list[Markup]:
     return parts
 
 
-def _style(number: int) -> str:
+def style_of(number: int) -> str:
+    """Classes of a series' colour and dash."""
     return f"s{number % STYLES} d{number // STYLES % 3}"
 
 
-def _series(series: Series, number: int, across: _Axis, up: _Axis) -> Markup:
-    style = _style(series.style)
+def _series(series: Series, number: int, across: Axis, up: Axis) -> Markup:
+    style = style_of(series.style) + (" hollow" if series.hollow else "")
     parts = []
+    marked = sum(map(len, series.levels)) <= _MARKED
     for run in series.levels:
         if len(run) > 1:
             parts.append(polyline([(across(p.x), up(p.y)) for p in run], f"level {style}"))
-        parts += [marker(0, across(p.x), up(p.y), 1.5, f"faint {style}", p.title) for p in run]
+        if marked or len(run) == 1:
+            parts += [marker(0, across(p.x), up(p.y), 1.5, f"faint {style}", p.title) for p in run]
     if len(series.mean) > 1:
         parts.append(polyline([(across(p.x), up(p.y)) for p in series.mean], f"mean {style}"))
     for point in series.mean[:-1]:
@@ -152,7 +140,7 @@ def _series(series: Series, number: int, across: _Axis, up: _Axis) -> Markup:
     return element("g", *parts, class_=f"series n{number}", data_series=str(number))
 
 
-def _anchor(name: str, points: Sequence[Point], across: _Axis, up: _Axis) -> list[Markup]:
+def _anchor(name: str, points: Sequence[Point], across: Axis, up: Axis) -> list[Markup]:
     """Vanilla or gold: a small mark per level, a large one with its name at the mean."""
     if not points:
         return []

@@ -14,9 +14,10 @@ from mmsurgery.evaluate.statistics import forgetting_target
 from mmsurgery.report import numbers, words
 from mmsurgery.report.charts import whisker
 from mmsurgery.report.curves import Chart, Point, Series, spoken
-from mmsurgery.report.experiments import ANCHORS, FORGET, UTILITY, Number
 from mmsurgery.report.fields import Fields
 from mmsurgery.report.origin import Origin, origin
+from mmsurgery.report.results import ANCHORS, FORGET, UTILITY
+from mmsurgery.report.tables import Number
 from mmsurgery.unlearn.record import read_record
 
 GENERATED = "official"

@@ -52,6 +52,14 @@ def scientific(number: float) -> str:
     return f"{mantissa.replace('-', '−')} × 10{power(int(exponent))}"
 
 
+def rate(number: float) -> str:
+    """A learning rate: `0.0003` -> `3 × 10⁻⁴`."""
+    if number == 0:
+        return "0"
+    mantissa, exponent = f"{number:.2e}".split("e")
+    return f"{float(mantissa):g} × 10{power(int(exponent))}".replace("-", "−")
+
+
 def power(exponent: int) -> str:
     """An exponent as superscript: `-6` -> `⁻⁶`."""
     return str(exponent).translate(_SUPERSCRIPT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from markupsafe import Markup, escape
 
 from mmsurgery.errors import printable
@@ -11,17 +13,26 @@ MARKERS = ("circle", "square", "triangle", "diamond", "down", "cross")
 
 def element(name: str, *children: str, **attributes: str | float) -> Markup:
     """`<name attributes>children</name>`; in attributes' names underscores are dashes, a last one is dropped."""
-    pairs = [(key.rstrip("_").replace("_", "-"), _text(value)) for key, value in attributes.items()]
-    opening = Markup("").join(Markup(' {}="{}"').format(key, value) for key, value in pairs)
-    inside = Markup("").join(child if isinstance(child, Markup) else escape(printable(child)) for child in children)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), opening, inside)  # noqa: S704
+    pairs = "".join(f' {_key(key)}="{_text(value)}"' for key, value in attributes.items())
+    inside = "".join(child if isinstance(child, Markup) else _text(child) for child in children)
+    return Markup(f"<{name}{pairs}>{inside}</{name}>")  # noqa: S704
+
+
+@functools.cache
+def _key(name: str) -> str:
+    return name.rstrip("_").replace("_", "-")
 
 
 def _text(value: str | float) -> str:
-    return printable(value) if isinstance(value, str) else f"{round(value, 2):g}"
+    """Escaped, with what cannot be printed shown."""
+    if isinstance(value, str):
+        return str(escape(value if value.isprintable() else printable(value)))
+    return f"{round(value, 2):g}"
 
 
-def drawing(width: float, height: float, label: str, *children: str, class_: str = "chart") -> Markup:
+def drawing(
+    width: float, height: float, label: str, *children: str, class_: str = "chart", **more: str | float
+) -> Markup:
     """A picture with what it shows as its name for screen readers."""
     return element(
         "svg",
@@ -32,6 +43,7 @@ def drawing(width: float, height: float, label: str, *children: str, class_: str
         height=height,
         role="img",
         aria_label=label,
+        **more,
     )
 
 

@@ -16,7 +16,7 @@ from mmsurgery.diff.difference import heatmaps as diff_heatmaps
 from mmsurgery.errors import InputRefused
 from mmsurgery.masks.inspect import mask_heatmaps, saliency_summary
 from mmsurgery.names import GROUPS, Address
-from mmsurgery.report import charts, numbers, words
+from mmsurgery.report import charts, heat, numbers, words
 from mmsurgery.report.fields import Fields
 from mmsurgery.report.origin import Origin, origin
 
@@ -73,9 +73,18 @@ def read_mask(path: Path) -> MaskView:
         groups=[_group(group, *tally[group]) for group in GROUPS if group in tally],
         digest=numbers.digest(mask.content_sha256),
         profile=charts.profile(mask.tally("layer")),
-        heatmaps=charts.heatmaps(mask_heatmaps(mask)),
+        heatmaps=heat.heatmaps(mask_heatmaps(mask), _sizes(mask)),
         origin=Origin(made.kind, made.name, made.command, made.key, facts, made.versions),
     )
+
+
+def _sizes(mask: Mask) -> dict[Address, int]:
+    """Weights of each cell."""
+    found: dict[Address, int] = {}
+    for name in mask.in_modules():
+        parameter = mask.parameters[name]
+        found[parameter.address] = found.get(parameter.address, 0) + parameter.numel
+    return found
 
 
 def _group(group: str, ones: int, total: int) -> tuple[str, float, Markup, str]:
@@ -161,7 +170,7 @@ def read_difference(path: Path) -> DiffView:
         InputRefused, Mismatch: as `diff.read_diff`, or if a field is not what it should be.
     """
     record = Fields(read_diff(path), str(path))
-    _check_heatmap(record)
+    sizes = _checked_sizes(record)
     changed = record.get("changed").whole()
     inside, outside = ((record.get(key).whole() if record.has(key) else None) for key in ("inside", "outside"))
     share = None
@@ -182,16 +191,16 @@ def read_difference(path: Path) -> DiffView:
         outside=outside,
         share=share,
         threshold=numbers.scientific(record.get("threshold").number()),
-        heatmaps=charts.heatmaps(
-            [replace(h, title=h.title.replace("%", " %")) for h in diff_heatmaps(record.mapping())]
+        heatmaps=heat.heatmaps(
+            [replace(h, title=h.title.replace("%", " %")) for h in diff_heatmaps(record.mapping())], sizes
         ),
         top=[(name, index, delta.replace("-", "−")) for name, index, delta in top],
         origin=origin("difference", path.stem, record),
     )
 
 
-def _check_heatmap(record: Fields) -> None:
-    """A rectangle of counts over addresses that exist."""
+def _checked_sizes(record: Fields) -> dict[Address, int]:
+    """Weights of each cell, once heatmap and sizes are rectangles of counts over addresses that exist."""
     rows, columns = record.get("layers").texts(), record.get("components").texts()
     for key in ("heatmap", "sizes"):
         values = [[cell.number() for cell in row.entries()] for row in record.get(key).entries()]
@@ -199,6 +208,9 @@ def _check_heatmap(record: Fields) -> None:
             raise InputRefused(
                 f"{record.where}: {key} does not fit its layers and components", "mmsurgery diff --force"
             )
-    for row in rows:
-        for column in columns:
-            Address.parse(f"{row}.{column}")
+    sizes = [[cell.whole() for cell in row.entries()] for row in record.get("sizes").entries()]
+    return {
+        Address.parse(f"{row}.{column}"): size
+        for row, here in zip(rows, sizes, strict=True)
+        for column, size in zip(columns, here, strict=True)
+    }

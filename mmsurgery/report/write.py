@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -16,9 +17,14 @@ from markupsafe import Markup
 from mmsurgery import errors
 from mmsurgery.artifacts.files import machine_fault, write_bytes
 from mmsurgery.report import numbers, words
+from mmsurgery.report.cases import OPEN
 from mmsurgery.report.charts import ranges
-from mmsurgery.report.experiments import COMPARISONS, read_experiment
+from mmsurgery.report.experiments import Experiment, read_experiment
 from mmsurgery.report.models import GENERATED, columns_of, own_chart, read_model, read_score, sizes_of
+from mmsurgery.report.outcomes import OUTCOMES
+from mmsurgery.report.pictures import Pictures
+from mmsurgery.report.results import COMPARISONS, FORGET, UTILITY
+from mmsurgery.report.texts import ANSWER, cut
 from mmsurgery.report.weights import SaliencyView, read_difference, read_mask, read_saliency
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
@@ -27,6 +33,11 @@ if TYPE_CHECKING:
 
 REFUSED = (errors.InputRefused, errors.Mismatch, errors.UnusableData, errors.UsageError)
 """What a single artifact may be guilty of; the page is written without it and names it."""
+
+STYLES, SCRIPTS = ("style.css", "results.css"), ("page.js", "heat.js")
+EXPERIMENTS = ("table1", "table2", "figure4", "figure5", "figure6", "cases", "controls", "ablations")
+_LONGEST = 2000
+"""Characters of any single text from outside."""
 
 Thing = TypeVar("Thing")
 
@@ -53,16 +64,24 @@ class ReportResult:
     damaged: list[Damaged] = field(default_factory=list)
 
 
-def write_report(workspace: Workspace, progress: Progress = SILENT) -> ReportResult:
+def write_report(
+    workspace: Workspace, progress: Progress = SILENT, *, include_samples: bool | None = None
+) -> ReportResult:
     """Write `report/index.html`: experiments, scores, models, masks, saliency, differences, and where they come from.
 
     An artifact that is damaged or does not fit is left out, named on the page and in the result. The page
-    makes no request, holds no dates, and no pictures, questions or answers of the benchmark.
+    makes no request and holds no dates. Of the benchmark it holds the questions and answers of cases, if an
+    experiment has some.
+
+    Args:
+        include_samples: whether it holds their pictures too; None for the benchmark portraits alone, whose
+            people are drawn.
 
     Raises:
         MachineFault: if it cannot be written.
     """
-    holds, damaged, page = _page(workspace, progress)
+    pictured = workspace.settings.benchmark.name == "portraits" if include_samples is None else include_samples
+    holds, damaged, page = _page(workspace, progress, pictured)
     path = workspace.path("report", "index.html")
     up_to_date = _same(path, page)
     if not up_to_date:
@@ -80,10 +99,10 @@ def _same(path: Path, page: bytes) -> bool:
         raise machine_fault(error, path) from error
 
 
-def _page(workspace: Workspace, progress: Progress) -> tuple[dict[str, int], list[Damaged], bytes]:
+def _page(workspace: Workspace, progress: Progress, pictured: bool) -> tuple[dict[str, int], list[Damaged], bytes]:
     damaged: list[Damaged] = []
     found: dict[str, list[Any]] = {}
-    sources = list(_sources(workspace))
+    sources = list(_sources(workspace, Pictures(workspace.root) if pictured else None))
     with progress.stage("reading the workspace", sum(len(paths) for _, paths, _ in sources)) as advance:
         for kind, paths, read in sources:
             found[kind] = list(_readable(workspace, kind, paths, read, damaged, advance))
@@ -103,18 +122,22 @@ def _page(workspace: Workspace, progress: Progress) -> tuple[dict[str, int], lis
         saliency_chart=_ranges(found["saliency"]),
         versions=sorted({pair for each in origins for pair in each.versions.items()}),
         next_command=_next(found),
+        holdings=_holdings(found["experiments"]),
     )
     return {kind: len(things) for kind, things in found.items()}, damaged, page
 
 
-def _sources(workspace: Workspace) -> Iterator[tuple[str, list[Path], Callable[[Path], Any]]]:
+def _sources(
+    workspace: Workspace, pictures: Pictures | None
+) -> Iterator[tuple[str, list[Path], Callable[[Path], Any]]]:
     """Kinds of artifacts: where they lie, and how each is read."""
 
     def there(folder: str, pattern: str) -> list[Path]:
         return sorted(workspace.path(folder).glob(pattern))
 
     models = [workspace.model_dir(name) for name in sorted(workspace.models(), key=_order)]
-    yield "experiments", there("experiments", "[!.]*/results.json"), read_experiment
+    experiments = sorted(there("experiments", "[!.]*/results.json"), key=lambda path: _place(path.parent.name))
+    yield "experiments", experiments, functools.partial(read_experiment, pictures=pictures)
     yield "scores", sorted(there("evals", "[!.]*.json"), key=lambda path: _order(path.stem)), read_score
     generated = there(f"evals/{GENERATED}", "[!.]*.json")
     yield "generated", sorted(generated, key=lambda path: _order(path.stem)), read_score
@@ -128,6 +151,12 @@ def _order(name: str) -> tuple[int, str]:
     """Vanilla and gold first: what everything is compared with."""
     first = ("vanilla", "gold", "reference", "base")
     return (first.index(name) if name in first else len(first)), name
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Experiments in the paper's order, tuned ones behind their own, others after them."""
+    plain = name.removesuffix("-tuned")
+    return (EXPERIMENTS.index(plain) if plain in EXPERIMENTS else len(EXPERIMENTS)), name
 
 
 def _readable(
@@ -159,6 +188,16 @@ def _next(found: dict[str, list[Any]]) -> str:
     return "mmsurgery experiment table1" if not found["experiments"] else "mmsurgery status"
 
 
+def _holdings(experiments: list[Experiment]) -> str:
+    """What the page holds of the benchmark, for its last line."""
+    found = [case for each in experiments for panel in each.panels if panel.cases for case in panel.cases.cases]
+    pictures = any(case.picture for case in found)
+    if not found:
+        return "holds no picture, question or answer of the benchmark"
+    with_pictures = "pictures, questions and answers" if pictures else "questions and answers"
+    return f"holds {with_pictures} of the benchmark where it shows cases{'' if pictures else ', and no picture'}"
+
+
 def page_text(name: str) -> str:
     """A file of the page: template, style, script."""
     return resources.files("mmsurgery.report").joinpath("page", name).read_text(encoding="utf-8")
@@ -169,8 +208,10 @@ def environment() -> jinja2.Environment:
     import jinja2
 
     def foreign(value: Any) -> Any:
-        """Control characters and bidirectional overrides of names are shown, not obeyed."""
-        return errors.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        """Control characters and bidirectional overrides of texts are shown, not obeyed; no text is endless."""
+        if not isinstance(value, str) or isinstance(value, Markup):
+            return value
+        return errors.printable(cut(value, _LONGEST))
 
     made = jinja2.Environment(
         loader=jinja2.FunctionLoader(page_text),
@@ -187,18 +228,23 @@ def environment() -> jinja2.Environment:
 def _render(**values: Any) -> bytes:
     from mmsurgery import __version__
 
-    style, script = page_text("style.css"), page_text("page.js")
+    style, script = ("".join(map(page_text, names)) for names in (STYLES, SCRIPTS))
     page = (
         environment()
         .get_template("page.html")
         .render(
             style=Markup(style),  # noqa: S704
             script=Markup(script),  # noqa: S704
-            policy=policy(style, script),
+            policy=policy(style, script, pictures=True),
             version=__version__,
             words=words,
             numbers=numbers,
             comparisons=COMPARISONS,
+            outcome_words=OUTCOMES,
+            forget=FORGET,
+            utility=UTILITY,
+            longest=ANSWER,
+            open_cases=OPEN,
             **values,
         )
     )
@@ -211,10 +257,12 @@ def _breakable(name: str) -> Markup:
     return Markup("<wbr>").join(parts)
 
 
-def policy(style: str, script: str = "") -> str:
-    """A content security policy under which only this page's own style and script do anything."""
+def policy(style: str, script: str = "", pictures: bool = False) -> str:
+    """A content security policy under which only this page's own style and script do anything, and pictures
+    are those in the page itself, or none."""
     style_hash, script_hash = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)
     )
     scripts = f" script-src 'sha256-{script_hash}';" if script else ""
-    return f"default-src 'none'; style-src 'sha256-{style_hash}';{scripts} base-uri 'none'; form-action 'none'"
+    images = " img-src data:;" if pictures else ""
+    return f"default-src 'none'; style-src 'sha256-{style_hash}';{scripts}{images} base-uri 'none'; form-action 'none'"

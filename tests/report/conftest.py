@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from example_artifacts import ACCURACIES, write_diff, write_mask, write_model, write_saliency, write_scores
+from example_extras import cases, deviations, tuned
 from example_results import results
+from PIL import Image
 
 from mmsurgery.artifacts.files import write_json
+from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.settings import Settings
 from mmsurgery.workspace import Workspace
+
+LEVEL = "experiments/levels/llava.0-1a2b3c4d"
+BACKBONES = ("llava", "qwen2_vl")
 
 
 @pytest.fixture
@@ -24,14 +33,49 @@ def empty(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def full(empty: Workspace) -> Workspace:
-    """One or more artifacts of each kind."""
-    write_json(empty.path("experiments", "table1", "results.json"), results())
+    """One or more artifacts of each kind; the experiment shows all that any experiment may show."""
+    extras = {"deviations": deviations(BACKBONES[:1]), "cases": cases(BACKBONES[:1]), "tuned": tuned(BACKBONES[:1])}
+    write_json(empty.path("experiments", "table1", "results.json"), results(**extras))
     for name, (forget, kept) in ACCURACIES.items():
         write_scores(empty.eval_path(name), name, forget, kept)
     write_model(empty.model_dir("npo"), "default")
     write_mask(empty.mask_path("default"))
     write_saliency(empty.saliency_dir("forget_vqa"))
     write_diff(empty.diff_path("vanilla", "npo"))
+    return empty
+
+
+def write_level(root: Path, size: tuple[int, int] = (600, 300)) -> str:
+    """A level's workspace with one question about a picture.
+
+    Returns:
+        The id of the question.
+    """
+    folder = root / LEVEL
+    (folder / "data").mkdir(parents=True)
+    (folder / "mmsurgery.toml").write_text('schema = 1\n[benchmark]\nname = "folder"\n')
+    buffer = io.BytesIO()
+    secret = Image.Exif()
+    secret[0x010E] = "taken at home"
+    Image.new("RGB", size, (200, 120, 40)).save(buffer, "JPEG", exif=secret)
+    (folder / "data" / "ada.jpg").write_bytes(buffer.getvalue())
+    rows: list[dict[str, Any]] = [
+        {"role": role, "person": person, "question": "Who is this?", "answer": f"This is {person}.", "image": "ada.jpg"}
+        for role, person in (("forget", "Ada"), ("retain", "Ben"))
+    ]
+    rows.append({**rows[0], "question": "What is her job?", "answer": "Pilot", "options": ["Pilot", "Poet"]})
+    (folder / "data" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = source_of(Workspace(folder, Settings.read(folder / "mmsurgery.toml")))
+    (item,) = benchmark("folder").items(source, "forget_vqa")
+    return item.id
+
+
+@pytest.fixture
+def pictured(empty: Workspace) -> Workspace:
+    """An experiment with cases, one of them about a picture that is there, and a figure of deviations."""
+    ids = (write_level(empty.root), "text")
+    extras = {"deviations": deviations(BACKBONES[:1]), "cases": cases(BACKBONES[:1], ids)}
+    write_json(empty.path("experiments", "cases", "results.json"), results("cases", BACKBONES[:1], **extras))
     return empty
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from example_results import ablations, results
 
+from mmsurgery.artifacts.files import write_json
 from mmsurgery.report import write_report
 from mmsurgery.workspace import Workspace
 
@@ -75,6 +78,132 @@ def test_opens_offline_and_fits(browser: Browser, full: Workspace, width: int, s
     visit.context.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_figure_fits_and_is_quiet(browser: Browser, pictured: Workspace, width: int, scheme: str) -> None:
+    """Forget ratios, sweeps, deviations, cases with a picture: all folds open, nothing wider than the window."""
+    figure4 = results("figure4", ("llava",), 1, ratios=(5, 10, 15))
+    write_json(pictured.path("experiments", "figure4", "results.json"), figure4)
+    ablated = results("ablations", ("llava",), 1, ablations())
+    write_json(pictured.path("experiments", "ablations", "results.json"), ablated)
+    visit = Visit(browser, pictured, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = visit.page
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert [url for url in visit.requests if not url.startswith("data:image/png;base64,")] == [visit.address]
+    assert visit.complaints == []
+    for place in (
+        ".ratios .multiples svg",
+        ".multiples .one svg",
+        ".deviations svg.heat",
+        ".outcome",
+        ".case img",
+        ".claims li",
+    ):
+        box = page.locator(place).first.bounding_box()
+        assert box is not None, place
+        assert box["width"] > 30, place
+        assert 0 <= box["x"] <= width - box["width"], place
+    assert page.locator(".case img").evaluate("image => image.naturalWidth") == 256
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('svg text')].filter(t => t.getClientRects().length)"
+        ".map(t => t.getBoundingClientRect().height)"
+    )
+    assert min(sizes) >= 7
+    # words of a mark stand out from the paper they are on: 3 to 1 at least
+    assert page.evaluate(CONTRAST) >= 3
+    visit.context.close()
+
+
+CONTRAST = """() => {
+  const light = (colour) => {
+    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(Number).map((each) => each / 255);
+    const [r, g, b] = parts.map((each) => each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const paper = light(getComputedStyle(document.querySelector('.case')).backgroundColor);
+  return Math.min(...[...document.querySelectorAll('.mark')].map((mark) => {
+    const ink = light(getComputedStyle(mark).color);
+    return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+  }));
+}"""
+
+
+def test_a_heatmap_answers_by_keyboard_and_pointer(browser: Browser, pictured: Workspace) -> None:
+    visit = Visit(browser, pictured, viewport={"width": 1280, "height": 900})
+    page = visit.page
+    grid = page.locator(".deviations .of-share svg.heat").nth(2)  # the language model's
+    line = page.locator(".deviations p.told.of-share").first
+    assert grid.get_attribute("role") == "grid"
+    assert grid.locator("[role=row] [role=gridcell]").count() == 4 * 8 + 2
+    assert line.inner_text() == ""
+    grid.focus()
+    first = line.inner_text()
+    assert re.fullmatch(r"lm\.0, attn\.q: [\d.]+ % of 18,432 weights", first)
+    assert grid.locator(".cursor").is_visible()
+    said = []
+    for key in ("ArrowRight", "ArrowDown", "End", "Home", "ArrowUp", "ArrowUp", "ArrowLeft"):
+        page.keyboard.press(key)
+        said.append(line.inner_text().partition(":")[0])
+        active = page.locator(f"[id='{grid.get_attribute('aria-activedescendant')}']")
+        assert active.get_attribute("aria-label") == line.inner_text()
+    assert said == ["lm.0, attn.k", "lm.1, attn.k", "lm.1, norm", "lm.1, attn.q", "lm.0, attn.q"] + ["lm.0, attn.q"] * 2
+    page.keyboard.press("Tab")
+    assert not grid.locator(".cursor").count()
+    assert line.inner_text() == ""
+    grid.locator(".cells rect").nth(9).hover()
+    assert line.inner_text().startswith("lm.1, attn.k: ")
+    assert grid.locator(".cursor").is_visible()
+    page.mouse.move(0, 0)
+    assert line.inner_text() == ""
+    assert visit.complaints == []
+    visit.context.close()
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_share_and_relative_are_switched(browser: Browser, pictured: Workspace, script: bool) -> None:
+    visit = Visit(browser, pictured, java_script_enabled=script)
+    page = visit.page
+    share, relative = (page.locator(f".heats.of-{kind}").first for kind in ("share", "relative"))
+    assert share.is_visible()
+    assert not relative.is_visible()
+    page.get_by_text("Relative", exact=True).last.click()
+    assert not share.is_visible()
+    assert relative.is_visible()
+    page.keyboard.press("ArrowLeft")
+    assert share.is_visible()
+    visit.context.close()
+
+
+def test_a_number_leads_to_its_provenance(browser: Browser, full: Workspace) -> None:
+    visit = Visit(browser, full, viewport={"width": 1280, "height": 900})
+    page = visit.page
+    number = page.locator("#experiment-1 table.results a.from").first
+    underlined = "link => getComputedStyle(link).textDecorationLine"
+    assert number.evaluate(underlined) == "none"
+    number.hover()
+    assert number.evaluate(underlined) == "underline"
+    number.click()
+    page.wait_for_function("location.hash !== ''")
+    assert page.locator(page.evaluate("location.hash")).get_attribute("open") is not None
+    visit.context.close()
+
+
+def test_groups_keep_their_headings_when_sorted(browser: Browser, empty: Workspace) -> None:
+    write_json(empty.path("experiments", "ablations", "results.json"), results("ablations", ("llava",), 1, ablations()))
+    visit = Visit(browser, empty, viewport={"width": 1280, "height": 900})
+    body = visit.page.locator("table.results tbody").nth(1)
+
+    def order() -> list[str]:
+        return [text.split("\n")[0] for text in body.locator("th").all_inner_texts()]
+
+    assert order() == ["Beta", "beta 0.25", "beta 0.5", "beta 2", "beta 4", "beta 8"]
+    visit.page.get_by_role("button", name="Row").first.click()
+    visit.page.get_by_role("button", name="Row").first.click()
+    assert order() == ["Beta", "beta 8", "beta 4", "beta 2", "beta 0.5", "beta 0.25"]
+    visit.context.close()
+
+
 def test_tables_sort_legends_hide_links_open(browser: Browser, full: Workspace) -> None:
     visit = Visit(browser, full, viewport={"width": 1280, "height": 900})
     page = visit.page
@@ -108,6 +237,7 @@ def test_everything_can_be_read_without_script(browser: Browser, full: Workspace
     visit = Visit(browser, full, java_script_enabled=False)
     assert visit.page.locator("#scores table").is_visible()
     assert visit.page.get_by_role("button").count() == 0
+    assert visit.page.locator("svg.heat .cells title").count() > 100
     visit.context.close()
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from mmsurgery.errors import InputRefused
 from mmsurgery.figures.heatmap import Heatmap
-from mmsurgery.report import charts, numbers
+from mmsurgery.names import Address
+from mmsurgery.report import charts, heat, numbers
 from mmsurgery.report.curves import Chart, Point, Series, draw
 from mmsurgery.report.fields import Fields
 
@@ -34,6 +35,9 @@ from mmsurgery.report.fields import Fields
         (numbers.quantity(44.25), "44.2"),
         (numbers.scientific(1.83e-6), "1.8 × 10⁻⁶"),
         (numbers.scientific(0.0), "0"),
+        (numbers.rate(0.0003), "3 × 10⁻⁴"),
+        (numbers.rate(0.000025), "2.5 × 10⁻⁵"),
+        (numbers.rate(0.0), "0"),
     ],
 )
 def test_number_formats(said: str, expected: str) -> None:
@@ -94,12 +98,13 @@ def test_curves_keep_points_inside(values: list[float]) -> None:
 
 def test_heatmap_cells_have_colours_titles_and_holes() -> None:
     heatmap = Heatmap("lm", ["0", "none"], ["attn.q", "head"], np.array([[0.5, math.nan], [0.25, 0.0]]), "share")
-    picture, legend = charts.heatmaps([heatmap])
+    sizes = {Address("lm", 0, "attn.q"): 1024, Address("lm", None, "attn.q"): 8, Address("lm", None, "head"): 64}
+    picture, legend = heat.heatmaps([heatmap], sizes)
     cells = re.findall(r'<rect [^>]*class="(h\d+)"><title>([^<]*)</title>', picture)
     assert cells == [
-        ("h20", "lm attn.q, layer 0: 50.0 %"),
-        ("h10", "lm attn.q, no layer: 25.0 %"),
-        ("h0", "lm head, no layer: 0.0 %"),
+        ("h20", "lm.0, attn.q: 50.0 % of 1,024 weights"),
+        ("h10", "lm, attn.q: 25.0 % of 8 weights"),
+        ("h0", "lm, head: 0.0 % of 64 weights"),
     ]
     assert "50.0 %" in legend
 

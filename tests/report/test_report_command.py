@@ -39,4 +39,11 @@ def test_damage_is_exit_3_and_the_page_is_there(full: Workspace, capfd: pytest.C
     assert "and 1 more" in line
     page = full.path("report", "index.html").read_text(encoding="utf-8")
     assert "2 artifacts are not on this page" in page
-    assert "Experiment table1" in page
+    assert "Experiment table1</p>" in page
+
+
+def test_pictures_are_shown_or_not_as_asked(pictured: Workspace) -> None:
+    page = pictured.path("report", "index.html")
+    for option, shown in ((), True), (("--no-include-samples",), False), (("--include-samples",), True):
+        assert run(["-w", str(pictured.root), "report", *option]) == 0
+        assert ("<img" in page.read_text(encoding="utf-8")) == shown, option

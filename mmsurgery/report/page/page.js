@@ -15,9 +15,9 @@ const compare = (a, b) => {
   return x - y;
 };
 for (const table of document.querySelectorAll("table[data-sortable]")) {
-  const body = table.tBodies[0];
+  const bodies = [...table.tBodies];
   const heads = [...table.tHead.rows].flatMap((row) => [...row.cells]).filter((cell) => cell.colSpan === 1);
-  const columns = [...(body.rows[0]?.cells ?? [])].length;
+  const columns = [...(bodies[0]?.rows[0]?.cells ?? [])].length;
   const first = [...table.tHead.rows[0].cells];
   // with two rows of headings the second one lies under the spans of the first
   const order = table.tHead.rows.length === 1 ? heads : first.flatMap((cell) => cell.colSpan === 1 ? [cell] : []);
@@ -36,16 +36,17 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
       const up = head.getAttribute("aria-sort") === "descending" || (!head.hasAttribute("aria-sort") && !head.classList.contains("num"));
       for (const other of order) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const rows = [...body.rows].sort((a, b) => {
+      const byColumn = (a, b) => {
         const [x, y] = [a.cells[column], b.cells[column]];
         const empty = Number(Number.isNaN(number(x))) - Number(Number.isNaN(number(y)));
         return head.classList.contains("num") && empty ? empty : (up ? 1 : -1) * compare(x, y);
-      });
-      body.append(...rows);
+      };
+      // within each group: its heading stays above its rows
+      for (const body of bodies) body.append(...[...body.rows].filter((row) => !row.matches(".sub")).sort(byColumn));
     });
   });
 }
-for (const legend of document.querySelectorAll(".legend")) {
+for (const legend of document.querySelectorAll(".legend[data-chart]")) {
   const chart = legend.parentElement.querySelector("svg.curves");
   for (const item of legend.querySelectorAll("li[data-series]")) {
     const series = chart.querySelector(`.series.n${item.dataset.series}`);
@@ -68,7 +69,7 @@ for (const legend of document.querySelectorAll(".legend")) {
 const reveal = () => {
   let target = null;
   try { target = document.getElementById(decodeURIComponent(location.hash.slice(1))); } catch { return; }
-  if (target instanceof HTMLDetailsElement) target.open = true;
+  for (let each = target; each; each = each.parentElement) if (each instanceof HTMLDetailsElement) each.open = true;
 };
 addEventListener("hashchange", reveal);
 reveal();
