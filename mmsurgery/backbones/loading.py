@@ -95,6 +95,8 @@ def device() -> torch.device:
         return torch.device("cpu")
     # deterministic matrix products; read when the first of them runs
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # whole float32 in convolutions, as everywhere else: by default they cut their inputs to 10 bits
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda")
 
 

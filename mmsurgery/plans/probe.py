@@ -25,7 +25,12 @@ Pass = Callable[["Loaded", Sequence[Any]], Any]
 
 
 def free_memory() -> int:
-    """Bytes of main memory that are free or can be freed; 0 where the system does not say."""
+    """Bytes that are free, or can be freed, of the memory that models are put into: that of the visible GPU, else
+    main memory; 0 where the system does not say."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -57,18 +62,27 @@ def probed(
             f"no time: the weights take {weights / 1e9:.1f} GB, more than a third of the {free / 1e9:.1f} GB that are "
             "free, so no pass was timed"
         )
+    import torch
+
     from mmsurgery.backbones.loading import load
     from mmsurgery.saliency.parts import cpu_threads
 
     loaded, found = load(folder, dtype), {}
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
     with cpu_threads(threads):
         for part, members in samples.items():
             chosen = list(members[:PROBED])
             run(loaded, chosen)
+            wait()
             begun = time.perf_counter()
             run(loaded, chosen)
+            wait()
             found[part] = (time.perf_counter() - begun) / max(len(chosen), 1)
     return found, f"time from {PROBED} samples of each kind, timed once on this machine"
+
+
+def _nothing() -> None:
+    """A CPU is done when it returns."""
 
 
 def backward(loaded: Loaded, samples: Sequence[Sample]) -> None:

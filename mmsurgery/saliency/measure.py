@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -313,12 +314,13 @@ def _left_as_found(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deterministic(model: Any) -> Iterator[None]:
-    """Deterministic algorithms inside, where the model is on the CPU: on GPUs cuBLAS wants an
-    environment variable that must be set before it is loaded."""
+    """Deterministic algorithms inside; on a GPU only where cuBLAS has the environment variable that it wants
+    (`loading.device` sets it)."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
     filled = memory.fill_uninitialized_memory
-    if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    if on_cpu or "CUBLAS_WORKSPACE_CONFIG" in os.environ:
         torch.use_deterministic_algorithms(True)
         memory.fill_uninitialized_memory = False
     try:

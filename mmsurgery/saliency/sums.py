@@ -44,9 +44,9 @@ class Sums:
 
     def add_square(self, parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
         """Add the squared gradient; a low-precision gradient is converted first, since squares of
-        16-bit numbers underflow."""
+        16-bit numbers underflow. (A GPU's kernels convert what they read: the same numbers, no scratch.)"""
         total = self.total(parameter)
-        if gradient.dtype != total.dtype:
+        if gradient.dtype != total.dtype and not gradient.is_cuda:
             gradient = self.scratch(parameter, total.dtype).copy_(gradient)
         total.addcmul_(gradient, gradient)
 

@@ -87,10 +87,21 @@ class MatrixUse(Use):
 
     def add_squares(self, parameter: torch.nn.Parameter, sums: Sums) -> None:
         if len(self.gradient) * parameter.numel() > SMALL:
-            super().add_squares(parameter, sums)
+            if self.gradient.is_cuda and self.gradient.dtype != sum_dtype(parameter):
+                self._add_products(parameter, sums)
+            else:
+                super().add_squares(parameter, sums)
             return
         gradients = torch.bmm(self.gradient.transpose(1, 2), self.inputs).view(-1, *parameter.shape)
         RowsUse(gradients.to(sum_dtype(parameter)), self.owners).add_squares(parameter, sums)
+
+    def _add_products(self, parameter: torch.nn.Parameter, sums: Sums) -> None:
+        """Square the 16-bit products as they are added: the numbers of `write`, without its float32 copy."""
+        product = sums.scratch(parameter, self.gradient.dtype, "product")
+        for sample in self.owners.present:
+            left, right = self.owners.take(self.gradient, sample).T, self.owners.take(self.inputs, sample)
+            torch.mm(left, right, out=product.view(len(product), -1))
+            sums.add_square(parameter, product)
 
 
 class RowsUse(Use):

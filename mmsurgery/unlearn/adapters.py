@@ -55,7 +55,7 @@ class LowRankUpdate(Update):
             target_modules="|".join(map(re.escape, modules)),
         )
         model.requires_grad_(False)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             inject_adapter_in_model(config, model)
         self._layers = {name: model.get_submodule(module) for name, module in zip(targets, modules, strict=True)}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 18
 """Weights handled at a time: the expanded bits of a block stay in the processor's cache."""
+GPU_BLOCK = 1 << 24
+"""The same on a GPU, where starting a kernel takes longer than a small block: 64 MiB of expanded bits."""
 
 
 class PackedBits:
@@ -39,8 +41,9 @@ class PackedBits:
 
     def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Slices of the flat tensor with their bits expanded to int32 words of all zeros or all ones."""
-        for start in range(0, self.numel, BLOCK):
-            stop = min(start + BLOCK, self.numel)
+        size = BLOCK if self.bits.device.type == "cpu" else GPU_BLOCK
+        for start in range(0, self.numel, size):
+            stop = min(start + size, self.numel)
             packed = self.bits[start // 8 : (stop + 7) // 8]
             yield slice(start, stop), self._table.index_select(0, packed.int()).view(-1)[: stop - start]
 
