@@ -30,8 +30,17 @@ _CELL = (0.46, 0.26)
 _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP, _BAR = 0.65, 0.95, 0.35, 0.7, 0.7, 0.16
 _LETTER = 0.09
 """Width of a title's letter, at most, on the average."""
+_SMALL, _MARGIN, _LINE, _BELOW = (0.11, 0.3, 3.6, 0.15), 0.75, 0.2, 0.45
+"""Of stacked pictures: a cell's least and greatest width, the width of a heatmap whose cells are between, a cell's
+height; the room for components, for a line of text, and for the layers at the foot."""
+_TICK = 0.16
+"""Between two labels of layers, at least."""
 _ANNOTATED = 200
 """Figures of at most this many cells show their values."""
+
+
+Stack = Mapping[str, "Sequence[Heatmap]"]
+"""Heatmaps to be drawn one line below the other: label -> line."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +141,9 @@ def short(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-")
 
 
-def draw(heatmaps: Sequence[Heatmap], path: Path, format: str | None = None) -> None:
-    """Draw heatmaps side by side on one colour scale, see `faintest`.
+def draw(heatmaps: Sequence[Heatmap] | Stack, path: Path, format: str | None = None) -> None:
+    """Draw heatmaps side by side on one colour scale, see `faintest`; of a stack one such line below the other under
+    its label, with layers from left to right, so that many fit on a page.
 
     The same heatmaps give the same bytes with the same version of matplotlib.
 
@@ -147,19 +157,19 @@ def draw(heatmaps: Sequence[Heatmap], path: Path, format: str | None = None) -> 
     chosen = (format or path.suffix.removeprefix(".")).lower()
     if chosen not in FORMATS:
         raise UsageError(f"'{path.name}' should end in .png or .svg", "name the picture heatmap.png")
-    if not heatmaps:
+    if not (any(heatmaps.values()) if isinstance(heatmaps, Mapping) else heatmaps):
         raise UsageError("there is no heatmap to draw", "name an artifact that has one")
     write_bytes(path, render(heatmaps, chosen))
 
 
-def render(heatmaps: Sequence[Heatmap], format: str) -> bytes:
+def render(heatmaps: Sequence[Heatmap] | Stack, format: str) -> bytes:
     """The bytes of the picture that `draw` writes."""
     import matplotlib
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"svg.hashsalt": "mmsurgery", "svg.fonttype": "none", "font.size": 8})
-        figure = _figure(heatmaps)
+        figure = _stacked(heatmaps) if isinstance(heatmaps, Mapping) else _figure(heatmaps)
         buffer = io.BytesIO()
         metadata: dict[str, Any] = {"Software": None} if format == "png" else {"Date": None, "Creator": None}
         figure.savefig(buffer, format=format, dpi=150, metadata=metadata)
@@ -167,17 +177,13 @@ def render(heatmaps: Sequence[Heatmap], format: str) -> bytes:
 
 
 def _figure(heatmaps: Sequence[Heatmap]) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     widths = [max(len(h.columns), 1) * _CELL[0] for h in heatmaps]
     heights = [max(len(h.rows), 1) * _CELL[1] for h in heatmaps]
     tall = max(*heights, 6 * _CELL[1])
     slots = [max(w, _LETTER * len(h.title)) for w, h in zip(widths, heatmaps, strict=True)]
     width = _LEFT + sum(slots) + _GAP * (len(heatmaps) - 1) + _RIGHT
     height = _TOP + tall + _BOTTOM
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
+    figure = _blank(width, height)
     faint, brightest, left = faintest(heatmaps), scale(heatmaps), _LEFT
     annotated = sum(h.values.size for h in heatmaps) <= _ANNOTATED
     for heatmap, w, h, slot in zip(heatmaps, widths, heights, slots, strict=True):
@@ -185,26 +191,82 @@ def _figure(heatmaps: Sequence[Heatmap]) -> Figure:
         cells = _draw_one(axes, heatmap, faint, brightest, annotated)
         left += slot + _GAP
     figure.axes[0].set_ylabel("layer")
-    bar = figure.add_axes(((left - _GAP + 0.2) / width, _BOTTOM / height, _BAR / width, tall / height))
-    figure.colorbar(cells, cax=bar)
-    bar.set_ylabel(heatmaps[0].unit, parse_math=False)
-    bar.tick_params(length=2)
-    bar.spines["outline"].set_visible(False)
+    place = ((left - _GAP + 0.2) / width, _BOTTOM / height, _BAR / width, tall / height)
+    _colour_bar(figure, cells, heatmaps[0].unit, place)
     return figure
 
 
-def _draw_one(axes: Axes, heatmap: Heatmap, faint: float, brightest: float, annotated: bool) -> Any:
+def _stacked(stack: Stack) -> Figure:
+    """Lines of heatmaps with layers across, those of one place below each other; layers are named at the foot."""
+    every = [h for line in stack.values() for h in line]
+    faint, brightest = faintest(every), scale(every)
+    places = [[line[i] for line in stack.values() if i < len(line)] for i in range(max(map(len, stack.values())))]
+    least, most, whole, tall = _SMALL
+    layers = [max(1, *(len(h.rows) for h in place)) for place in places]
+    sizes = [min(most, max(least, whole / count)) for count in layers]
+    slots = [
+        _MARGIN + max(size * count, *(_LETTER * len(h.title) for h in place))
+        for size, count, place in zip(sizes, layers, places, strict=True)
+    ]
+    heights = [tall * max([1, *(len(h.columns) for h in line)]) for line in stack.values()]
+    width = max(sum(slots) + 0.2 + _RIGHT, 0.1 + _LETTER * max(map(len, stack)))
+    height = sum(heights) + 3 * _LINE * len(stack) + _BELOW
+    figure, top = _blank(width, height), height
+    for (label, line), high in zip(stack.items(), heights, strict=True):
+        figure.text(0.1 / width, (top - 0.8 * _LINE) / height, label, fontsize=9, fontweight="bold", parse_math=False)
+        top, left = top - 2 * _LINE, _MARGIN
+        for heatmap, size, slot in zip(line, sizes, slots, strict=False):
+            w, h = size * max(len(heatmap.rows), 1), tall * max(len(heatmap.columns), 1)
+            axes = figure.add_axes((left / width, (top - h) / height, w / width, h / height))
+            cells = _draw_one(axes, heatmap, faint, brightest, False, across=math.ceil(_TICK / size))
+            left += slot
+        top -= high + _LINE
+    last = len(figure.axes) - len([*stack.values()][-1])
+    for place, axes in enumerate(figure.axes):
+        axes.tick_params(labelbottom=place >= last)
+        axes.set_xlabel("layer" if place >= last else "")
+    bar = ((sum(slots) + 0.2) / width, (_BELOW + _LINE) / height, _BAR / width, heights[-1] / height)
+    _colour_bar(figure, cells, every[0].unit, bar)
+    return figure
+
+
+def _blank(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _colour_bar(figure: Figure, cells: Any, unit: str, place: tuple[float, float, float, float]) -> None:
+    bar = figure.add_axes(place)
+    figure.colorbar(cells, cax=bar)
+    bar.set_ylabel(unit, parse_math=False)
+    bar.tick_params(length=2)
+    bar.spines["outline"].set_visible(False)
+
+
+def _draw_one(
+    axes: Axes, heatmap: Heatmap, faint: float, brightest: float, annotated: bool, *, across: int | None = None
+) -> Any:
+    """`across`: None for layers from top to bottom; else they go from left to right, and one of so many is named."""
     from matplotlib.colors import LogNorm, Normalize
 
     norm = LogNorm(faint, brightest) if 0 < faint < brightest else Normalize(0.0, brightest)
     values = np.ma.masked_invalid(np.maximum(heatmap.values, faint))
-    cells = axes.pcolormesh(values, cmap=COLOURS, norm=norm, edgecolors="white", linewidth=1)
+    columns, rows, line = heatmap.columns, heatmap.rows, 1.0
+    if across is not None:
+        values, columns, rows, line = values.T, heatmap.rows, heatmap.columns, 0.5
+    cells = axes.pcolormesh(values, cmap=COLOURS, norm=norm, edgecolors="white", linewidth=line)
     axes.invert_yaxis()
     axes.set_title(heatmap.title, parse_math=False, fontweight="bold", loc="left")
     middles = np.arange(max(heatmap.values.shape)) + 0.5
-    columns, rows = middles[: len(heatmap.columns)], middles[: len(heatmap.rows)]
-    axes.set_xticks(columns, heatmap.columns, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
-    axes.set_yticks(rows, heatmap.rows, parse_math=False)
+    every, last = across or 1, len(columns) - 1
+    named = [i for i in range(len(columns)) if i == last or (i % every == 0 and last - i >= every)]
+    labels = [columns[i] for i in named]
+    axes.set_xticks(middles[named], labels, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(middles[: len(rows)], rows, parse_math=False)
     axes.tick_params(length=0)
     axes.set_facecolor("0.93")
     for spine in axes.spines.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import subprocess
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -193,6 +195,87 @@ def test_refusals(tmp_path: Path) -> None:
 def test_importing_figures_is_light() -> None:
     code = "import sys; import mmsurgery.figures.heatmap; assert not {'matplotlib', 'torch', 'rich'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# stacks
+
+
+def stack() -> dict[str, list[Heatmap]]:
+    """Two lines of a tall and a small heatmap; the second line's values are half of the first's."""
+    half = [Heatmap(h.title, h.rows, h.columns, h.values / 2, h.unit) for h in (tall(), small("connector"))]
+    return {"GA": [tall(), small("connector")], "NPO $x$": half}
+
+
+def places(picture: bytes) -> list[tuple[str, float, float]]:
+    """The texts of an SVG with the places where they begin."""
+    found = []
+    for node in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text"):
+        place = re.search(r"translate\(([\d.]+) ([\d.]+)\)", node.get("transform", ""))
+        x, y = place.groups() if place else (node.get("x", "nan"), node.get("y", "nan"))
+        found.append(("".join(node.itertext()).strip(), float(x), float(y)))
+    return found
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, stack: dict[str, list[Heatmap]]) -> Figure:
+    """The figure that is rendered."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
+    render(stack, "png")
+    figures[0].canvas.draw()
+    return figures[0]
+
+
+def test_a_stack_is_drawn_line_by_line(tmp_path: Path) -> None:
+    """Labels in order from the top; of the layers, named once at the foot, so many that they have room."""
+    draw(stack(), tmp_path / "stack.svg")
+    assert (tmp_path / "stack.svg").read_bytes() == render(stack(), "svg")
+    assert render(stack(), "png") == render(stack(), "png") != render(dict(reversed(stack().items())), "png")
+    texts = places(render(stack(), "svg"))
+    heights = {text: y for text, _, y in texts}
+    assert heights["GA"] < heights["NPO $x$"]
+    words = [text for text, _, _ in texts]
+    assert [words.count(text) for text in ("lm", "mlp.up", "layer", "28", "29", "1")] == [2, 2, 2, 0, 1, 1]
+    layers = sorted((x, int(text)) for text, x, y in texts if text.isdecimal() and x < 320)
+    assert [layer for _, layer in layers] == [*range(0, 28, 2), 29]
+    assert np.diff([x for x, _ in layers]).min() >= 72 * 0.16
+
+
+def test_a_stack_has_layers_across_on_one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = drawn(monkeypatch, stack())
+    first, connector, second, _, bar = figure.axes
+    meshes = [axes.collections[0] for axes in (first, connector, second)]
+    assert np.array_equal(meshes[0].get_array().reshape(3, 30), tall().values.T)
+    assert np.array_equal(meshes[2].get_array().reshape(3, 30), tall().values.T / 2)
+    assert {(mesh.norm.vmin, mesh.norm.vmax) for mesh in meshes} == {(0, 1)}
+    assert bar.get_ylabel() == "share"
+    assert [label.get_text() for label in first.get_yticklabels()] == tall().columns
+    # those of one place stand below each other, and nothing runs into its neighbour
+    boxes = [axes.get_position() for axes in figure.axes]
+    assert (boxes[0].x0, boxes[0].x1) == (boxes[2].x0, boxes[2].x1)
+    assert boxes[0].x1 < boxes[1].x0 < boxes[1].x1 < boxes[4].x0
+    assert boxes[2].y1 < boxes[0].y0
+
+
+def test_no_text_of_a_stack_is_cut_off_or_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = {"a method of a long name that says what its mask is: " + "x" * 40: stack()["GA"], **stack()}
+    figure = drawn(monkeypatch, long)
+    page = figure.bbox
+    boxes = [text.get_window_extent() for text in figure.texts]
+    boxes += [axes.get_tightbbox() for axes in figure.axes]
+    for box in boxes:
+        assert page.x0 <= box.x0 < box.x1 <= page.x1
+        assert page.y0 <= box.y0 < box.y1 <= page.y1
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+
+
+def test_an_empty_stack_is_refused(tmp_path: Path) -> None:
+    for empty in ({}, {"GA": []}):
+        with pytest.raises(UsageError, match="no heatmap"):
+            draw(empty, tmp_path / "stack.png")
+    assert render({"GA": [], "NPO": [small()]}, "png").startswith(b"\x89PNG")
+    assert render({"NPO": [small()], "GA": []}, "png").startswith(b"\x89PNG")
 
 
 # terminal
