@@ -201,7 +201,8 @@ def evaluate(
     protocol: Annotated[
         str,
         typer.Option(
-            help="likelihood of options, or official: the benchmark's prompts, written answers, cloze and ROUGE-L too."
+            help="likelihood of options; official: the benchmark's prompts, written answers, cloze and ROUGE-L too; "
+            "open: questions without their options, answers judged right, another's, wrong, refusal or gibberish."
         ),
     ] = "likelihood",
     shots: Annotated[

@@ -11,17 +11,23 @@ from mmsurgery.data.benchmark import TASKS, benchmark, notes_of, source_of
 from mmsurgery.data.samples import Item
 from mmsurgery.errors import UnusableData, UsageError
 from mmsurgery.evaluate import columns as tables
-from mmsurgery.evaluate import official, scoring, truth
+from mmsurgery.evaluate import fluency, official, open_answers, outcomes, scoring, truth
 from mmsurgery.evaluate.asking import NEW_TOKENS, Asking, asking_of
 from mmsurgery.evaluate.demonstrations import Demonstrations, chosen, scored
-from mmsurgery.evaluate.protocols import LIKELIHOOD, OFFICIAL, Protocol
+from mmsurgery.evaluate.protocols import LIKELIHOOD, OFFICIAL, OPEN, Protocol
 from mmsurgery.evaluate.request import requested
 from mmsurgery.evaluate.statistics import RESAMPLES
 from mmsurgery.evaluate.subset import stratified
 from mmsurgery.workspace import Progress, Workspace
 
-TASKS_OF = {LIKELIHOOD: ("classification", truth.TASK), OFFICIAL: ("classification", "cloze", "generation")}
+TASKS_OF = {
+    LIKELIHOOD: ("classification", truth.TASK),
+    OFFICIAL: ("classification", "cloze", "generation"),
+    OPEN: ("classification",),
+}
 """Protocol -> the tasks that it can score."""
+BUDGETS = {LIKELIHOOD: scoring.BUDGET, OFFICIAL: official.BUDGET, OPEN: open_answers.BUDGET}
+"""Protocol -> tokens of one batch."""
 
 Columns = Mapping[str, Sequence[Item]]
 """Column, with its task where that is not classification (`forget_vqa.cloze`) -> what is asked."""
@@ -39,6 +45,8 @@ class Asked:
     demonstrations: Demonstrations
     notes: Mapping[str, str]
     """Column -> what a reader of it must know."""
+    every: Columns
+    """The columns before a subset was drawn: what is known of other people."""
 
     @property
     def options(self) -> str:
@@ -48,15 +56,16 @@ class Asked:
 
     def settings(self, threads: int) -> dict[str, Any]:
         """What the numbers depend on."""
-        budget = official.BUDGET if self.protocol.name == OFFICIAL else scoring.BUDGET
         found: dict[str, Any] = {
-            **self.protocol.settings(budget, NEW_TOKENS),
+            **self.protocol.settings(BUDGETS[self.protocol.name], NEW_TOKENS),
             "resamples": RESAMPLES,
             "seed": tables.SEED,
             "threads": threads,
         }
         if self.protocol.name == OFFICIAL and self.asking.name != "mllmu-bench":
             found["asking"] = self.asking.name
+        if self.protocol.name == OPEN:
+            found["judged"] = {"rules": outcomes.RULES, "fluent": outcomes.FLUENT, "budget": fluency.BUDGET}
         if self.demonstrations.people:
             found["demonstrations"] = dict(self.demonstrations.people)
         for key, value in (("request", self.request), ("subset", self.subset)):
@@ -104,6 +113,7 @@ def what_is_asked(
             f"{', '.join(alone)}: nobody is left to be asked about beside the person whose questions are demonstrated",
             "leave --shots out",
         )
+    every = columns
     if subset is not None:
         columns = {name: stratified(items, subset) for name, items in columns.items()}
-    return Asked(protocol, request, subset, asking, columns, demonstrations, notes)
+    return Asked(protocol, request, subset, asking, columns, demonstrations, notes, every)

@@ -8,6 +8,8 @@ from typing import Any
 from mmsurgery.errors import Mismatch
 from mmsurgery.evaluate import truth
 from mmsurgery.evaluate.official import Answer
+from mmsurgery.evaluate.open_answers import Answered
+from mmsurgery.evaluate.outcomes import OUTCOMES, outcome_counts
 from mmsurgery.evaluate.protocols import LIKELIHOOD
 from mmsurgery.evaluate.scoring import ItemScore
 from mmsurgery.evaluate.statistics import Paired, clustered_interval, constant_answer, paired_difference
@@ -18,7 +20,7 @@ SEED = 0
 """Of the bootstrap and of the sign flips."""
 
 
-Scores = Sequence[ItemScore] | Sequence[Answer]
+Scores = Sequence[ItemScore] | Sequence[Answer] | Sequence[Answered]
 
 
 def summary(scores: Scores, protocol: str = LIKELIHOOD) -> dict[str, Any]:
@@ -31,8 +33,10 @@ def summary(scores: Scores, protocol: str = LIKELIHOOD) -> dict[str, Any]:
     official, cloze            `chance` is null; `whole_words` beside: the accuracy where the gold text must
                                stand in the answer as whole words
     official, generation       `{protocol, n, rouge_l: {f1, recall}, ci95}`, means; the interval is F1's
+    open                       `chance` is null; `outcomes` beside: how many answers are what (see `outcomes`), and
+                               `paraphrased` and `repeated`, how many of them are
 
-    Of all of `official` also `distinct`: how many different answers were written.
+    Of all of `official` and `open` also `distinct`: how many different answers were written.
 
     `chance` is the mean over items of 1 / number of options; `ci95` a bootstrap interval clustered by
     person (see `statistics.clustered_interval`).
@@ -52,14 +56,20 @@ def summary(scores: Scores, protocol: str = LIKELIHOOD) -> dict[str, Any]:
         means = {"f1": sum(rouge.f1 for rouge in rouges) / n, "recall": sum(rouge.recall for rouge in rouges) / n}
         return {"protocol": protocol, "n": n, "rouge_l": means, "ci95": list(interval), "distinct": _distinct(scores)}
     answers = [item for item in scores if isinstance(item, Answer)]
-    numbers = {
+    opened = [item for item in scores if isinstance(item, Answered)]
+    numbers: dict[str, Any] = {
         "protocol": protocol,
         "n": n,
         "correct": sum(bool(item.correct) for item in scores),
         "accuracy": sum(bool(item.correct) for item in scores) / n,
-        "chance": _chance(scores),
+        "chance": None if opened else _chance(scores),
         "ci95": list(interval),
     }
+    if opened:
+        counts = outcome_counts(opened)
+        split = {"outcomes": {name: counts[name] for name in OUTCOMES}}
+        beside = {name: counts[name] for name in ("paraphrased", "repeated")}
+        return {**numbers, "distinct": _distinct(opened), **split, **beside}
     if not answers:
         return numbers
     numbers["distinct"] = _distinct(answers)
@@ -69,7 +79,7 @@ def summary(scores: Scores, protocol: str = LIKELIHOOD) -> dict[str, Any]:
 
 
 def _distinct(answers: Scores) -> int:
-    return len({item.raw_output for item in answers if isinstance(item, Answer)})
+    return len({item.raw_output for item in answers if isinstance(item, Answer | Answered)})
 
 
 def _interval(scores: Sequence[Any], value: Callable[[Any], float]) -> tuple[float, float]:
@@ -92,7 +102,8 @@ def remarks(scores: Scores) -> list[str]:
     """What makes a column's number mean less than it seems to: one answer for everything, ties, one person."""
     answers = [item for item in scores if isinstance(item, Answer)]
     chosen = [item for item in scores if isinstance(item, ItemScore) and not truth.is_truth(item)]
-    found = _answer_remarks(answers) if answers else []
+    opened = [item for item in scores if isinstance(item, Answered)]
+    found = _answer_remarks(answers) if answers else _open_remarks(opened)
     letter = constant_answer([item.predicted for item in chosen], [item.gold for item in chosen]) if chosen else None
     if letter is not None:
         found.append(f"answers {letter} to all {len(scores)} items: the model has collapsed")
@@ -129,6 +140,17 @@ def _answer_remarks(answers: Sequence[Answer]) -> list[str]:
         found.append(f"gives one answer to all {n} items: the model has collapsed")
     if inside := sum(bool(item.correct) and not item.whole_words for item in answers):
         found.append(f"{inside} of {n} answers hold the gold text only inside other words")
+    return found
+
+
+def _open_remarks(answers: Sequence[Answered]) -> list[str]:
+    """What is said of open answers; nothing of none."""
+    n, found = len(answers), []
+    gold = [item.options[item.gold] for item in answers]
+    if answers and constant_answer([item.raw_output for item in answers], gold) is not None:
+        found.append(f"gives one answer to all {n} items: the model has collapsed")
+    if gibberish := sum(item.outcome == "gibberish" for item in answers):
+        found.append(f"{gibberish} of {n} answers are gibberish")
     return found
 
 

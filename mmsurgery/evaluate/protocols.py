@@ -7,8 +7,8 @@ from typing import Any
 
 from mmsurgery.errors import UsageError, unknown
 
-LIKELIHOOD, OFFICIAL = "likelihood", "official"
-PROTOCOLS = (LIKELIHOOD, OFFICIAL)
+LIKELIHOOD, OFFICIAL, OPEN = "likelihood", "official", "open"
+PROTOCOLS = (LIKELIHOOD, OFFICIAL, OPEN)
 DEMONSTRATED = ("retain", "scored")
 """Whose solved questions stand before the one that is asked: those of one retain person, who is not scored then, or
 those of one person of the very column, as the official code draws them: a forget person for forget columns."""
@@ -16,7 +16,8 @@ those of one person of the very column, as the official code draws them: a forge
 
 @dataclass(frozen=True)
 class Protocol:
-    """`likelihood` scores options; `official` has answers written in the benchmark's own way."""
+    """`likelihood` scores options; `official` has answers written in the benchmark's own way; `open` has the questions
+    of `likelihood` answered without their options."""
 
     name: str = LIKELIHOOD
     shots: int = 0
@@ -40,7 +41,7 @@ class Protocol:
 
     @property
     def id(self) -> str:
-        """`likelihood`, `official`, `official-1-shot` or `official-1-shot-scored`."""
+        """`likelihood`, `open`, `official`, `official-1-shot` or `official-1-shot-scored`."""
         shots = f"-{self.shots}-shot" if self.shots else ""
         return f"{self.name}{shots}" + ("-scored" if self.demonstrations == "scored" else "")
 
@@ -61,9 +62,11 @@ class Protocol:
         """What its numbers depend on."""
         if self.name == LIKELIHOOD:
             return {"protocol": self.id, "budget": budget}
+        if self.name == OPEN:
+            return {"protocol": self.id, "budget": budget, "new_tokens": new_tokens}
         return {"protocol": self.id, "budget": budget, "shots": self.shots, "new_tokens": new_tokens}
 
 
 def family(protocol_id: str) -> str:
-    """`likelihood` or `official`, of a protocol's id."""
+    """`likelihood`, `official` or `open`, of a protocol's id."""
     return protocol_id.partition("-")[0]

@@ -4,7 +4,10 @@ A line holds `id`, `person`, `column`, `prompt_sha256`, `raw_output`, `parsed` (
 questions and unreadable answers), `gold`, `correct` (null for generation) and `option_scores`. Protocol
 `likelihood` generates nothing (`raw_output` is null) and scores options (letter -> mean log-probability).
 Protocol `official` has null option scores, and besides `task`, `letters` of the options (null for open
-questions) and `rouge_l` (`{f1, recall}` for generation, else null).
+questions) and `rouge_l` (`{f1, recall}` for generation, else null). Protocol `open` has null option scores and a null
+letter, and besides `options` (letter -> text), `outcome`, `paraphrased`, `repeated`, `other` (the fact of another
+person that the answer says, else null) and `fluency` (probability of its median token under vanilla, null without a
+word); the outcome is judged again when a line is read.
 """
 
 from __future__ import annotations
@@ -16,8 +19,11 @@ from typing import Any
 
 from mmsurgery.artifacts.files import cached_sha256, read_bytes, read_json, write_bytes, write_json
 from mmsurgery.data.benchmark import TASKS
+from mmsurgery.data.leakage import normalised
 from mmsurgery.errors import InputRefused, MissingArtifact
 from mmsurgery.evaluate.official import Answer
+from mmsurgery.evaluate.open_answers import Answered
+from mmsurgery.evaluate.outcomes import OUTCOMES
 from mmsurgery.evaluate.protocols import PROTOCOLS, Protocol, family
 from mmsurgery.evaluate.rouge import RougeL
 from mmsurgery.evaluate.scoring import ItemScore
@@ -27,6 +33,7 @@ _COLUMN = {"protocol", "n", "correct", "accuracy", "chance", "ci95"}
 _COLUMNS = {
     "likelihood": [_COLUMN, {"protocol", "n", "probability", "truth_ratio", "ci95"}],
     "official": [_COLUMN | {"unparsed"}, _COLUMN | {"whole_words"}, {"protocol", "n", "rouge_l", "ci95"}],
+    "open": [_COLUMN | {"outcomes", "paraphrased", "repeated"}],
 }
 """Protocol, without its shots -> keys that its columns may have."""
 
@@ -36,12 +43,25 @@ def items_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.items.jsonl")
 
 
-def line(item: ItemScore | Answer) -> dict[str, Any]:
+def line(item: ItemScore | Answer | Answered) -> dict[str, Any]:
     """The JSON record of a scored item."""
     head = {"id": item.id, "person": item.person, "column": item.column, "prompt_sha256": item.prompt_sha256}
     if isinstance(item, ItemScore):
         chosen = {"raw_output": None, "parsed": item.predicted, "gold": item.gold, "correct": item.correct}
         return {**head, **chosen, "option_scores": item.options}
+    if isinstance(item, Answered):
+        written = {"raw_output": item.raw_output, "parsed": None, "gold": item.gold, "correct": item.correct}
+        return {
+            **head,
+            **written,
+            "option_scores": None,
+            "options": dict(item.options),
+            "outcome": item.outcome,
+            "paraphrased": item.paraphrased,
+            "repeated": item.repeated,
+            "other": item.other,
+            "fluency": item.fluency,
+        }
     return {
         **head,
         "raw_output": item.raw_output,
@@ -56,7 +76,8 @@ def line(item: ItemScore | Answer) -> dict[str, Any]:
 
 
 def from_line(value: Any, where: str) -> Any:
-    """The scored item of a record: an `ItemScore` where options were scored, else an `Answer`.
+    """The scored item of a record: an `ItemScore` where options were scored, an `Answered` where an outcome was judged,
+    else an `Answer`.
 
     Raises:
         InputRefused: naming `where`, if it is none, or says another prediction than its scores or its
@@ -64,8 +85,13 @@ def from_line(value: Any, where: str) -> Any:
     """
     try:
         texts = {key: value[key] for key in ("id", "person", "column", "prompt_sha256", "gold")}
-        item: ItemScore | Answer
-        if value["option_scores"] is None:
+        item: ItemScore | Answer | Answered
+        if "outcome" in value:
+            texts["raw_output"] = value["raw_output"]
+            options = {str(letter): str(text) for letter, text in value["options"].items()}
+            item = Answered(**texts, options=options, other=value["other"], fluency=value["fluency"])
+            known = _is_judged(item)
+        elif value["option_scores"] is None:
             texts |= {key: value[key] for key in ("task", "raw_output")}
             letters = None if value["letters"] is None else tuple(value["letters"])
             rouge = None if value["rouge_l"] is None else RougeL(**value["rouge_l"])
@@ -73,8 +99,8 @@ def from_line(value: Any, where: str) -> Any:
             known = (item.task == "classification") == (letters is not None) and item.task in TASKS
             known = known and (item.task == "generation") == (rouge is not None)
         else:
-            options = {str(letter): float(number) for letter, number in value["option_scores"].items()}
-            item, known = ItemScore(**texts, options=options), True
+            scores = {str(letter): float(number) for letter, number in value["option_scores"].items()}
+            item, known = ItemScore(**texts, options=scores), True
         sound = known and all(isinstance(text, str) for text in texts.values()) and line(item) == value
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputRefused(f"{where} is no scored item") from error
@@ -83,7 +109,14 @@ def from_line(value: Any, where: str) -> Any:
     return item
 
 
-def write_eval(path: Path, body: dict[str, Any], items: Sequence[ItemScore | Answer]) -> dict[str, Any]:
+def _is_judged(item: Answered) -> bool:
+    """Whether what an open answer is judged by can be: the other person's fact is said, the probability is one."""
+    text, other, fluency = f" {normalised(item.raw_output)} ", item.other, item.fluency
+    likely = fluency is None or (isinstance(fluency, float) and 0 <= fluency <= 1)
+    return likely and (other is None or (isinstance(other, str) and other != "" and f" {other} " in text))
+
+
+def write_eval(path: Path, body: dict[str, Any], items: Sequence[ItemScore | Answer | Answered]) -> dict[str, Any]:
     """Write the items, then the sealed record that names their digest; both atomically.
 
     Args:
@@ -150,12 +183,21 @@ def _command(path: Path) -> str:
 
 def _is_column(value: dict[str, Any]) -> bool:
     # `distinct` is missing in records of earlier versions
-    return set(value) - {"distinct"} in _COLUMNS.get(family(str(value.get("protocol"))), [])
+    known = set(value) - {"distinct"} in _COLUMNS.get(family(str(value.get("protocol"))), [])
+    return known and ("outcomes" not in value or _is_split(value))
+
+
+def _is_split(value: dict[str, Any]) -> bool:
+    """Whether the outcomes of a column of open answers add up to it."""
+    counts = value["outcomes"]
+    known = isinstance(counts, dict) and set(counts) == set(OUTCOMES)
+    known = known and all(isinstance(count, int) for count in counts.values())
+    return known and sum(counts.values()) == value["n"] and counts["correct"] == value["correct"]
 
 
 def read_items(path: Path) -> dict[str, list[Any]]:
-    """The scored items beside `evals/MODEL.json`, by column in their order: `ItemScore`s, or `Answer`s of
-    protocol `official`.
+    """The scored items beside `evals/MODEL.json`, by column in their order: `ItemScore`s, `Answer`s of protocol
+    `official`, or `Answered`s of protocol `open`.
 
     Raises:
         as `read_eval`.

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.files import read_json, write_json
+from mmsurgery.artifacts.files import read_json
 from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Item, data_sha256
-from mmsurgery.errors import GateMissed, InputRefused, Mismatch, UsageError, unknown
+from mmsurgery.errors import InputRefused, InternalError, Mismatch, UsageError
 from mmsurgery.evaluate import columns as tables
-from mmsurgery.evaluate import official, records, truth
+from mmsurgery.evaluate import fluency, official, open_answers, records, truth
 from mmsurgery.evaluate.asked import Asked, what_is_asked
-from mmsurgery.evaluate.protocols import LIKELIHOOD, Protocol
+from mmsurgery.evaluate.gates import check_column, gate, read_gate
+from mmsurgery.evaluate.loader import Loader
+from mmsurgery.evaluate.open_answers import Answered, Written
+from mmsurgery.evaluate.others import Others
+from mmsurgery.evaluate.protocols import LIKELIHOOD, OPEN, Protocol
 from mmsurgery.evaluate.scoring import score
-from mmsurgery.provenance import differences, provenance, sha256_json
+from mmsurgery.evaluate.unfinished import Unfinished
+from mmsurgery.provenance import differences, provenance
 from mmsurgery.unlearn.trained_models import check_trained
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 if TYPE_CHECKING:
     from mmsurgery.backbones.loading import Loaded
 
-UNFINISHED = ".scoring"
-"""Folder below `evals/` of the columns that an interrupted run has finished."""
+__all__ = ["EvalResult", "evaluate", "gate"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,13 @@ class _Plan:
     folder: Path
     path: Path
     provenance: dict[str, Any]
+    vanilla: Path | None
+    """Folder of the model under which written answers are judged, of protocol `open`."""
     finished: EvalResult | None
+
+    @property
+    def unfinished(self) -> Unfinished:
+        return Unfinished.of(self.path, self.name, self.provenance["key"])
 
 
 def evaluate(
@@ -80,7 +88,9 @@ def evaluate(
         protocol: `likelihood` scores options (see `scoring`), and answers that are true or not as columns
             `COLUMN.truth` where the benchmark has such (see `truth`); `official` has answers generated (see
             `official`), of cloze and open questions too, as columns `COLUMN.cloze` and
-            `COLUMN.generation`, and writes into `evals/official/`.
+            `COLUMN.generation`, and writes into `evals/official/`; `open` has the questions that `likelihood` scores
+            answered without their options (see `open_answers`), judged with the help of vanilla, and writes into
+            `evals/open/`.
         shots, demonstrations: of protocol `official`, see `Protocol`.
         subset: ask at most so many questions of each column, spread evenly over its people.
         request: an unlearned model: the forget columns ask about the people whom that model was made to forget,
@@ -91,7 +101,7 @@ def evaluate(
     Raises:
         UsageError: for an unknown protocol, a gate that cannot be read or names no column, or two models
             of one name.
-        MissingArtifact: if a model does not exist.
+        MissingArtifact: if a model does not exist, or vanilla where it is needed.
         InputRefused: if a model, the benchmark's files or earlier scores are damaged.
         Mismatch: if the name holds scores of another model or of other items.
         UnusableData: if the benchmark has nothing to score, or a model's scores are not finite.
@@ -99,19 +109,20 @@ def evaluate(
     chosen_protocol = Protocol(protocol, shots, demonstrations)
     if subset is not None and subset < 1:
         raise UsageError(f"a subset of {subset} items is impossible", "use 1 or more")
-    wanted = [_read_gate(expression)[0] for expression in gates]
+    wanted = [read_gate(expression)[0] for expression in gates]
     names = list(models or ["vanilla", *(name for name in workspace.models() if name not in ("vanilla", "base"))])
     found: dict[str, Path] = {}
     for name, folder in map(workspace.find_model, names):
         if found.setdefault(name, folder).resolve() != folder.resolve():
             raise UsageError(f"two models are called '{name}': {found[name]} and {folder}", "rename a folder")
     check_trained(workspace, *found)
+    vanilla = workspace.existing_model("vanilla") if protocol == OPEN else None
     asked = what_is_asked(workspace, chosen_protocol, request, subset, progress)
     for column in wanted:
-        _check_column(column, asked.columns)
+        check_column(column, asked.columns)
 
     def plans() -> list[_Plan]:
-        made = [_plan(workspace, asked, name, folder) for name, folder in found.items()]
+        made = [_plan(workspace, asked, name, folder, vanilla) for name, folder in found.items()]
         return made if force else _finished(made)
 
     looked_up = plans()
@@ -119,56 +130,31 @@ def evaluate(
     if all(plan.finished for plan in looked_up):
         return _with_metrics(workspace, [plan.finished for plan in looked_up if plan.finished], progress)
     with workspace.lock():
-        loader = _Loader()
-        # again: another process may have scored them meanwhile
-        results = [plan.finished or _score_model(workspace, plan, loader, progress) for plan in plans()]
+        scorer = _Scorer()
+        waiting = plans()  # again: another process may have scored them meanwhile
+        if vanilla is not None:
+            _write_answers(workspace, waiting, scorer, progress)
+        results = [plan.finished or _score_model(workspace, plan, scorer, progress) for plan in waiting]
     return _with_metrics(workspace, results, progress)
 
 
-def gate(results: Sequence[EvalResult], expression: str, *, over: bool = False) -> None:
-    """Check `COLUMN=VALUE`: every model's number in the column (accuracy; see `columns.score_of`) is at least
-    VALUE, in 0-1; with `over` at most VALUE.
-
-    Raises:
-        UsageError: if the expression cannot be read or a model has no such column.
-        GateMissed: naming the models below, or above.
-    """
-    column, limit = _read_gate(expression)
-    for result in results:
-        _check_column(column, result.columns)
-    reached = {result.model: tables.score_of(result.columns[column]) for result in results}
-    missed = {model: value for model, value in reached.items() if (value > limit if over else value < limit)}
-    if missed:
-        named = ", ".join(f"{model} {value:.3f}" for model, value in missed.items())
-        raise GateMissed(f"{column} is {'above' if over else 'below'} {limit:g}: {named}")
-
-
-def _read_gate(expression: str) -> tuple[str, float]:
-    column, _, text = expression.partition("=")
-    try:
-        least = float(text)
-    except ValueError:
-        least = -1.0
-    if not 0 <= least <= 1:
-        raise UsageError(f"'{expression}' is no gate", "write COLUMN=VALUE with a value in 0-1, such as retain_vqa=0.9")
-    return column, least
-
-
-def _check_column(column: str, known: Mapping[str, Any]) -> None:
-    if column not in known:
-        raise unknown("column", column, known)
-
-
-def _plan(workspace: Workspace, asked: Asked, name: str, folder: Path) -> _Plan:
+def _plan(workspace: Workspace, asked: Asked, name: str, folder: Path, vanilla: Path | None) -> _Plan:
     """What is to be scored."""
     path = workspace.eval_path(name, asked.protocol.id, asked.request, asked.subset)
-    config = model_config(folder)
     inputs = {
-        "model_sha256": CheckpointFiles(folder, backbone(config["model_type"]).canonical).digest(),
+        "model_sha256": _digest(folder),
         "companions_sha256": companions_sha256(folder),
         "items": {column: data_sha256(items) for column, items in asked.columns.items()},
     }
-    return _Plan(asked, name, folder, path, provenance("eval", asked.settings(workspace.threads), inputs), None)
+    if vanilla is not None:
+        inputs["vanilla_sha256"] = _digest(vanilla)
+        inputs["known"] = {column: data_sha256(items) for column, items in asked.every.items()}
+    made = provenance("eval", asked.settings(workspace.threads), inputs)
+    return _Plan(asked, name, folder, path, made, vanilla, None)
+
+
+def _digest(folder: Path) -> str:
+    return CheckpointFiles(folder, backbone(model_config(folder)["model_type"]).canonical).digest()
 
 
 def _finished(plans: Sequence[_Plan]) -> list[_Plan]:
@@ -218,18 +204,13 @@ def _result(plan: _Plan, record: Mapping[str, Any], *, up_to_date: bool) -> Eval
     return EvalResult(plan.name, plan.path, columns, record["remarks"], up_to_date)
 
 
-def _score_model(workspace: Workspace, plan: _Plan, loader: _Loader, progress: Progress) -> EvalResult:
-    finished = plan.path.parent / UNFINISHED / plan.name / plan.provenance["key"][:16]
-    for stale in finished.parent.glob("*"):
-        if stale != finished:
-            shutil.rmtree(stale, ignore_errors=True)
-    scores: dict[str, list[Any]] = {}
+def _score_model(workspace: Workspace, plan: _Plan, scorer: _Scorer, progress: Progress) -> EvalResult:
+    unfinished, scores = plan.unfinished, dict[str, list[Any]]()
     for column, items in plan.asked.columns.items():
-        file = finished / f"{column}.json"
-        scores[column] = _read_finished(file) or loader.score(workspace, plan, column, items, progress)
-        if not file.exists():
-            lines = [records.line(item) for item in scores[column]]
-            write_json(file, {"lines": lines, "sha256": sha256_json(lines)})
+        if (found := unfinished.scores(column)) is None:
+            found = scorer.score(workspace, plan, column, items, progress)
+            unfinished.keep_scores(column, found)
+        scores[column] = found
     leaked = read_json(plan.folder / RUN_FILE).get(SCORED_TEXT) if (plan.folder / RUN_FILE).exists() else None
     body = {
         "model": plan.name,
@@ -240,11 +221,18 @@ def _score_model(workspace: Workspace, plan: _Plan, loader: _Loader, progress: P
         "provenance": plan.provenance,
     }
     record = records.write_eval(plan.path, body, [item for each in scores.values() for item in each])
-    shutil.rmtree(finished.parent, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another model's columns may be in it
-        finished.parent.parent.rmdir()
+    unfinished.remove()
     workspace.journal("eval", model=plan.name, protocol=plan.asked.protocol.id)
     return _result(plan, record, up_to_date=False)
+
+
+def _write_answers(workspace: Workspace, plans: Sequence[_Plan], scorer: _Scorer, progress: Progress) -> None:
+    """Have all models write before anything is judged, vanilla last: each is loaded once."""
+    for plan in sorted(plans, key=lambda plan: plan.folder == plan.vanilla):
+        unfinished = plan.unfinished
+        for column, items in plan.asked.columns.items() if plan.finished is None else ():
+            if unfinished.written(column) is None:
+                unfinished.keep_written(column, scorer.write(workspace, plan, column, items, progress))
 
 
 def _remarks(plan: _Plan, leaked: int | None, column: str, scores: Sequence[Any]) -> list[str]:
@@ -277,27 +265,12 @@ def _with_metrics(workspace: Workspace, results: Sequence[EvalResult], progress:
         return [dataclasses.replace(each, metrics=truth.metrics(each.columns, items, None)) for each, items in asked]
 
 
-def _read_finished(file: Path) -> list[Any] | None:
-    """The scores of a column that an interrupted run finished, if they are whole."""
-    if not file.exists():
-        return None
-    try:
-        value = read_json(file)
-        if value["sha256"] != sha256_json(value["lines"]):
-            raise InputRefused(f"{file} is damaged")
-        return [records.from_line(entry, str(file)) for entry in value["lines"]]
-    except (InputRefused, KeyError, TypeError):
-        file.unlink()
-        return None
-
-
-class _Loader:
-    """Loads models when they are needed, and tokenises once what several models with one processor are asked."""
+class _Scorer:
+    """Has models score or answer the items of columns."""
 
     def __init__(self) -> None:
-        self._loaded: Loaded | None = None
-        self._template: str | None = None
-        self._cache: dict[Any, Any] = {}
+        self._loader = Loader()
+        self._others: Others | None = None
 
     def score(
         self, workspace: Workspace, plan: _Plan, column: str, items: Sequence[Item], progress: Progress
@@ -305,27 +278,40 @@ class _Loader:
         from mmsurgery.unlearn.loop import deterministic
 
         with deterministic(workspace.threads):
+            if plan.vanilla is not None:
+                return self._judge(plan, plan.vanilla, column, items, progress)
             loaded = self._load(plan)
-            common: dict[str, Any] = {"cache": self._cache, "what": f"{plan.name}: {column}", "progress": progress}
+            common = self._common(plan, column, progress)
             if plan.asked.protocol.name == LIKELIHOOD:
                 return list(score(loaded, items, **common))
             shown = plan.asked.demonstrations.items.get(column, ())
             return list(official.answers(loaded, items, plan.asked.asking, demonstrations=shown, **common))
 
-    def _load(self, plan: _Plan) -> Loaded:
-        from mmsurgery.backbones.loading import load
+    def write(
+        self, workspace: Workspace, plan: _Plan, column: str, items: Sequence[Item], progress: Progress
+    ) -> list[Written]:
+        """The model's open answers."""
+        from mmsurgery.unlearn.loop import deterministic
 
-        if self._loaded is not None and self._loaded.path == plan.folder:
-            return self._loaded
-        processor = None if self._loaded is None else self._loaded.processor
-        self._loaded = None  # before the next is read: two models may not fit into memory
-        loaded = load(plan.folder)
-        template = loaded.backbone.template_digest(loaded.processor)
-        if template == self._template:
-            loaded = dataclasses.replace(loaded, processor=processor)
-        else:
-            self._cache = {}
-        if loaded.model_sha256 != plan.provenance["inputs"]["model_sha256"]:
-            raise InputRefused(f"{plan.folder} changed while it was being scored", _command(plan))
-        self._loaded, self._template = loaded, template
-        return loaded
+        with deterministic(workspace.threads):
+            loaded = self._load(plan)
+            return open_answers.write(loaded, items, **self._common(plan, column, progress))
+
+    def _judge(
+        self, plan: _Plan, vanilla: Path, column: str, items: Sequence[Item], progress: Progress
+    ) -> list[Answered]:
+        """What the model has written, judged with the help of vanilla."""
+        written = plan.unfinished.written(column)
+        if written is None:
+            raise InternalError(f"nothing was written of {column}")
+        self._others = self._others or Others(plan.asked.every)
+        loaded = self._loader.load(vanilla, plan.provenance["inputs"]["vanilla_sha256"], _command(plan))
+        common = self._common(plan, f"{column}, fluency", progress)
+        likely = fluency.median_probabilities(loaded, items, [each.text for each in written], **common)
+        return open_answers.judged(items, written, self._others, likely)
+
+    def _common(self, plan: _Plan, column: str, progress: Progress) -> dict[str, Any]:
+        return {"cache": self._loader.cache, "what": f"{plan.name}: {column}", "progress": progress}
+
+    def _load(self, plan: _Plan) -> Loaded:
+        return self._loader.load(plan.folder, plan.provenance["inputs"]["model_sha256"], _command(plan))

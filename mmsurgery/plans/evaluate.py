@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from mmsurgery.backbones.encoding import PICTURE_BYTES
 from mmsurgery.data.samples import Item
 from mmsurgery.errors import UsageError
-from mmsurgery.evaluate import official, scoring
+from mmsurgery.evaluate import fluency, official, open_answers, scoring
 from mmsurgery.evaluate.asked import Asked, what_is_asked
 from mmsurgery.evaluate.asking import NEW_TOKENS
-from mmsurgery.evaluate.protocols import LIKELIHOOD, Protocol
+from mmsurgery.evaluate.protocols import LIKELIHOOD, OPEN, Protocol
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.lengths import LOOKED_AT, lengths, spread
 from mmsurgery.plans.plan import Passes, Plan, free_below
@@ -43,7 +43,7 @@ def plan_eval(
 ) -> Plan:
     """What `evaluate` of the same arguments would need; nothing is written and no lock is taken.
 
-    weights: of one model at a time, loaded in its own dtype.
+    weights: of one model at a time, the largest, loaded in its own dtype; of protocol `open` vanilla's, too.
     keys and values: of `BUDGET` tokens in all layers; with shared prefixes those of `LEVELS` such batches.
     activations: of a forward pass over `BUDGET` tokens, see `Sizes.passing`; logits for the tokens of a batch that
         come after the picture, or after what all options of a question share.
@@ -61,6 +61,7 @@ def plan_eval(
         if not force and workspace.eval_path(name, asked.protocol.id, request, subset).exists():
             notes.append(f"'{name}' has scores: it is not scored again without --force")
             del found[name]
+    judge = workspace.existing_model("vanilla") if protocol == OPEN else None
     every = [Sizes.of(name, folder) for name, folder in found.items()]
     largest = max(every, key=lambda sizes: sizes.loaded, default=None)
     counts = {column: len(items) for column, items in asked.columns.items()} if every else {}
@@ -73,9 +74,11 @@ def plan_eval(
     items = [item for each in asked.columns.values() for item in each]
     rows = {item.column: 0 for item in items}
     for item in items:
-        rows[item.column] += len(set((item.options or {}).values())) if protocol == LIKELIHOOD else 1
+        rows[item.column] += (
+            len(set((item.options or {}).values())) if protocol == LIKELIHOOD else 1 + (judge is not None)
+        )
     memory = {
-        terms.WEIGHTS: largest.loaded,
+        terms.WEIGHTS: max(largest.loaded, 0 if judge is None else Sizes.of("vanilla", judge).loaded),
         **scoring_terms(largest, processor, items, largest.width, generated=protocol != LIKELIHOOD),
         terms.PICTURES: _pictures(largest, processor, items),
         terms.SAMPLES: sum({item.image_sha256: len(item.image_bytes or b"") for item in items}.values()),
@@ -86,7 +89,8 @@ def plan_eval(
     if protocol == LIKELIHOOD:
         notes.append("a forward pass is an option's row; what rows share is run once")
     else:
-        notes.append(f"a forward pass is a prompt, continued by up to {NEW_TOKENS} tokens")
+        judged = "; and once more what was written, under vanilla" if judge is not None else ""
+        notes.append(f"a forward pass is a prompt, continued by up to {NEW_TOKENS} tokens{judged}")
     forward = len(every) * sum(rows.values())
     return _plan(workspace, asked, largest.size, counts, memory, forward, seconds, (*notes, how), len(every))
 
@@ -178,6 +182,10 @@ def _run(asked: Asked, loaded: Loaded, items: Sequence[Item]) -> None:
         with torch.no_grad():
             choices = [prefix.encode(loaded, scoring.option_samples(item), {}) for item in items]
             list(prefix.score(loaded, choices, budget=scoring.BUDGET, cache={}))
+        return
+    if asked.protocol.name == OPEN:
+        written = open_answers.write(loaded, items, cache={})
+        fluency.median_probabilities(loaded, items, [each.text for each in written], cache={})
         return
     shown = asked.demonstrations.items.get(items[0].column, ())
     list(official.answers(loaded, items, asked.asking, demonstrations=shown, cache={}))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmsurgery.errors import MissingArtifact, UsageError
-from mmsurgery.plans import Plan, plan_apply, plan_diff, plan_eval, plan_saliency, probe
+from mmsurgery.plans import Passes, Plan, plan_apply, plan_diff, plan_eval, plan_saliency, probe
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.sizes import Rows, Sizes
 from mmsurgery.unlearn.lora import LoRA
@@ -97,6 +98,34 @@ def test_passes_of_eval_are_rows_of_different_options(ws: Workspace) -> None:
     assert once.passes.forward == 4 * 2
     assert any("'vanilla' has scores" in note for note in once.notes)
     assert plan_eval(ws, ["vanilla", "reference"], force=True).passes.forward == 16
+
+
+def test_open_answers_are_passed_once_more_under_vanilla(ws: Workspace) -> None:
+    with ws.lock():
+        before = everything(ws.root)
+        plan = plan_eval(ws, ["reference"], protocol="open")
+        assert everything(ws.root) == before
+    assert plan.passes == Passes(forward=2 * 4, backward=0)
+    assert plan.seconds is not None
+    assert any(note.endswith("and once more what was written, under vanilla") for note in plan.notes)
+    shutil.copytree(ws.model_dir("reference"), ws.model_dir("half"))
+    halve(ws.model_dir("half"))
+    weights = plan_eval(ws, ["half"]).memory[terms.WEIGHTS]
+    assert plan_eval(ws, ["half"], protocol="open").memory[terms.WEIGHTS] == 2 * weights
+    shutil.rmtree(ws.model_dir("vanilla"))
+    with pytest.raises(MissingArtifact, match="no model 'vanilla'"):
+        plan_eval(ws, ["reference"], protocol="open")
+
+
+def halve(folder: Path) -> None:
+    """Store a model's weights in 16 bits."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    save_file({k: v.to(torch.bfloat16) for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
 
 
 def test_disk_has_the_snapshots_in_it(ws: Workspace) -> None:

@@ -98,6 +98,10 @@ def applied(result: ApplyResult) -> Lines:
     yield next_command(f"mmsurgery eval {result.model}")
 
 
+OPEN = "right answers (o of another person, w wrong but fluent, r refusal, g gibberish)"
+"""What the table of protocol `open` holds."""
+
+
 def scored(results: Sequence[EvalResult]) -> Lines:
     by_task: dict[str, list[str]] = {}
     for column in dict.fromkeys(column for result in results for column in result.columns):
@@ -138,8 +142,9 @@ def _column(name: str) -> str:
 
 def _scores(results: Sequence[EvalResult], task: str, columns: Sequence[str]) -> Table:
     protocols = sorted({result.columns[c]["protocol"] for result in results for c in columns if c in result.columns})
+    opened = any("outcomes" in result.columns.get(column, ()) for result in results for column in columns)
     measures = {"generation": "F1 of ROUGE-L (r recall)", "truth": "probability of the truth (t truth ratio)"}
-    what = measures.get(task, "accuracy")
+    what = measures.get(task, OPEN if opened else "accuracy")
     title = f"{what} in % and its 95 % interval, protocol {', '.join(protocols)}{task and ', ' + task}"
     names = [_column(column.partition(".")[0]) for column in columns]
     rows = table("model", *[name.replace(" ", "\n").replace("-", "-\n") for name in names], title=title)
@@ -148,7 +153,7 @@ def _scores(results: Sequence[EvalResult], task: str, columns: Sequence[str]) ->
     shown = results[0].columns
     rows.add_section()
     rows.add_row("n", *[f"{shown[c]['n']}" if c in shown else "" for c in columns], style="dim")
-    if not task:
+    if not task and not opened:
         rows.add_row("chance", *[percent(shown[c]["chance"]) if c in shown else "" for c in columns], style="dim")
     return rows
 
@@ -162,6 +167,11 @@ def _score(column: dict[str, Any] | None) -> Text:
         beside = f"\nr {percent(column['rouge_l']['recall'])}"
     elif "truth_ratio" in column:
         beside = f"\nt {percent(column['truth_ratio'])}"
+    elif "outcomes" in column:
+        counts = [column["outcomes"][name] for name in ("other_person", "wrong", "refusal", "gibberish")]
+        beside = "".join(
+            f"\n{sign} {percent(count / column['n'], 0)}" for sign, count in zip("owrg", counts, strict=True)
+        )
     return Text.assemble(percent(score_of(column)), (f"{beside}\n{percent(low, 0)}-{percent(high, 0)}", "dim"))
 
 
