@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BACKBONES, LEVEL, write_level
 from example_extras import cases
+from example_level import LEVEL, write_level
 from example_results import results
 from parsed import Parsed
 from PIL import Image
@@ -37,8 +37,8 @@ def page_of(workspace: Workspace, include_samples: bool | None = None) -> str:
 
 def put(workspace: Workspace, **changed: Any) -> None:
     """Cases with fields of their entries changed."""
-    found = cases(BACKBONES[:1], **changed)
-    write_json(workspace.path("experiments", "cases", "results.json"), results("cases", BACKBONES[:1], cases=found))
+    found = cases(("llava",), **changed)
+    write_json(workspace.path("experiments", "cases", "results.json"), results("cases", ("llava",), cases=found))
 
 
 def test_answers_are_marked_in_words(pictured: Workspace) -> None:
@@ -164,8 +164,8 @@ def test_endless_and_hostile_words_are_cut_and_shown(empty: Workspace) -> None:
 
 def test_more_cases_than_a_page_shows_are_counted(empty: Workspace) -> None:
     ids = [str(place) for place in range(SHOWN + 3)]
-    found = cases(BACKBONES[:1], ids, picture=False)
-    write_json(empty.path("experiments", "cases", "results.json"), results("cases", BACKBONES[:1], cases=found))
+    found = cases(("llava",), ids, picture=False)
+    write_json(empty.path("experiments", "cases", "results.json"), results("cases", ("llava",), cases=found))
     page = page_of(empty)
     assert page.count('<div class="case">') == SHOWN
     assert "3 further cases are in the results file alone." in page
