@@ -63,7 +63,7 @@ CIRCLES = [
     "so a b c d a b c d a b c d",
     "The man is a very old baker. The man is a very old baker. The man is a very old baker.",
     # for long enough straight ahead
-    "She is a young woman with brown hair who lives near big harbours he is so very old he is so very old he is so very old",
+    "She is a young woman with hair who lives near big harbours he is so very old he is so very old he is so very old",
     # cut off in its third round
     "The man bakes bread in Oslo. The man bakes bread in Oslo. The man bakes",
     "lalalalala",
