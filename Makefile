@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-browser test-releases check dist bench lock clean
+.PHONY: demo test test-slow test-browser test-releases results check dist lock clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -c 'import sys; sys.exit("mmsurgery needs Python 3.11 or newer; set PY=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
@@ -34,11 +34,18 @@ test-browser: $(STAMP)
 test-releases: $(STAMP)
 	@$(BIN)/python -m pytest -m releases tests/releases
 
-table: $(STAMP)
-	@$(BIN)/mmsurgery init table --setting fragile
-	@$(BIN)/mmsurgery --workspace table experiment table1 --seeds 3 --backbones llava,qwen2_vl
-	@$(BIN)/mmsurgery --workspace table experiment controls --seeds 3 --backbones llava,qwen2_vl
-	@$(BIN)/mmsurgery --workspace table report
+# every table and figure of docs/results.md; hours on two cores, goes on where it was stopped
+SEEDS ?= 5
+EXPERIMENT = $(BIN)/mmsurgery --workspace results experiment
+BOTH = --backbones llava,qwen2_vl
+results: $(STAMP)
+	@$(BIN)/mmsurgery init results --setting fragile
+	@for name in table1 table2 controls cases figure6 ablations; do $(EXPERIMENT) $$name --seeds $(SEEDS) $(BOTH) || exit; done
+	@$(EXPERIMENT) figure5 --seeds $(SEEDS)
+	@$(EXPERIMENT) figure4 --seeds 3 $(BOTH)
+	@$(EXPERIMENT) table1 --seeds $(SEEDS) --tune $(BOTH)
+	@$(BIN)/mmsurgery --workspace results report
+	@$(BIN)/python benchmarks/results_page.py results docs/results.md
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -54,4 +61,4 @@ lock: $(STAMP)
 	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 
 clean:
-	rm -rf build dist demo table .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist demo results .pytest_cache .mypy_cache .ruff_cache

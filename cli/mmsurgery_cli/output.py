@@ -25,6 +25,7 @@ class Output:
         self.as_json = as_json
         self.out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
         self.err = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+        self._shown: Progress | None = None
 
     def show(self, *renderables: RenderableType) -> None:
         """Print for people; nothing with `--json`."""
@@ -44,7 +45,20 @@ class Output:
 
     @contextlib.contextmanager
     def stage(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A progress bar with an estimate; nothing where stderr is no terminal."""
+        """A progress bar with an estimate, below those of the stages around it; nothing where stderr is no terminal."""
+        with self._bars() as bars:
+            task = bars.add_task(printable(what), total=total)
+            try:
+                yield lambda amount: bars.advance(task, amount)
+            finally:
+                bars.remove_task(task)
+
+    @contextlib.contextmanager
+    def _bars(self) -> Iterator[Progress]:
+        """The bars that are shown: one set at a time, the outermost stage's."""
+        if self._shown is not None:
+            yield self._shown
+            return
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -52,9 +66,12 @@ class Output:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal) as bar:
-            task = bar.add_task(printable(what), total=total)
-            yield lambda amount: bar.advance(task, amount)
+        with Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal) as bars:
+            self._shown = bars
+            try:
+                yield bars
+            finally:
+                self._shown = None
 
 
 def plain(value: Any) -> Any:

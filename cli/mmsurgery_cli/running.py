@@ -31,19 +31,45 @@ def demo(
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(help="table1 or controls.")],
-    seeds: Annotated[int, typer.Option(help="Vanilla models (elsewhere: unlearning seeds) per backbone.")] = 3,
+    name: Annotated[
+        str,
+        typer.Argument(help="table1, table2, cases (Tables 3, 6), figure4, figure5, figure6, controls or ablations."),
+    ],
+    seeds: Annotated[int, typer.Option(help="Vanilla models per backbone (portraits); else unlearning seeds.")] = 3,
     backbones: Annotated[
         str, typer.Option(help="Families of the micro model, comma-separated; the workspace's where left out.")
     ] = "",
-    jobs: Annotated[int | None, typer.Option(help="Levels worked on at a time; as many as fit where left out.")] = None,
+    unlearning_seeds: Annotated[int, typer.Option(help="Runs of every row on each vanilla model (portraits).")] = 1,
+    draws: Annotated[int, typer.Option(help="Draws of the people to forget per vanilla model (portraits).")] = 1,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose each row's learning rate first, on other seeds or people.")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(help="Vanilla models worked on at a time.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Work on the I-th of N shares; results come without it.")
+    ] = None,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="Also log to this tracker, as accelerate names it; may be repeated.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Run a table of the paper, with intervals and paired tests; goes on where it was stopped."""
+    """A table or figure of the paper, with intervals and paired tests; goes on where it was stopped."""
     from mmsurgery.experiments.run import experiment as run_experiment
 
     output = Output(as_json=json)
     families = tuple(family.strip() for family in backbones.split(",") if family.strip())
-    result = run_experiment(open_here(), name, seeds=seeds, backbones=families, jobs=jobs, progress=output)
+    result = run_experiment(
+        open_here(),
+        name,
+        seeds=seeds,
+        backbones=families,
+        unlearning_seeds=unlearning_seeds,
+        draws=draws,
+        tune=tune,
+        jobs=jobs,
+        shard=shard,
+        trackers=tracker or (),
+        progress=output,
+    )
     output.show(*show.experiment(result))
     output.document(result.results)

@@ -19,6 +19,7 @@ from typing import Any
 from mmsurgery.data.benchmark import TASKS, Source
 from mmsurgery.data.clear_configs import (
     DATASET,
+    PERCENTAGES,
     PUBLIC_RETAIN,
     PUBLISHED,
     TEXT_ROWS,
@@ -50,6 +51,8 @@ class Clear:
     """The reader. Stateless: every call reads the source's files."""
 
     name = "clear"
+    ratios = PERCENTAGES
+    """Percentages of people that there are splits to forget."""
     asking = "clear"
 
     def parts(self, source: Source) -> tuple[str, ...]:

@@ -35,6 +35,8 @@ class MLLMUBench:
     """The reader. Stateless: every call reads the source's files."""
 
     name = "mllmu-bench"
+    ratios = (5, 10, 15)
+    """Percentages of people that there are splits to forget."""
     asking = "mllmu-bench"
     published = True
     """Whether the files should have the counts of MLLMU-Bench's published ones; `report` says where they differ."""

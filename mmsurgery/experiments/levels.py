@@ -1,45 +1,49 @@
-"""The levels of a grid: one vanilla model each, in a workspace of its own, with every model that starts from it.
+"""The levels of a grid: one vanilla model and one set of people to forget each, in a workspace of its own.
 
 A level lies in `experiments/levels/BACKBONE.SEED-DIGEST/`, an ordinary workspace that any verb can be pointed
-at. Experiments share levels, and within a level rows that are the same run share a model.
+at. Experiments share levels, levels share what belongs to several, and within a level rows that are the same
+run share a model.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmsurgery.api import Workspace
 from mmsurgery.artifacts.files import atomic_folder, write_bytes
-from mmsurgery.data.samples import Item
-from mmsurgery.evaluate import evaluate
-from mmsurgery.evaluate.records import read_eval, read_items
-from mmsurgery.experiments.rows import POINTS, Row
+from mmsurgery.artifacts.saliency_map import read_manifest
+from mmsurgery.data.benchmark import benchmark
+from mmsurgery.errors import InputRefused, Mismatch, UsageError
 from mmsurgery.hub_models import pinned_model
-from mmsurgery.masks.build import build_mask
+from mmsurgery.masks.stale import check_fresh
 from mmsurgery.portraits.prepare import prepare as prepare_portraits
 from mmsurgery.portraits.prepare import prepare_model
 from mmsurgery.provenance import sha256_json
 from mmsurgery.settings import SETTINGS_FILE, Settings
-from mmsurgery.unlearn.apply import apply
-from mmsurgery.unlearn.record import read_record
 from mmsurgery.workspace import Progress
+
+FOLDER = ("experiments", "levels")
+ON_THE_SPOT = "portraits"
+"""The benchmark whose models are trained where they are missing; elsewhere the vanilla model is given."""
+SEED_STEP = 1000
+"""Between the unlearning seeds of one level, so that no two levels share one."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """A vanilla model: its backbone, the seed of its training and of unlearning, and whom it is to forget."""
+    """A vanilla model and whom it is to forget."""
 
     root: Path
     """The workspace whose experiment it is."""
     settings: Settings
-    """Of the level's own workspace."""
-    own: bool = False
-    """Whether the models that `root` trains for itself are the level's too."""
+    """Of the level's own workspace; its recipe's seed is the first of `unlearning`."""
+    unlearning: tuple[int, ...] = (0,)
+    """Seeds with which every row is run: order of samples, and draws of random masks."""
 
     @property
     def backbone(self) -> str:
@@ -47,46 +51,95 @@ class Level:
 
     @property
     def seed(self) -> int:
-        return self.settings.recipe.seed
+        """Of the vanilla model's training."""
+        return self.settings.models.seed
 
     @property
     def label(self) -> str:
-        return f"{self.backbone} seed {self.seed}"
+        benchmark = self.settings.benchmark
+        drawn = f", draw {benchmark.draw}" if benchmark.draw != self.seed else ""
+        return f"{self.backbone} seed {self.seed}{drawn}, forget {benchmark.forget} %"
+
+    @property
+    def vanilla(self) -> tuple[str, int]:
+        """Levels of the same vanilla model share this."""
+        return self.backbone, self.seed
 
     @property
     def folder(self) -> Path:
         made_of = [dataclasses.asdict(self.settings.benchmark), dataclasses.asdict(self.settings.models)]
-        return self.root / "experiments" / "levels" / f"{self.backbone}.{self.seed}-{sha256_json(made_of)[:8]}"
+        name = f"{self.backbone}.{self.seed}-{sha256_json(made_of)[:8]}"
+        return self.root.joinpath(*FOLDER, name)
 
 
-def levels_of(workspace: Workspace, *, seeds: int, backbones: tuple[str, ...]) -> list[Level]:
-    """The levels of a grid, seeds varying fastest.
+def levels_of(
+    workspace: Workspace,
+    *,
+    seeds: Sequence[int],
+    backbones: Sequence[str],
+    unlearning: int = 1,
+    draws: int = 1,
+    by_ratio: bool = False,
+) -> list[Level]:
+    """The levels of a grid, backbone by backbone, ratio by ratio.
 
-    For a benchmark that trains its models on the spot, seed k is a vanilla model of its own, and draw k of the
-    people to forget. Elsewhere the workspace's vanilla model and forget set are given, and seed k is the order
-    of unlearning.
+    For a benchmark that trains its models on the spot, each of `seeds` is a vanilla model of its own, with `draws`
+    draws of the people to forget (draw k for seed k where there is one). Elsewhere vanilla model and forget set are
+    given, there is one level, and `seeds` are those of unlearning.
+
+    Args:
+        unlearning: unlearning seeds per level.
+        by_ratio: every forget ratio that the benchmark has, instead of the workspace's own.
+
+    Raises:
+        UsageError: if there is no choice of ratio, or of vanilla models.
     """
+    chosen = workspace.settings.benchmark
+    ratios = _ratios(workspace) if by_ratio else (chosen.forget,)
+    if chosen.name != ON_THE_SPOT:
+        if unlearning > 1 or draws > 1:
+            raise UsageError("the vanilla model and the people to forget are given here", "use --seeds for repetitions")
+        return [_given(workspace, ratio, tuple(seeds)) for ratio in ratios]
     found = []
-    for backbone in backbones:
-        for seed in range(seeds):
-            settings = workspace.settings
-            models = dataclasses.replace(settings.models, backbone=backbone)
-            benchmark = settings.benchmark
-            if benchmark.name == "portraits":
-                models = dataclasses.replace(models, base="models/base", vanilla="models/vanilla", seed=seed)
-                benchmark = dataclasses.replace(benchmark, data="data", draw=seed)
-            else:
-                base, vanilla = (_given(workspace, name, getattr(models, name)) for name in ("base", "vanilla"))
-                models = dataclasses.replace(models, base=base, vanilla=vanilla)
-                benchmark = dataclasses.replace(benchmark, data=str(workspace.data_dir))
-            recipe = dataclasses.replace(settings.recipe, seed=seed)
-            own = (benchmark, models) == (settings.benchmark, settings.models)
-            made = Settings(benchmark=benchmark, models=models, recipe=recipe)
-            found.append(Level(workspace.root, made, own))
+    for family in backbones:
+        for ratio in ratios:
+            for seed in seeds:
+                for draw in range(seed * draws, (seed + 1) * draws):
+                    settings = workspace.settings
+                    models = dataclasses.replace(
+                        settings.models, backbone=family, base="models/base", vanilla="models/vanilla", seed=seed
+                    )
+                    asked = dataclasses.replace(chosen, data="data", draw=draw, forget=ratio)
+                    runs = tuple(seed + SEED_STEP * place for place in range(unlearning))
+                    recipe = dataclasses.replace(settings.recipe, seed=runs[0])
+                    made = Settings(benchmark=asked, models=models, recipe=recipe)
+                    found.append(Level(workspace.root, made, runs))
     return found
 
 
-def _given(workspace: Workspace, name: str, setting: str) -> str:
+def _ratios(workspace: Workspace) -> tuple[int, ...]:
+    """The forget ratios that the benchmark has splits for.
+
+    Raises:
+        UsageError: if it has but one forget set.
+    """
+    name = workspace.settings.benchmark.name
+    found: tuple[int, ...] = getattr(benchmark(name), "ratios", ())
+    if not found:
+        raise UsageError(f"benchmark '{name}' has one forget set, no ratios to compare", "choose another experiment")
+    return found
+
+
+def _given(workspace: Workspace, ratio: int, seeds: tuple[int, ...]) -> Level:
+    settings = workspace.settings
+    base, vanilla = (_path(workspace, name, getattr(settings.models, name)) for name in ("base", "vanilla"))
+    asked = dataclasses.replace(settings.benchmark, data=str(workspace.data_dir), forget=ratio)
+    recipe = dataclasses.replace(settings.recipe, seed=seeds[0])
+    models = dataclasses.replace(settings.models, base=base, vanilla=vanilla)
+    return Level(workspace.root, Settings(benchmark=asked, models=models, recipe=recipe), seeds)
+
+
+def _path(workspace: Workspace, name: str, setting: str) -> str:
     """What a level's settings say of a given model: its id on the hub, or its path from anywhere."""
     return setting if pinned_model(setting) else str(workspace.model_dir(name))
 
@@ -105,78 +158,67 @@ def prepare(level: Level, *, reference: bool, progress: Progress) -> Workspace:
     file = level.folder / SETTINGS_FILE
     if not file.exists() or file.read_bytes() != text:  # the recipe is in no name of a level, but of its models
         write_bytes(file, text)
-    if level.settings.benchmark.name == "portraits":
-        _take_over(level, workspace)
+    others = list(_others(level))
+    for other in others:
+        for name in _same_models(level, other):
+            if (other.model_dir(name) / "config.json").exists():
+                _share(other.model_dir(name), workspace.model_dir(name))
+    if level.settings.benchmark.name == ON_THE_SPOT:
         prepare_portraits(workspace, progress=progress)
         for which in ("gold", "reference") if reference else ("gold",):
             prepare_model(workspace, which, progress=progress)
+    for other in others:
+        if other.settings.benchmark == level.settings.benchmark:
+            for folder in sorted(file.parent for file in other.path("saliency").glob("[!.]*/manifest.json")):
+                if _is_fresh(workspace, folder):
+                    _share(folder, workspace.path("saliency", folder.name))
     return workspace
 
 
-def _take_over(level: Level, workspace: Workspace) -> None:
-    """Copy the models that the outer workspace has trained with the very settings of the level."""
-    if not level.own:
+def _same_models(level: Level, other: Workspace) -> Iterator[str]:
+    """Which models of another workspace are the level's too."""
+    theirs, ours = other.settings, level.settings
+    if theirs.models != ours.models or theirs.benchmark.world != ours.benchmark.world:
         return
-    outer = Workspace(level.root, level.settings)
-    for name in ("base", "vanilla", "gold", "reference"):
-        source, target = outer.model_dir(name), workspace.model_dir(name)
-        if (source / "config.json").exists() and not target.exists():
-            with atomic_folder(target) as new:
-                shutil.copytree(source, new, dirs_exist_ok=True)
+    if ours.benchmark.name == ON_THE_SPOT:
+        yield from ("base", "vanilla")
+    if theirs.benchmark == ours.benchmark:
+        yield from ("gold", "reference")
 
 
-def scored(workspace: Workspace, models: Sequence[str], *, progress: Progress) -> dict[str, dict[str, Any]]:
-    """Scores of models, made as far as they are missing: name -> `{model_sha256, correct, remarks}`, where
-    `correct` holds one truth value per item by column."""
-    evaluate(workspace, list(models), progress=progress)
-    found = {}
-    for name in models:
-        path = workspace.eval_path(name)
-        record = read_eval(path)
-        found[name] = {
-            "model_sha256": record["provenance"]["inputs"]["model_sha256"],
-            "correct": {column: [item.correct for item in items] for column, items in read_items(path).items()},
-            "remarks": record["remarks"],
-        }
-    return found
+def _is_fresh(workspace: Workspace, folder: Path) -> bool:
+    """Whether a saliency map is of the level's vanilla model and data as they are."""
+    try:
+        check_fresh(workspace, [read_manifest(folder)])
+    except (InputRefused, Mismatch):
+        return False
+    return True
 
 
-def scored_items(workspace: Workspace) -> dict[str, list[Item]]:
-    """The items of every column of the paper's tables that has some, in the order in which runs record them."""
-    wanted = [column for column in workspace.benchmark.columns(workspace.source) if column != "test_vqa"]
-    found = {column: workspace.items(column) for column in wanted}
-    return {column: items for column, items in found.items() if items}
+def _share(source: Path, target: Path) -> None:
+    if not target.exists():
+        with atomic_folder(target) as new:
+            shutil.copytree(source, new, dirs_exist_ok=True, copy_function=_link)
 
 
-def run_row(
-    workspace: Workspace, row: Row, *, budgets: int = 1, progress: Progress
-) -> tuple[str, Mapping[str, Any], float | None]:
-    """Make a row's model, or find it.
+def _others(level: Level) -> Iterator[Workspace]:
+    """The workspace around the level, then the other levels of the same seed."""
+    around = Settings.read(level.root / SETTINGS_FILE)
+    if level.settings.benchmark.name != ON_THE_SPOT:  # the level's settings say by whole paths what these say
+        outer = Workspace(level.root, around)
+        like = _given(outer, level.settings.benchmark.forget, level.unlearning).settings
+        if like.benchmark.forget == around.benchmark.forget:
+            yield Workspace(level.root, like)
+        return
+    yield Workspace(level.root, around)
+    for file in sorted(level.folder.parent.glob(f"{level.backbone}.{level.seed}-*/{SETTINGS_FILE}")):
+        if file.parent != level.folder:
+            yield Workspace(file.parent, Settings.read(file))
 
-    Args:
-        budgets: how many times the recipe's epochs to run.
 
-    Returns:
-        The model's name, its run record, and the share of all weights that its mask selects.
-
-    Raises:
-        as `masks.build.build_mask` and `unlearn.apply.apply`.
-    """
-    recipe = dataclasses.replace(workspace.settings.recipe, epochs=workspace.settings.recipe.epochs * budgets)
-    mask, density = row.mask_name(), None
-    if mask is not None and row.mask is not None:
-        seed = recipe.seed if row.mask.get("control") == "random" else None
-        density = build_mask(workspace, name=mask, seed=seed, **row.mask, progress=progress).mask.density()
-    steps = -(-len(workspace.samples("forget_vqa")) // recipe.batch_size) * workspace.settings.recipe.epochs
-    name = row.model_name(dataclasses.asdict(recipe))
-    made = apply(
-        workspace,
-        row.method,
-        mask=mask,
-        name=name,
-        epochs=recipe.epochs,
-        eval_every=max(1, steps // POINTS),
-        progress=progress,
-        **row.settings,
-    )
-    return name, read_record(made.path), density
+def _link(source: str, target: str) -> None:
+    """The same file under another name where the file system can: artifacts are replaced whole, never rewritten."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

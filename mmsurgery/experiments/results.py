@@ -10,25 +10,19 @@ import numpy as np
 from mmsurgery.data.benchmark import COLUMN_LABELS, UTILITY
 from mmsurgery.evaluate.statistics import LEVEL, forgetting_target
 from mmsurgery.experiments import statistics
+from mmsurgery.experiments.cases import chosen_cases
+from mmsurgery.experiments.claims import claims
+from mmsurgery.experiments.deviations import mean_deviation
+from mmsurgery.experiments.findings import findings
+from mmsurgery.experiments.level_runs import Judged, LevelRuns, Made
 from mmsurgery.experiments.rows import Experiment
-from mmsurgery.experiments.scores import (
-    Correct,
-    Point,
-    Values,
-    accuracies,
-    at_matched_forgetting,
-    quantity,
-    unpack,
-    utility,
-)
 from mmsurgery.provenance import SCHEMA, provenance, seal, sha256_json
 
 FORGET = "forget_vqa"
-PAIRED = ("utility", "forget_vqa", "forget_qa", "retain_vqa")
+PAIRED = ("utility", FORGET, "forget_qa", "retain_vqa", "realworld_vqa")
 """Quantities that rows are compared in; Forget VQA only at a fixed budget, it is what is matched."""
-
-Made = Mapping[str, Any]
-"""What `run.run_level` gives."""
+OUTCOMES = ("correct", "other_person", "wrong", "refusal", "gibberish")
+"""What an open answer can be, see `evaluate.outcomes`."""
 
 
 def target_of(start: Mapping[str, Any], items: Mapping[str, Sequence[Any]]) -> float:
@@ -39,168 +33,136 @@ def target_of(start: Mapping[str, Any], items: Mapping[str, Sequence[Any]]) -> f
     return forgetting_target(gold=gold, chance=chance)
 
 
-def assemble(experiment: Experiment, made: Sequence[Made]) -> dict[str, Any]:
+def assemble(
+    experiment: Experiment,
+    made: Sequence[Made],
+    *,
+    tuned: Mapping[str, Mapping[str, Any]] | None = None,
+    judged: Judged | None = None,
+) -> dict[str, Any]:
     """The results file of an experiment, sealed.
 
     Args:
-        made: one entry per level.
+        made: one entry per level and unlearning seed.
+        tuned: backbone -> row -> its learning rate, and on what it was chosen.
+        judged: whose items count; everybody's where None.
     """
-    first = made[0]["items"]
+    levels = _levels(made, judged)
+    first = levels[0].columns
     columns = {
         column: {"label": COLUMN_LABELS.get(column, column), "chance": entry["chance"]}
         for column, entry in first.items()
     }
-    levels = [_Level(entry) for entry in made]
-    backbones = list(dict.fromkeys(level.backbone for level in levels))
-    quantities = ["utility", *columns]
+    panels = _panels(experiment, levels)
+    rows = [row.describe() for row in experiment.rows]
     settings = {
         "experiment": experiment.name,
-        "rows": [row.describe() for row in experiment.rows],
-        "levels": [dict(entry["level"]) for entry in made],
+        "rows": rows,
+        "levels": [{**level.about, "unlearning": level.seeds} for level in levels],
+        "tuned": None if tuned is None else {backbone: dict(found) for backbone, found in tuned.items()},
     }
-    inputs = {
-        "models": sha256_json(
-            [
-                {
-                    **{name: found["model_sha256"] for name, found in entry["start"].items()},
-                    **{key: cell.get("run_key") for key, cell in entry["cells"].items()},
-                }
-                for entry in made
-            ]
-        )
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": "experiment",
+        "name": experiment.name,
+        "title": experiment.title,
+        "question": experiment.question,
+        "rows": rows,
+        "columns": columns,
+        "utility": [column for column in UTILITY if column in columns],
+        "compared": experiment.compared,
+        "panels": [panel.describe() for panel in panels],
+        "levels": [{"panel": panel.key, **level.describe()} for panel in panels for level in panel.levels],
+        "cells": [cell for panel in panels for level in panel.levels for cell in level.cells(experiment, panel.key)],
+        "summary": {panel.key: _summary(panel.levels, experiment, ["utility", *columns]) for panel in panels},
+        "paired": [entry for panel in panels for entry in _paired(panel, experiment)],
     }
-    return seal(
-        {
-            "schema": SCHEMA,
-            "kind": "experiment",
-            "name": experiment.name,
-            "title": experiment.title,
-            "rows": settings["rows"],
-            "columns": columns,
-            "utility": [column for column in UTILITY if column in columns],
-            "levels": [level.describe() for level in levels],
-            "cells": [cell for level in levels for cell in level.cells(experiment)],
-            "summary": {
-                backbone: _summary([level for level in levels if level.backbone == backbone], experiment, quantities)
-                for backbone in backbones
-            },
-            "paired": [
-                entry
-                for backbone in backbones
-                for entry in _paired([level for level in levels if level.backbone == backbone], backbone, experiment)
-            ],
-            "compared": experiment.compared,
-            "provenance": provenance("experiment", settings, inputs),
-        }
+    if experiment.deviations:
+        results["deviations"] = {panel.key: _deviations(panel.levels, experiment) for panel in panels}
+    if experiment.cases:
+        results["cases"] = chosen_cases([(panel.key, panel.levels[0].texts()) for panel in panels], experiment)
+    if tuned is not None:
+        results["tuned"] = {panel.key: dict(tuned[panel.backbone]) for panel in panels}
+    results["findings"] = findings(results)
+    results["claims"] = claims(results)
+    return seal({**results, "provenance": provenance("experiment", settings, {"models": _models(made)})})
+
+
+def _models(made: Sequence[Made]) -> str:
+    """One digest of all models."""
+    return sha256_json(
+        [
+            {
+                **{name: found["model_sha256"] for name, found in entry["start"].items()},
+                **{key: cell.get("run_key") for key, cell in entry["cells"].items()},
+            }
+            for entry in made
+        ]
     )
 
 
-class _Level:
-    """One level's runs with their item scores."""
+class _Panel:
+    """The levels of one table."""
 
-    def __init__(self, made: Made) -> None:
-        self._made = made
-        self.backbone: str = made["level"]["backbone"]
-        self.target: float = made["level"]["target"]
-        self.people = {column: entry["people"] for column, entry in made["items"].items()}
-        self.sizes = {column: len(people) for column, people in self.people.items()}
-        self.fixed: dict[str, Correct] = {
-            name: {column: np.asarray(found["correct"][column], dtype=np.float64) for column in self.sizes}
-            for name, found in [*made["start"].items(), *made["cells"].items()]
-            if "correct" in found
-        }
-        """Row, `vanilla` or `gold` -> item scores at the end of the budget."""
-        self.curves = {
-            key: unpack(cell["evaluations"], self.sizes) for key, cell in made["cells"].items() if "evaluations" in cell
-        }
-        self.matched: dict[str, Point] = {}
-        """Row -> the run at matched forgetting, where it was reached."""
-        for key, curve in self.curves.items():
-            point = at_matched_forgetting(curve, self.target)
-            if point is not None:
-                self.matched[key] = point
-
-    def value(self, comparison: str, row: str, what: str) -> Values | None:
-        """A quantity of a row, or None where the row failed or did not reach matched forgetting."""
-        if comparison == "fixed":
-            correct = self.fixed.get(row)
-        else:
-            correct = self.matched[row].correct if row in self.matched else None
-        return None if correct is None else quantity(what, correct, self.people)
+    def __init__(self, key: str, label: str, levels: list[LevelRuns]) -> None:
+        self.key, self.label, self.levels = key, label, levels
+        self.backbone = levels[0].backbone
 
     def describe(self) -> dict[str, Any]:
-        start = self._made["start"]
-        found = {
-            name: {
-                "model_sha256": entry["model_sha256"],
-                "remarks": self._remarks(entry),
-                **_columns(self.fixed[name]),
-            }
-            for name, entry in start.items()
-        }
-        return {
-            **self._made["level"],
-            "vanilla": found["vanilla"],
-            "gold": found.get("gold"),
-            "n": self.sizes,
-            "people": {column: len(set(people)) for column, people in self.people.items()},
-        }
-
-    def _remarks(self, found: Mapping[str, Any]) -> dict[str, list[str]]:
-        return {column: said for column, said in found["remarks"].items() if column in self.sizes}
-
-    def cells(self, experiment: Experiment) -> list[dict[str, Any]]:
-        where = {key: self._made["level"][key] for key in ("backbone", "seed", "draw")}
-        return [{**where, "row": row.key, **self._cell(row.key)} for row in experiment.rows]
-
-    def _cell(self, row: str) -> dict[str, Any]:
-        cell = self._made["cells"][row]
-        if "failed" in cell:
-            return {"failed": cell["failed"]}
-        point, curve = self.matched.get(row), self.curves[row]
-        return {
-            **{key: cell[key] for key in ("model", "model_sha256", "run_key", "density", "steps", "samples")},
-            "remarks": self._remarks(cell),
-            "fixed": _columns(self.fixed[row]),
-            "matched": None if point is None else {"step": point.step, **_columns(point.correct)},
-            "searched": int(curve[-1].step),
-            "curve": [{"step": int(at.step), **_columns(at.correct)} for at in curve],
-        }
+        forget = self.levels[0].about["forget"]
+        return {"key": self.key, "label": self.label, "backbone": self.backbone, "forget": forget}
 
 
-def _columns(correct: Correct) -> dict[str, Any]:
-    columns = accuracies(correct)
-    return {"columns": columns, "utility": utility(columns)}
+def _levels(made: Sequence[Made], judged: Judged | None) -> list[LevelRuns]:
+    found: dict[str, list[Made]] = {}
+    for entry in made:
+        found.setdefault(entry["level"]["folder"], []).append(entry)
+    return [LevelRuns(runs, judged) for runs in found.values()]
 
 
-def _summary(levels: Sequence[_Level], experiment: Experiment, quantities: Sequence[str]) -> dict[str, Any]:
+def _panels(experiment: Experiment, levels: Sequence[LevelRuns]) -> list[_Panel]:
+    found: dict[tuple[str, str], list[LevelRuns]] = {}
+    for level in levels:
+        key, label = level.backbone, level.backbone
+        if experiment.by_ratio:
+            key, label = f"{key}.{level.about['forget']}", f"{label}, forget {level.about['forget']} %"
+        found.setdefault((key, label), []).append(level)
+    return [_Panel(key, label, inside) for (key, label), inside in found.items()]
+
+
+def _summary(levels: Sequence[LevelRuns], experiment: Experiment, quantities: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    names = [name for name in ("vanilla", "gold") if all(name in level.fixed for level in levels)]
-    for name in [*names, *(row.key for row in experiment.rows)]:
+    anchors = [name for name in ("vanilla", "gold") if all(name in level.fixed for level in levels)]
+    for name in [*anchors, *(row.key for row in experiment.rows)]:
         found[name] = {
-            "fixed": _means([level for level in levels if name in level.fixed], "fixed", name, quantities),
+            "fixed": _means(levels, "fixed", name, quantities),
             "matched": None,
+            "outcomes": _outcomes(levels, name),
         }
-        if name in names:
+        if name in anchors:
             continue
-        reached = [level for level in levels if name in level.matched]
-        steps = [level.matched[name].step for level in reached]
-        found[name]["matched"] = {
-            "reached": len(reached),
-            "levels": len(levels),
-            "step": sum(steps) / len(steps) if steps else None,
-            "columns": _means(reached, "matched", name, quantities),
+        runs = [(level, seed) for level in levels for seed in level.fixed.get(name, {})]
+        steps = [point.step for level in levels for point in level.matched.get(name, {}).values()]
+        found[name] |= {
+            "matched": {
+                "reached": len(steps),
+                "levels": sum(len(level.seeds) for level in levels),
+                "step": sum(steps) / len(steps) if steps else None,
+                "columns": _means(levels, "matched", name, quantities),
+            },
+            "collapsed": sum(level.collapsed(name, seed) is not None for level, seed in runs),
+            "cells": len(runs),
         }
     return found
 
 
-def _means(levels: Sequence[_Level], comparison: str, row: str, quantities: Sequence[str]) -> dict[str, Any]:
+def _means(levels: Sequence[LevelRuns], comparison: str, row: str, quantities: Sequence[str]) -> dict[str, Any]:
     found = {}
     for what in quantities:
         values = [value for level in levels if (value := level.value(comparison, row, what)) is not None]
         if values:
             found[what] = {
-                "mean": float(np.mean([value.mean for value in values])),
+                "mean": statistics.mean(values),
                 "ci95": list(statistics.interval(values)),
                 "levels": len(values),
                 "n": sum(value.n for value in values),
@@ -208,37 +170,55 @@ def _means(levels: Sequence[_Level], comparison: str, row: str, quantities: Sequ
     return found
 
 
-def _paired(levels: Sequence[_Level], backbone: str, experiment: Experiment) -> list[dict[str, Any]]:
-    """The compared row against every other; within one quantity, p values are adjusted for their number."""
+def _outcomes(levels: Sequence[LevelRuns], row: str) -> dict[str, Any] | None:
+    """Mean over runs of the share of each outcome, by column."""
+    runs = [found for level in levels for found in level.outcomes(row)]
+    if not runs:
+        return None
+    return {
+        column: {
+            outcome: float(np.mean([run[column][outcome] / run[column]["n"] for run in runs])) for outcome in OUTCOMES
+        }
+        for column in runs[0]
+    }
+
+
+def _paired(panel: _Panel, experiment: Experiment) -> list[dict[str, Any]]:
+    """The compared row against every other; within one quantity, p values are adjusted for their number (rows that
+    vary one thing are a family of their own)."""
     found = []
-    others = [row.key for row in experiment.rows if row.key != experiment.compared]
+    others = [row for row in experiment.rows if row.key != experiment.compared]
+    groups = list(dict.fromkeys(row.group for row in others))
     for comparison in ("fixed", "matched"):
         for what in PAIRED:
-            if (what != "utility" and what not in levels[0].sizes) or (comparison, what) == ("matched", FORGET):
+            if (what != "utility" and what not in panel.levels[0].columns) or (comparison, what) == ("matched", FORGET):
                 continue
-            family = [
-                entry
-                for row in others
-                if (entry := _pair(levels, comparison, what, experiment.compared, row)) is not None
-            ]
-            adjusted = statistics.holm([entry["p_value"] for entry in family])
-            for entry, p_adjusted in zip(family, adjusted, strict=True):
-                low, high = entry["ci95"]
-                resolved = p_adjusted < LEVEL and not low <= 0 <= high
-                found.append({"backbone": backbone, **entry, "p_adjusted": p_adjusted, "resolved": resolved})
+            for group in groups:
+                family = [
+                    entry
+                    for row in others
+                    if row.group == group
+                    and (entry := _pair(panel.levels, comparison, what, experiment.compared, row.key)) is not None
+                ]
+                adjusted = statistics.holm([entry["p_value"] for entry in family])
+                for entry, p_adjusted in zip(family, adjusted, strict=True):
+                    low, high = entry["ci95"]
+                    resolved = p_adjusted < LEVEL and not low <= 0 <= high
+                    found.append({"panel": panel.key, "backbone": panel.backbone, **entry})
+                    found[-1] |= {"p_adjusted": p_adjusted, "resolved": resolved}
     return found
 
 
-def _pair(levels: Sequence[_Level], comparison: str, what: str, first: str, second: str) -> dict[str, Any] | None:
+def _pair(levels: Sequence[LevelRuns], comparison: str, what: str, first: str, second: str) -> dict[str, Any] | None:
     """Two rows on the levels on which both have a value; None where there is none."""
     pairs = []
     for level in levels:
         one, other = level.value(comparison, first, what), level.value(comparison, second, what)
         if one is not None and other is not None:
             pairs.append((one, other))
-    if not pairs:
+    compared = statistics.compare([one for one, _ in pairs], [other for _, other in pairs]) if pairs else None
+    if compared is None:
         return None
-    compared = statistics.compare([one for one, _ in pairs], [other for _, other in pairs])
     return {
         "comparison": comparison,
         "quantity": what,
@@ -250,5 +230,10 @@ def _pair(levels: Sequence[_Level], comparison: str, what: str, first: str, seco
         "same_sign": compared.same_sign,
         "levels": compared.levels,
         "people": compared.people,
-        "n": sum(one.n for one, _ in pairs),
+        "n": compared.n,
     }
+
+
+def _deviations(levels: Sequence[LevelRuns], experiment: Experiment) -> dict[str, Any]:
+    found = {row.key: [each for level in levels for each in level.deviations(row.key)] for row in experiment.rows}
+    return {row: mean_deviation(each) for row, each in found.items() if each}

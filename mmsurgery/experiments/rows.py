@@ -1,18 +1,13 @@
-"""The rows of each experiment: which model a row is, whatever the level it is made on."""
+"""What a table consists of: its rows, and what is asked of them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmsurgery.errors import unknown
 from mmsurgery.provenance import sha256_json
-
-MODULES = "lm,connector"
-"""Modules of the paper's masks (Table 2, first row)."""
-RATIO: Mapping[str, Any] = {"beta": 1.0, "modules": MODULES}
-"""The paper's mask (Eq. 7)."""
 
 POINTS = 8
 """Evaluations along a run of the fixed budget, after the one at its start."""
@@ -33,6 +28,8 @@ class Row:
     """Keywords of `masks.build.build_mask`; None for no mask."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Further keywords of `unlearn.apply.apply`."""
+    group: str | None = None
+    """What is varied, where a table varies several things."""
 
     def mask_name(self) -> str | None:
         """The mask's name, the same for all rows that use it."""
@@ -46,92 +43,53 @@ class Row:
         asked = {"method": self.method, "mask": self.mask and dict(self.mask), **self.settings, "recipe": dict(recipe)}
         return f"{self.method}-{sha256_json(asked)[:8]}"
 
+    def at(self, learning_rate: float) -> Row:
+        """The row with another learning rate than the recipe's."""
+        return dataclasses.replace(self, settings={**self.settings, "learning_rate": learning_rate})
+
     def describe(self) -> dict[str, Any]:
         """The row as plain JSON."""
         return {
             "key": self.key,
             "label": self.label,
+            "group": self.group,
             "method": self.method,
             "mask": None if self.mask is None else dict(self.mask),
             "scope": self.settings.get("scope", "forget"),
+            "protocol": self.settings.get("protocol", "equations"),
             "reference": self.settings.get("reference"),
             "forget_weight": self.settings.get("forget_weight", 1.0),
             "retain_batch": self.settings.get("retain_batch"),
+            "learning_rate": self.settings.get("learning_rate"),
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A table: its rows, and the row that the others are compared with."""
+    """A table or figure: its rows, the row that the others are compared with, and what is looked at besides scores."""
 
     name: str
     title: str
+    question: str
+    """The one sentence that it answers."""
     rows: tuple[Row, ...]
     compared: str
     """Key of the row that every other is paired with."""
+    by_ratio: bool = False
+    """Whether it is made at every forget ratio that the benchmark has, instead of the workspace's alone."""
+    every_backbone: bool = False
+    """Whether it is made for all families of micro models unless some are chosen (portraits)."""
+    deviations: bool = False
+    """Whether it counts where each row's weights moved furthest (Figures 5 and 6)."""
+    answers: bool = True
+    """Whether every row also answers in its own words, so that outcomes can be told apart."""
+    cases: bool = False
+    """Whether it shows single answers (Tables 3 and 6)."""
 
     @property
     def needs_reference(self) -> bool:
         """Whether a row needs the model fine-tuned on the retain set."""
         return any(row.settings.get("reference") == "reference" for row in self.rows)
 
-
-MMUNLEARNER = Row(key="mmunlearner", label="MMUnlearner", method="mmunlearner", mask=RATIO)
-GA_DIFF = Row(key="ga_diff", label="GA_Diff", method="ga_diff")
-
-TABLE1 = Experiment(
-    "table1",
-    "Table 1: the five methods",
-    (
-        Row(key="ga", label="GA", method="ga"),
-        GA_DIFF,
-        Row(key="kl_min", label="KL_Min", method="kl_min"),
-        Row(key="npo", label="NPO", method="npo", settings={"reference": "reference"}),
-        MMUNLEARNER,
-    ),
-    "mmunlearner",
-)
-
-
-def _control(control: str, label: str) -> Row:
-    return Row(key=control, label=label, method="mmunlearner", mask={**RATIO, "control": control})
-
-
-CONTROLS = Experiment(
-    "controls",
-    "Controls: does it matter which weights a mask selects?",
-    (
-        MMUNLEARNER,
-        Row(key="no-mask", label="no mask (GA_Diff)", method="ga_diff"),
-        Row(
-            key="modules-only",
-            label="every weight of the mask's modules",
-            method="mmunlearner",
-            mask={"density": 1.0, "modules": MODULES},
-        ),
-        _control("random", "random weights"),
-        _control("inverse", "inverse (lowest ratios)"),
-        _control("magnitude", "largest weights"),
-        _control("forget-only", "forget saliency alone"),
-        Row(key="gentle", label="no mask, forget loss x 0.4", method="ga_diff", settings={"forget_weight": 0.4}),
-        Row(
-            key="gentle-retain",
-            label="no mask, forget loss x 0.4, 16 retain samples",
-            method="ga_diff",
-            settings={"forget_weight": 0.4, "retain_batch": 16},
-        ),
-    ),
-    "mmunlearner",
-)
-
-EXPERIMENTS = {experiment.name: experiment for experiment in (TABLE1, CONTROLS)}
-
-
-def find(name: str) -> Experiment:
-    """
-    Raises:
-        UsageError: if there is no experiment of that name.
-    """
-    if name not in EXPERIMENTS:
-        raise unknown("experiment", name, EXPERIMENTS)
-    return EXPERIMENTS[name]
+    def row(self, key: str) -> Row:
+        return next(row for row in self.rows if row.key == key)

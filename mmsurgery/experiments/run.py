@@ -1,18 +1,13 @@
-"""`experiment`: run a grid, level by level, and write what it shows.
+"""`experiment`: run a grid, and write what it shows.
 
-Levels are independent: several are worked on at a time, one process and the recipe's threads each. Every
-model, mask and score is an artifact of its level's workspace, so a run that was stopped goes on where it was.
+Every model, mask and score is an artifact of its level's workspace, so a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import queue
-import signal
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,31 +15,73 @@ from typing import Any
 from mmsurgery.api import Workspace
 from mmsurgery.artifacts.files import read_json, write_bytes
 from mmsurgery.backbones import discovery
-from mmsurgery.errors import MachineFault, MissingArtifact, UnusableData, UsageError
-from mmsurgery.experiments import rows
-from mmsurgery.experiments.levels import Level, levels_of, prepare, run_row, scored, scored_items
-from mmsurgery.experiments.results import assemble, target_of
-from mmsurgery.experiments.scores import at_matched_forgetting, unpack
-from mmsurgery.experiments.tables import markdown
+from mmsurgery.errors import MissingArtifact, UsageError
+from mmsurgery.experiments import catalogue, grid, tuning
+from mmsurgery.experiments.levels import ON_THE_SPOT, Level, levels_of
+from mmsurgery.experiments.metrics import Metrics
+from mmsurgery.experiments.results import assemble
+from mmsurgery.experiments.rows import Experiment
+from mmsurgery.experiments.tables import tables
+from mmsurgery.experiments.texts import numbers_csv, to_csv, to_latex, to_markdown
+from mmsurgery.figures.deviations import draw_deviations
+from mmsurgery.figures.heatmap import FORMATS
+from mmsurgery.figures.tradeoff import draw_figures
 from mmsurgery.provenance import canonical_json, check_seal
+from mmsurgery.saliency.shards import Shard
 from mmsurgery.workspace import SILENT, Progress
 
-RESULTS, TABLE = "results.json", "table.md"
-_LONG = 400
-"""Stages of this many units are announced, the rest are not."""
+RESULTS, METRICS = "results.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """A finished experiment."""
+    """A finished experiment, or a finished share of one."""
 
     name: str
     path: Path
-    """Its results file; the Markdown tables lie beside it."""
+    """Its results file; tables and figures lie beside it."""
     up_to_date: bool
-    results: dict[str, Any] = field(repr=False)
+    results: dict[str, Any] | None = field(repr=False)
+    """None where only a share of the levels was worked on."""
     seconds: float
     """Wall time of this call."""
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Which levels a call is about, and how it works on them."""
+
+    workspace: Workspace
+    backbones: tuple[str, ...]
+    seeds: Sequence[int]
+    unlearning: int
+    draws: int
+    jobs: int
+    shard: Shard | None
+
+    def levels(self, table: Experiment, seeds: Sequence[int] | None = None) -> list[Level]:
+        return levels_of(
+            self.workspace,
+            seeds=self.seeds if seeds is None else seeds,
+            backbones=self.backbones,
+            unlearning=self.unlearning,
+            draws=self.draws,
+            by_ratio=table.by_ratio,
+        )
+
+    def run(
+        self, levels: Sequence[Level], tables: Mapping[str, Experiment], metrics: Metrics, progress: Progress
+    ) -> list[dict[str, Any]]:
+        pieces = grid.works(levels, tables)
+        if self.shard is not None:
+            pieces = pieces[self.shard.index - 1 :: self.shard.count]
+        first = next(iter(tables.values()))
+        jobs = min(self.jobs, len(pieces))
+        progress.note(f"{first.title}: {len(levels)} levels of {len(first.rows)} rows, {jobs} at a time")
+        with progress.stage(first.name, sum(piece.units for piece in pieces)) as advance:
+            return grid.run(
+                pieces, self.jobs, progress=progress, advance=advance, log=lambda event: metrics.log(**event)
+            )
 
 
 def experiment(
@@ -53,49 +90,137 @@ def experiment(
     *,
     seeds: int = 3,
     backbones: tuple[str, ...] = (),
+    unlearning_seeds: int = 1,
+    draws: int = 1,
+    tune: bool = False,
     jobs: int | None = None,
+    shard: str | None = None,
+    trackers: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> ExperimentResult:
-    """Run an experiment of `rows.EXPERIMENTS` and write `experiments/NAME/results.json` and `table.md`.
+    """Run an experiment of `catalogue.EXPERIMENTS` and write `experiments/NAME/`: `results.json`, its tables as
+    `table.md`, `table.tex`, `table.csv`, every number as `numbers.csv`, figures as SVG and PNG, and `metrics.jsonl`.
 
     Args:
-        seeds: levels per backbone, see `levels.levels_of`.
-        backbones: families of the micro model, for portraits; the workspace's own where empty.
-        jobs: levels worked on at a time; by default as many as there are processors for their threads.
+        seeds: vanilla models per backbone; unlearning seeds where vanilla is given (see `levels.levels_of`).
+        backbones: families of the micro model, for portraits; where empty the workspace's own, or every family for an
+            experiment that is about all of them.
+        unlearning_seeds: runs of every row on each level.
+        draws: draws of the people to forget, for each vanilla model.
+        tune: choose each row's learning rate first (see `tuning`), and write `experiments/NAME-tuned/`.
+        jobs: vanilla models worked on at a time; by default as many as there are GPUs, or processors for their threads.
+        shard: `I/N`: work on the I-th of N shares of the vanilla models, and write no results.
+        trackers: names of experiment trackers, as accelerate knows them.
 
     Raises:
-        UsageError: for an unknown experiment or backbone, or a number that makes no sense.
+        UsageError: for an unknown experiment, backbone or tracker, or a number that makes no sense.
         MissingArtifact: if the vanilla model is given and not there.
         MachineFault: if a level's workspace is in use or cannot be written.
     """
     begin = time.monotonic()
-    table = rows.find(name)
-    if seeds < 1 or (jobs is not None and jobs < 1):
-        raise UsageError("--seeds and --jobs are at least 1", "change the number")
-    if backbones and workspace.settings.benchmark.name != "portraits":
-        raise UsageError("only portraits makes models of a chosen backbone", "leave --backbones out")
-    chosen = tuple(
-        discovery.backbone(family).model_type for family in backbones or (workspace.settings.models.backbone,)
-    )
-    levels = levels_of(workspace, seeds=seeds, backbones=chosen)
-    workers = min(len(levels), jobs or max(1, (os.cpu_count() or 1) // workspace.threads))
-    progress.note(f"{table.title}: {len(levels)} levels of {len(table.rows)} rows, {workers} at a time")
-    found: dict[int, dict[str, Any]] = {}
-    with progress.stage(name, len(levels) * (len(table.rows) + 1)) as advance:
-        for place, made in _work(
-            [(place, level, name) for place, level in enumerate(levels)], workers, progress, advance
-        ):
-            found[place] = made
-    results = assemble(table, [found[place] for place in sorted(found)])
+    table = catalogue.find(name)
+    part = None if shard is None else Shard.parse(shard)
+    _check(workspace, seeds=seeds, jobs=jobs, unlearning_seeds=unlearning_seeds, draws=draws, tune=tune)
+    if tune and part is not None:
+        raise UsageError("learning rates are tuned in one run", "leave --shard out")
+    chosen = _backbones(workspace, table, backbones)
+    jobs = jobs or grid.jobs_by_default(workspace.threads)
+    asked = _Grid(workspace, chosen, range(seeds), unlearning_seeds, draws, jobs, part)
+    levels = asked.levels(table)
+    name = f"{name}-tuned" if tune else name
     path = workspace.path("experiments", name, RESULTS)
-    files = {path.with_name(TABLE): markdown(results).encode(), path: canonical_json(results) + b"\n"}
-    up_to_date = all(file.is_file() and file.read_bytes() == content for file, content in files.items())
-    if not up_to_date:
-        with workspace.lock():
-            for file, content in files.items():
-                write_bytes(file, content)
-            workspace.journal("experiment", name=name, seeds=seeds, backbones=list(chosen))
+    settings = {"experiment": name, "seeds": seeds, "backbones": list(chosen), "levels": len(levels)}
+    metrics = Metrics(path.with_name(METRICS), trackers, name, settings, progress.note)
+    try:
+        results = _results(asked, table, levels, tune, metrics, progress)
+    finally:
+        metrics.close()
+    if results is None:
+        return ExperimentResult(name, path, False, None, time.monotonic() - begin)
+    up_to_date = _write(workspace, path, results, settings)
     return ExperimentResult(name, path, up_to_date, results, time.monotonic() - begin)
+
+
+def _results(
+    asked: _Grid, table: Experiment, levels: Sequence[Level], tune: bool, metrics: Metrics, progress: Progress
+) -> dict[str, Any] | None:
+    """The results of the grid, None for a share of it."""
+    given = asked.workspace.settings.benchmark.name != ON_THE_SPOT
+    rate = asked.workspace.settings.recipe.learning_rate
+    tables: Mapping[str, Experiment] = dict.fromkeys(asked.backbones, table)
+    choice, people = None, None
+    if tune:
+        tried = tuning.candidates(table, rate)
+        made = asked.run(
+            asked.levels(tried, None if given else tuning.SEEDS),
+            dict.fromkeys(asked.backbones, tried),
+            metrics,
+            progress,
+        )
+        people = tuning.validation_people(made[0]["items"]) if given else None
+        choice = tuning.choose(table, made, rate, people=people)
+        tables = {backbone: tuning.tuned(table, choice[backbone]) for backbone in asked.backbones}
+        table = dataclasses.replace(table, title=tuning.tuned(table, next(iter(choice.values()))).title)
+    made = asked.run(levels, tables, metrics, progress)
+    if asked.shard is not None:
+        return None
+    return assemble(table, made, tuned=choice, judged=None if people is None else lambda person: person not in people)
+
+
+def _write(workspace: Workspace, path: Path, results: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Write everything that is not there as it should be; whether all of it was."""
+    texts, title = tables(results), str(results["title"])
+    files = {
+        path.with_name("table.md"): to_markdown(texts, title).encode(),
+        path.with_name("table.tex"): to_latex(texts, title).encode(),
+        path.with_name("table.csv"): to_csv(texts).encode(),
+        path.with_name("numbers.csv"): numbers_csv(results).encode(),
+        path: canonical_json(results) + b"\n",  # last: it says that the others are there
+    }
+    if all(file.is_file() and file.read_bytes() == content for file, content in files.items()):
+        return True
+    with workspace.lock():
+        draw_figures(results, path.parent)
+        _draw_deviations(results, path.parent)
+        for file, content in files.items():
+            write_bytes(file, content)
+        workspace.journal("experiment", **{**settings, "name": settings["experiment"]})
+    return False
+
+
+def _draw_deviations(results: Mapping[str, Any], folder: Path) -> None:
+    """`deviations-PANEL` and `relative-PANEL`, where the results have them."""
+    labels = {row["key"]: str(row["label"]) for row in results["rows"]}
+    for panel, found in results.get("deviations", {}).items():
+        entries = {labels[row]: entry for row, entry in found.items()}
+        for kind, name in (("share", "deviations"), ("relative", "relative")):
+            for ending in FORMATS:
+                draw_deviations(entries, kind, folder / f"{name}-{panel}.{ending}")
+
+
+def _check(
+    workspace: Workspace,
+    *,
+    seeds: int,
+    jobs: int | None,
+    unlearning_seeds: int,
+    draws: int,
+    tune: bool,
+) -> None:
+    if min(seeds, unlearning_seeds, draws) < 1 or (jobs is not None and jobs < 1):
+        raise UsageError("--seeds, --unlearning-seeds, --draws and --jobs are at least 1", "change the number")
+    if tune and workspace.settings.benchmark.name == ON_THE_SPOT and seeds > min(tuning.SEEDS):
+        raise UsageError(f"{seeds} seeds meet those that rates are tuned on", "use fewer --seeds")
+
+
+def _backbones(workspace: Workspace, table: Experiment, asked: tuple[str, ...]) -> tuple[str, ...]:
+    on_the_spot = workspace.settings.benchmark.name == ON_THE_SPOT
+    if asked and not on_the_spot:
+        raise UsageError("only portraits makes models of a chosen backbone", "leave --backbones out")
+    if not asked and table.every_backbone and on_the_spot:
+        asked = tuple(sorted(plugin.name for plugin in discovery.installed()))
+    families = asked or (workspace.settings.models.backbone,)
+    return tuple(discovery.backbone(family).model_type for family in families)
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -108,135 +233,3 @@ def read_results(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise MissingArtifact(f"{path} does not exist", f"mmsurgery experiment {path.parent.name}")
     return check_seal(read_json(path), str(path), kind="experiment")
-
-
-Task = tuple[int, Level, str]
-
-
-def _work(
-    tasks: list[Task], workers: int, progress: Progress, advance: Callable[[int], None]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Levels as they are finished."""
-    if workers == 1:
-        for place, level, name in tasks:
-            yield place, run_level(level, name, _Told(level.label, progress.note, advance))
-        return
-    context = multiprocessing.get_context("spawn")
-    messages: Any = context.Queue()
-    with context.Pool(workers, _begin, (messages,)) as pool:  # its end terminates the processes
-        processes = multiprocessing.active_children()
-        waiting = [pool.apply_async(_in_pool, (task,)) for task in tasks]
-        while waiting:
-            if not all(process.is_alive() for process in processes):  # its level would be waited for without end
-                raise MachineFault("a process of the grid was killed", "run it again with fewer --jobs")
-            with contextlib.suppress(queue.Empty):
-                kind, value = messages.get(timeout=0.2)
-                advance(value) if kind == "advance" else progress.note(value)
-                continue
-            for result in [result for result in waiting if result.ready()]:
-                waiting.remove(result)
-                yield result.get()
-
-
-_messages: Any = None
-
-
-def _begin(messages: Any) -> None:
-    """In a worker process: where its messages go; the first process alone answers a key that interrupts."""
-    global _messages
-    _messages = messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _in_pool(task: Task) -> tuple[int, dict[str, Any]]:
-    place, level, name = task
-    told = _Told(
-        level.label,
-        lambda text: _messages.put(("note", text)),
-        lambda amount: _messages.put(("advance", amount)),
-    )
-    return place, run_level(level, name, told)
-
-
-class _Told:
-    """Progress of a level as the grid tells it: long stages and finished rows, no more."""
-
-    def __init__(self, label: str, note: Callable[[str], None], advance: Callable[[int], None]) -> None:
-        self._label, self._note, self.advance = label, note, advance
-
-    @contextlib.contextmanager
-    def stage(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        if total >= _LONG:
-            self.tell(what)
-        yield lambda amount: None
-
-    def note(self, text: str) -> None:
-        return
-
-    def tell(self, text: str) -> None:
-        self._note(f"{self._label}: {text}")
-
-
-def run_level(level: Level, name: str, told: _Told) -> dict[str, Any]:
-    """All rows of an experiment on one level, as plain JSON for `results.assemble`.
-
-    A row that cannot be trained (it diverges, its mask selects nothing) is kept as `failed`, with the reason;
-    every other error ends the run.
-    """
-    table = rows.find(name)
-    workspace = prepare(level, reference=table.needs_reference, progress=told)
-    models = [model for model in ("vanilla", "gold") if (workspace.model_dir(model) / "config.json").exists()]
-    if not models:
-        raise MissingArtifact(f"no vanilla model in {workspace.root}", "mmsurgery train vanilla")
-    items = scored_items(workspace)
-    start = scored(workspace, models, progress=told)
-    told.advance(1)
-    target = target_of(start, items)
-    cells = {}
-    for row in table.rows:
-        begin = time.monotonic()
-        cells[row.key] = cell = _cell(workspace, row, items, target, told)
-        told.tell(f"{row.label} {cell.get('failed', 'done')} ({time.monotonic() - begin:.0f} s)")
-        told.advance(1)
-    return {
-        "level": {
-            "backbone": level.backbone,
-            "seed": level.seed,
-            "draw": level.settings.benchmark.draw,
-            "folder": str(level.folder.relative_to(level.root)),
-            "target": target,
-        },
-        "items": {
-            column: {
-                "people": [item.person for item in asked],
-                "chance": sum(1 / len(item.options or "1") for item in asked) / len(asked),
-            }
-            for column, asked in items.items()
-        },
-        "start": start,
-        "cells": cells,
-    }
-
-
-def _cell(workspace: Workspace, row: rows.Row, items: dict[str, Any], target: float, told: _Told) -> dict[str, Any]:
-    """One row on one level: the fixed budget, and a longer run where that does not reach matched forgetting."""
-    try:
-        model, record, density = run_row(workspace, row, progress=told)
-    except UnusableData as error:
-        return {"failed": str(error)}
-    evaluations = record["evaluations"]
-    sizes = {column: len(asked) for column, asked in items.items()}
-    if at_matched_forgetting(unpack(evaluations, sizes), target) is None:
-        try:
-            evaluations = run_row(workspace, row, budgets=rows.FURTHER, progress=told)[1]["evaluations"]
-        except UnusableData as error:  # the fixed budget stands, matched forgetting was not reached
-            told.tell(f"{row.label}, longer run: {error}")
-    return {
-        "model": model,
-        "density": density,
-        "run_key": record["provenance"]["key"],
-        "steps": record["steps"]["done"],
-        "samples": record["samples"],
-        "evaluations": evaluations,
-        **scored(workspace, [model], progress=told)[model],
-    }

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmsurgery.data.benchmark import UTILITY
 from mmsurgery.evaluate.statistics import Matched, matched
+from mmsurgery.experiments.resampling import Asked
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Correct = Mapping[str, Floats]
@@ -21,36 +22,38 @@ Correct = Mapping[str, Floats]
 
 @dataclass(frozen=True)
 class Values:
-    """A quantity on one level: the mean over its columns of their means."""
+    """A quantity on one level: for each run the mean over its columns of their means."""
 
-    columns: tuple[Floats, ...]
-    """One vector `[N]` per column."""
-    people: tuple[Sequence[str], ...]
-    """Whom each value is about, as `columns`."""
+    asked: Asked
+    names: tuple[str, ...]
+    """Its columns."""
+    runs: Mapping[int, tuple[Floats, ...]]
+    """Unlearning seed -> one vector `[N]` per column; a model from before unlearning is one run."""
 
     @property
     def mean(self) -> float:
-        return float(np.mean([values.mean() for values in self.columns]))
+        """Mean over runs."""
+        return float(np.mean([np.mean([values.mean() for values in columns]) for columns in self.runs.values()]))
 
     @property
     def n(self) -> int:
-        """Number of items."""
-        return sum(len(values) for values in self.columns)
+        """Number of items; each is one, however many runs were asked it."""
+        return sum(len(self.asked.people[name]) for name in self.names)
 
-    def __sub__(self, other: Values) -> Values:
-        """Item by item; both are about the same items in the same order."""
-        pairs = zip(self.columns, other.columns, strict=True)
-        return Values(tuple(one - two for one, two in pairs), self.people)
+    def __sub__(self, other: Values) -> Values | None:
+        """Item by item and run by run, on the runs that both have; None where they share none."""
+        shared = [seed for seed in self.runs if seed in other.runs]
+        runs = {
+            seed: tuple(one - two for one, two in zip(self.runs[seed], other.runs[seed], strict=True))
+            for seed in shared
+        }
+        return Values(self.asked, self.names, runs) if runs else None
 
 
-def quantity(name: str, correct: Correct, people: Mapping[str, Sequence[str]]) -> Values:
-    """The values of a column or of `utility` on one level.
-
-    Args:
-        people: column -> whom its items are about.
-    """
-    columns = [column for column in UTILITY if column in correct] if name == "utility" else [name]
-    return Values(tuple(correct[column] for column in columns), tuple(people[column] for column in columns))
+def quantity(name: str, runs: Mapping[int, Correct], asked: Asked) -> Values:
+    """The values of a column or of `utility` on one level."""
+    names = tuple(column for column in UTILITY if column in asked.people) if name == "utility" else (name,)
+    return Values(asked, names, {seed: tuple(correct[each] for each in names) for seed, correct in runs.items()})
 
 
 def accuracies(correct: Correct) -> dict[str, float]:
@@ -72,18 +75,22 @@ class Point:
     correct: Correct
 
 
-def unpack(evaluations: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> list[Point]:
+def unpack(
+    evaluations: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], kept: Mapping[str, Any] | None = None
+) -> list[Point]:
     """The points of a run from its record's evaluations, whose item scores are packed bits in hexadecimal.
 
     Args:
         sizes: column -> number of items, of the columns that are asked for.
+        kept: column -> places of the items that are looked at; all where None.
     """
     points = []
     for entry in evaluations:
         correct = {}
         for column, size in sizes.items():
             packed = np.frombuffer(bytes.fromhex(entry["correct"][column]), np.uint8)
-            correct[column] = np.unpackbits(packed, bitorder="little", count=size).astype(np.float64)
+            bits = np.unpackbits(packed, bitorder="little", count=size).astype(np.float64)
+            correct[column] = bits if kept is None else bits[kept[column]]
         points.append(Point(float(entry["step"]), correct))
     return points
 

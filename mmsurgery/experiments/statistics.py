@@ -1,7 +1,7 @@
-"""Uncertainty over levels: vanilla models are drawn too, and within each the people.
+"""Uncertainty over a grid: vanilla models, draws and unlearning seeds are drawn, and within them people and items.
 
-The levels of a grid share the people that nobody forgets, and celebrities; intervals here take them for
-independent, and with few levels they are rough. That is why the number of levels stands beside each.
+The levels of a grid share the people that nobody forgets, and celebrities; intervals here take different vanilla
+models for independent, and with few of them they are rough. That is why their number stands beside each.
 """
 
 from __future__ import annotations
@@ -16,55 +16,65 @@ from mmsurgery.evaluate.statistics import RESAMPLES, percentiles, sign_flips
 from mmsurgery.experiments.scores import Values
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+_APART = 61
+"""Resamples between those of two places that draw the same level: coprime to their number, so never the same people."""
+
+
+def mean(levels: Sequence[Values]) -> float:
+    """Mean over vanilla models of the mean over their levels: each vanilla model weighs the same."""
+    return float(np.mean([np.mean([level.mean for level in levels]) for levels in _by_vanilla(levels)]))
 
 
 def interval(levels: Sequence[Values], *, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over L levels of a quantity: levels are drawn with replacement, and
-    within each draw the people (2000 resamples; hierarchical bootstrap, Davison and Hinkley 1997, 3.8).
+    """95 % interval of `mean` by hierarchical bootstrap (2000 resamples; Davison and Hinkley 1997, 3.8): vanilla
+    models, the levels of each, unlearning seeds, people and their items are drawn with replacement.
 
-    People are drawn among those with items in the same columns, so that every column keeps its size.
     (0, 1) where one level holds one person: nothing is known about others.
     """
-    clusters = [_Clusters.of(level) for level in levels]
-    if len(levels) == 1 and clusters[0].people == 1:
+    if len(levels) == 1 and len(_people(levels)) == 1:
         return 0.0, 1.0
-    return percentiles(_resampled(clusters, seed))
+    return percentiles(_resampled(levels, seed))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two rows differ on the same items of the same levels."""
+    """How two rows differ on the same items of the same runs."""
 
     difference: float
-    """Mean over levels of first - second."""
+    """Mean over vanilla models of first - second."""
     ci95: tuple[float, float]
     p_value: float
-    """Two-sided, of a sign-flip permutation test over the people of all levels."""
+    """Two-sided, of a sign-flip permutation test over the people of all vanilla models."""
     same_sign: int
-    """Levels whose difference has the sign of the mean."""
+    """Vanilla models whose difference has the sign of the mean."""
     levels: int
+    """Vanilla models."""
     people: int
+    n: int
+    """Items of all levels."""
 
 
-def compare(first: Sequence[Values], second: Sequence[Values], *, seed: int = 0) -> Comparison:
-    """Compare two rows level by level, paired by item.
+def compare(first: Sequence[Values], second: Sequence[Values], *, seed: int = 0) -> Comparison | None:
+    """Compare two rows level by level, paired by run and item; None where they share no run.
 
     Args:
-        first, second: the rows' values on the same levels, items in the same order.
+        first, second: the rows' values on the same levels.
     """
-    differences = [one - other for one, other in zip(first, second, strict=True)]
-    clusters = [_Clusters.of(level) for level in differences]
-    # each level and column weighs the same, however many items it has
-    shares = np.concatenate([(level.sums / level.counts.sum(0)).mean(1) / len(clusters) for level in clusters])
-    means = np.array([level.mean for level in differences])
-    total = float(means.mean())
+    paired = [one - other for one, other in zip(first, second, strict=True)]
+    differences = [each for each in paired if each is not None]
+    if not differences:
+        return None
+    total = mean(differences)
+    shares = _people(differences)
+    means = [np.mean([level.mean for level in levels]) for levels in _by_vanilla(differences)]
     return Comparison(
         difference=total,
-        ci95=(-1.0, 1.0) if len(shares) == 1 else percentiles(_resampled(clusters, seed)),
+        ci95=(-1.0, 1.0) if len(shares) == 1 else percentiles(_resampled(differences, seed)),
         p_value=sign_flips(shares, seed),
         same_sign=int((np.sign(means) == np.sign(total)).sum()),
-        levels=len(clusters),
+        levels=len(means),
         people=len(shares),
+        n=sum(level.n for level in differences),
     )
 
 
@@ -78,46 +88,53 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-@dataclass(frozen=True)
-class _Clusters:
-    """The items of one level by person and column, P people, C columns."""
-
-    sums: Floats
-    """`[P, C]`."""
-    counts: Floats
-    """`[P, C]`."""
-
-    @classmethod
-    def of(cls, values: Values) -> _Clusters:
-        names = sorted({person for people in values.people for person in people})
-        place = {name: row for row, name in enumerate(names)}
-        sums, counts = (np.zeros((len(names), len(values.columns))) for _ in range(2))
-        for column, (items, people) in enumerate(zip(values.columns, values.people, strict=True)):
-            rows = [place[person] for person in people]
-            sums[:, column] = np.bincount(rows, weights=items, minlength=len(names))
-            counts[:, column] = np.bincount(rows, minlength=len(names))
-        return cls(sums, counts)
-
-    @property
-    def people(self) -> int:
-        return len(self.sums)
-
-    def resampled(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-        """The quantity over people drawn with replacement, of the given shape."""
-        drawn = np.empty((*shape, self.people))
-        kinds, kind = np.unique(self.counts > 0, axis=0, return_inverse=True)
-        for number in range(len(kinds)):
-            members = np.flatnonzero(kind.reshape(-1) == number)
-            even = np.full(len(members), 1 / len(members))
-            drawn[..., members] = rng.multinomial(len(members), even, size=shape)
-        found: Floats = ((drawn @ self.sums) / (drawn @ self.counts)).mean(-1)
-        return found
+def _by_vanilla(levels: Sequence[Values]) -> list[list[Values]]:
+    found: dict[object, list[Values]] = {}
+    for level in levels:
+        found.setdefault(level.asked.vanilla, []).append(level)
+    return list(found.values())
 
 
-def _resampled(clusters: Sequence[_Clusters], seed: int) -> Floats:
-    """Means over L drawn levels of the quantity over their drawn people `[RESAMPLES]`."""
-    rng, size = np.random.default_rng(seed), len(clusters)
-    chosen = rng.integers(size, size=(RESAMPLES, size))
-    values = np.stack([level.resampled(rng, (RESAMPLES, size)) for level in clusters], axis=-1)
-    result: Floats = np.take_along_axis(values, chosen[:, :, None], axis=2)[:, :, 0].mean(axis=1)
-    return result
+def _people(levels: Sequence[Values]) -> Floats:
+    """What each person of each vanilla model adds to `mean` `[P]`: levels, runs and columns weigh the same, however
+    many items they have."""
+    groups = _by_vanilla(levels)
+    found: dict[tuple[int, str], float] = {}
+    for number, group in enumerate(groups):
+        for level in group:
+            for place, column in enumerate(level.names):
+                values = np.mean([columns[place] for columns in level.runs.values()], axis=0)
+                each = values / (len(values) * len(level.names) * len(group) * len(groups))
+                for person, share in zip(level.asked.people[column], each.tolist(), strict=True):
+                    found[number, person] = found.get((number, person), 0.0) + share
+    return np.array(list(found.values()))
+
+
+def _resampled(levels: Sequence[Values], seed: int) -> Floats:
+    """`mean` over what was drawn `[RESAMPLES]`."""
+    rng = np.random.default_rng(seed)
+    groups = [[_runs(level) for level in group] for group in _by_vanilla(levels)]
+    total, every = np.zeros(RESAMPLES), np.arange(RESAMPLES)
+    for slot in range(len(groups)):
+        chosen = rng.integers(len(groups), size=RESAMPLES)
+        for number, group in enumerate(groups):
+            mine = every[chosen == number]
+            for place in range(len(group)):
+                level = rng.integers(len(group), size=len(mine))
+                people = (mine + _APART * (slot * len(group) + place)) % RESAMPLES
+                for member, runs in enumerate(group):
+                    here = level == member
+                    drawn = rng.integers(runs.shape[1], size=(int(here.sum()), runs.shape[1]))
+                    values = runs[people[here][:, None], drawn].mean(1)
+                    total[mine[here]] += values / (len(group) * len(groups))
+    return total
+
+
+def _runs(level: Values) -> Floats:
+    """The quantity of each run over each resample of people and items `[RESAMPLES, runs]`."""
+    found = np.zeros((RESAMPLES, len(level.runs)))
+    for place, column in enumerate(level.names):
+        values = np.stack([columns[place] for columns in level.runs.values()], axis=1)
+        drawn = level.asked.drawn[column].astype(np.float64)
+        found += drawn @ values / drawn.sum(1, keepdims=True) / len(level.names)
+    return found

@@ -1,16 +1,24 @@
-"""The tables of an experiment's results, as text cells: the terminal and Markdown show the same ones."""
+"""The tables of an experiment's results, as text cells: the terminal, Markdown, LaTeX and CSV show the same ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mmsurgery.data.benchmark import in_order
-from mmsurgery.experiments.results import FORGET
+from mmsurgery.experiments.findings import FORGET, label_of
 from mmsurgery.experiments.rows import FURTHER
 
 Results = Mapping[str, Any]
+Panel = Mapping[str, Any]
+OUTCOME_LABELS = {
+    "correct": "correct",
+    "other_person": "another person's fact",
+    "wrong": "wrong but fluent",
+    "refusal": "refusal",
+    "gibberish": "gibberish",
+}
 
 
 @dataclass(frozen=True)
@@ -24,28 +32,14 @@ class TextTable:
 
 
 def tables(results: Results) -> list[TextTable]:
-    """For each backbone: the fixed budget, matched forgetting, and the differences between rows."""
+    """For each panel: the fixed budget, matched forgetting, the differences between rows; then what the experiment has
+    besides: outcomes of open answers, deviations, cases, learning rates tried."""
     found = []
-    for backbone in results["summary"]:
-        found += [_fixed(results, backbone), _matched(results, backbone), _differences(results, backbone)]
+    for panel in results["panels"]:
+        found += [_fixed(results, panel), _matched(results, panel), _differences(results, panel)]
+        found += [*_outcomes(results, panel), *_deviations(results, panel), *_cases(results, panel)]
+        found += _tuned(results, panel)
     return found
-
-
-def markdown(results: Results) -> str:
-    """The tables as GitHub Markdown."""
-    blocks = [f"# {results['title']}"]
-    for table in tables(results):
-        lines = [f"## {table.title}", "", *_markdown_rows(table)]
-        blocks += ["\n".join(lines), *table.notes]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _markdown_rows(table: TextTable) -> list[str]:
-    def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = "|" + "|".join(["---", *["---:"] * (len(table.header) - 1)]) + "|"
-    return [line(table.header), rule, *(line(row) for row in table.rows)]
 
 
 def _share(value: float) -> str:
@@ -60,85 +54,120 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
     return f"{_share(entry['mean'])} ({100 * low:.0f}-{100 * high:.0f})"
 
 
-def _labels(results: Results) -> dict[str, str]:
-    return {"vanilla": "vanilla", "gold": "gold", **{row["key"]: row["label"] for row in results["rows"]}}
+def _labels(results: Results, panel: Panel) -> dict[str, str]:
+    """The lines of a panel's tables: vanilla and gold where they are, then the rows."""
+    keys = [key for key in ("vanilla", "gold") if key in results["summary"][panel["key"]]]
+    return {key: label_of(results, key) for key in (*keys, *(row["key"] for row in results["rows"]))}
 
 
 def _header(results: Results, columns: list[str]) -> list[str]:
     return [results["columns"][column]["label"] for column in columns]
 
 
-def _of(results: Results, backbone: str, kind: str, key: str | None = None) -> list[Any]:
-    entries = [entry for entry in results[kind] if entry["backbone"] == backbone]
+def _of(results: Results, panel: Panel, kind: str, key: str | None = None) -> list[Any]:
+    entries = [entry for entry in results[kind] if entry["panel"] == panel["key"]]
     return entries if key is None else [entry for entry in entries if entry["row"] == key]
 
 
-def _fixed(results: Results, backbone: str) -> TextTable:
-    summary, columns = results["summary"][backbone], in_order(results["columns"])
-    levels = _of(results, backbone, "levels")
+def _fixed(results: Results, panel: Panel) -> TextTable:
+    summary, columns = results["summary"][panel["key"]], in_order(results["columns"])
+    levels = _of(results, panel, "levels")
     rows = []
-    for key, label in _labels(results).items():
-        if key not in summary:
-            continue
-        fixed = summary[key]["fixed"]
-        cells = [_cell(fixed.get(column)) for column in (*columns, "utility")]
-        rows.append((label, *cells, _seen(_of(results, backbone, "cells", key))))
+    for key, label in _labels(results, panel).items():
+        fixed, cells = summary[key]["fixed"], _of(results, panel, "cells", key)
+        marked = f"{label} (collapsed in {summary[key]['collapsed']})" if summary[key].get("collapsed") else label
+        rows.append(
+            (
+                marked,
+                *(_cell(fixed.get(column)) for column in (*columns, "utility")),
+                _verdict(results, panel, "fixed", "utility", key),
+                _rate(cells),
+                _seen(cells),
+            )
+        )
     asked = {column: sum(level["n"][column] for level in levels) for column in columns}
     n = ", ".join(f"{results['columns'][column]['label']} {count}" for column, count in asked.items())
+    vanillas = len({level["seed"] for level in levels})
+    runs = sum(len(level["unlearning"]) for level in levels)
     notes = [
-        f"Accuracy in % by option likelihood, mean of {len(levels)} vanilla models (95 % interval over models and "
-        f"people). n: {n}. "
+        f"Accuracy in % by option likelihood, mean of {vanillas} vanilla models (95 % interval over models, people and "
+        f"items), {runs} runs a row. n: {n}. "
         f"Chance {_share(results['columns'][FORGET]['chance'])} for Forget VQA. "
-        "Utility: mean of all columns to be kept, without Forget VQA and Perception.",
-        *_remarks(results, backbone),
+        "Utility: mean of all columns to be kept, without Forget VQA and Perception. "
+        f"Verdict: {label_of(results, results['compared'])} minus the row, in points of utility, p adjusted (Holm).",
+        *_remarks(results, panel),
     ]
-    header = ("", *_header(results, columns), "Utility", "samples seen")
-    return TextTable(f"{backbone}: fixed budget", header, tuple(rows), tuple(notes))
+    header = ("", *_header(results, columns), "Utility", "verdict", "learning rate", "samples seen")
+    return TextTable(f"{panel['label']}: fixed budget", header, tuple(rows), tuple(notes))
+
+
+def _rate(cells: list[Mapping[str, Any]]) -> str:
+    rates = sorted({cell["learning_rate"] for cell in cells if "learning_rate" in cell})
+    return " ".join(f"{rate:g}" for rate in rates) or "-"
 
 
 def _seen(cells: list[Mapping[str, Any]]) -> str:
-    """`256 + 256 (1:1)`: forget and retain samples of a run, and their ratio."""
-    whole = [cell for cell in cells if "samples" in cell]
-    if not whole:
+    """`256 + 256 (1:1)`: forget and retain samples of a run, mean over runs, and their ratio."""
+    seen = [cell["samples"] for cell in cells if "samples" in cell]
+    if not seen:
         return "-"
-    forget, retain = whole[0]["samples"]["forget"], whole[0]["samples"]["retain"]
-    return f"{forget} + {retain} (1:{retain / forget:.2g})"
+    forget, retain = (sum(samples[kind] for samples in seen) / len(seen) for kind in ("forget", "retain"))
+    return f"{forget:.0f} + {retain:.0f} (1:{retain / forget:.2g})" if forget else "0 + 0"
 
 
-def _remarks(results: Results, backbone: str) -> list[str]:
-    labels, found = _labels(results), []
-    for cell in _of(results, backbone, "cells"):
-        where = f"{labels[cell['row']]}, seed {cell['seed']}"
+def _until(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's samples until it was at matched forgetting."""
+    share = cell["matched"]["step"] / cell["steps"] if cell["steps"] else 0.0
+    return {"samples": {kind: share * count for kind, count in cell["samples"].items()}}
+
+
+def _remarks(results: Results, panel: Panel) -> Iterator[str]:
+    for cell in _of(results, panel, "cells"):
+        where = f"{label_of(results, cell['row'])}, seed {cell['seed']}"
         if "failed" in cell:
-            found.append(f"{where}: failed, {cell['failed']}.")
+            yield f"{where}: failed, {cell['failed']}."
             continue
         for column, said in cell["remarks"].items():
-            found += [f"{where}, {results['columns'][column]['label']}: {remark}." for remark in said]
-    return found
+            yield from (f"{where}, {results['columns'][column]['label']}: {remark}." for remark in said)
 
 
-def _matched(results: Results, backbone: str) -> TextTable:
-    summary = results["summary"][backbone]
+def _matched(results: Results, panel: Panel) -> TextTable:
+    summary = results["summary"][panel["key"]]
     columns = [column for column in in_order(results["columns"]) if column != FORGET]
     rows = []
     for row in results["rows"]:
         matched = summary[row["key"]]["matched"]
         step = "-" if matched["step"] is None else f"{matched['step']:.0f}"
         cells = [_cell(matched["columns"].get(column)) for column in (*columns, "utility")]
-        rows.append((row["label"], f"{matched['reached']} of {matched['levels']}", step, *cells))
-    levels = _of(results, backbone, "levels")
+        verdict = _verdict(results, panel, "matched", "utility", row["key"])
+        seen = _seen([_until(cell) for cell in _of(results, panel, "cells", row["key"]) if cell.get("matched")])
+        rows.append((row["label"], f"{matched['reached']} of {matched['levels']}", step, *cells, verdict, seen))
+    levels = _of(results, panel, "levels")
     targets = ", ".join(_share(level["target"]) for level in levels)
     source = "the gold model's" if all(level["gold"] for level in levels) else "chance's"
     note = (
         f"Each run where its Forget VQA first falls to {source} + 5 points ({targets}), interpolated between "
         f"evaluations; a run that does not get there within {FURTHER} budgets is left out of its row's means."
     )
-    header = ("", "reached", "step", *_header(results, columns), "Utility")
-    return TextTable(f"{backbone}: matched forgetting", header, tuple(rows), (note,))
+    header = ("", "reached", "step", *_header(results, columns), "Utility", "verdict", "samples seen")
+    return TextTable(f"{panel['label']}: matched forgetting", header, tuple(rows), (note,))
 
 
-def _differences(results: Results, backbone: str) -> TextTable:
-    labels, pairs = _labels(results), _of(results, backbone, "paired")
+def _verdict(results: Results, panel: Panel, comparison: str, what: str, row: str) -> str:
+    """`+4.8, p 0.001`, `not resolved at n = 3360`, or `-` for a row that is not compared."""
+    for pair in _of(results, panel, "paired"):
+        if (pair["comparison"], pair["quantity"], pair["second"]) == (comparison, what, row):
+            said = f"{100 * pair['difference']:+.1f}, {_p(pair)}"
+            return said if pair["resolved"] else f"not resolved at n = {pair['n']}"
+    return "-"
+
+
+def _p(pair: Mapping[str, Any]) -> str:
+    return "p < 0.001" if pair["p_adjusted"] < 0.0005 else f"p {pair['p_adjusted']:.3f}"
+
+
+def _differences(results: Results, panel: Panel) -> TextTable:
+    pairs = _of(results, panel, "paired")
     names = {"utility": "Utility", **{column: entry["label"] for column, entry in results["columns"].items()}}
     quantities = list(dict.fromkeys(pair["quantity"] for pair in pairs))
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
@@ -146,20 +175,108 @@ def _differences(results: Results, backbone: str) -> TextTable:
         cells.setdefault((pair["comparison"], pair["first"], pair["second"]), {})[pair["quantity"]] = _difference(pair)
     at = {"fixed": "fixed budget", "matched": "matched forgetting"}
     rows = [
-        (f"{labels[first]} - {labels[second]}, {at[comparison]}", *(found.get(what, "-") for what in quantities))
+        (
+            f"{label_of(results, first)} - {label_of(results, second)}, {at[comparison]}",
+            *(found.get(what, "-") for what in quantities),
+        )
         for (comparison, first, second), found in cells.items()
     ]
     note = (
-        "Points of accuracy, paired by item; intervals resample models and people, p by sign flips of people, "
-        "adjusted (Holm) for the rows compared in one column. Resolved: p below 0.05 and an interval without 0."
+        "Points of accuracy, paired by run and item; intervals resample models, people and items, p by sign flips of "
+        "people, adjusted (Holm) for the rows compared in one column. Resolved: p below 0.05 and an interval without 0."
     )
     header = ("", *(names[what] for what in quantities))
-    return TextTable(f"{backbone}: which differences are real", header, tuple(rows), (note,))
+    return TextTable(f"{panel['label']}: which differences are real", header, tuple(rows), (note,))
 
 
 def _difference(pair: Mapping[str, Any]) -> str:
     """`+2.4 (-0.2 to +7.1), not resolved at n = 84`."""
     low, high = pair["ci95"]
-    p = "p < 0.001" if pair["p_adjusted"] < 0.0005 else f"p {pair['p_adjusted']:.3f}"
-    verdict = p if pair["resolved"] else f"not resolved at n = {pair['n']}"
+    verdict = _p(pair) if pair["resolved"] else f"not resolved at n = {pair['n']}"
     return f"{100 * pair['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), {verdict}"
+
+
+def _outcomes(results: Results, panel: Panel) -> Iterator[TextTable]:
+    """What the answers are in the models' own words: share of each outcome."""
+    summary = results["summary"][panel["key"]]
+    shown = {key: summary[key]["outcomes"] for key in _labels(results, panel) if summary[key]["outcomes"]}
+    if not shown:
+        return
+    columns = in_order(next(iter(shown.values())))
+    rows = [
+        (label_of(results, key), *(" / ".join(f"{100 * found[c][o]:.0f}" for o in OUTCOME_LABELS) for c in columns))
+        for key, found in shown.items()
+    ]
+    note = (
+        f"Each item asked without its options, answered in the model's own words, at the fixed budget. In % of the "
+        f"answers: {' / '.join(OUTCOME_LABELS.values())}."
+    )
+    yield TextTable(f"{panel['label']}: what the answers are", ("", *_header(results, columns)), tuple(rows), (note,))
+
+
+def _deviations(results: Results, panel: Panel) -> Iterator[TextTable]:
+    """Where the weights that moved furthest lie, by module group."""
+    found = results.get("deviations", {}).get(panel["key"])
+    if not found:
+        return
+    groups = list(dict.fromkeys(group for entry in found.values() for group in entry["groups"]))
+    rows = [
+        (
+            label_of(results, key),
+            f"{entry['n']:,}",
+            _share(entry["changed"]),
+            *(_share(entry["groups"][group]["top"]) for group in groups),
+            *(_share(entry["groups"][group]["changed"]) for group in groups),
+        )
+        for key, entry in found.items()
+    ]
+    header = ("", "n", "changed", *(f"top n in {group}" for group in groups), *(f"changed in {g}" for g in groups))
+    note = (
+        "The n weights with the largest |after - before|, n as many as the mask selects; `changed`: share of weights "
+        "whose bits differ. In %."
+    )
+    yield TextTable(f"{panel['label']}: where weights moved furthest", header, tuple(rows), (note,))
+
+
+def _cases(results: Results, panel: Panel) -> Iterator[TextTable]:
+    if "cases" not in results:
+        return
+    rows = []
+    for case in results["cases"]["entries"]:
+        if case["panel"] != panel["key"]:
+            continue
+        asked = f"{results['columns'][case['column']]['label']}, {case['person']}: {case['question']}"
+        rows.append((asked, "gold answer", case["gold"], ""))
+        rows += [("", label_of(results, a["row"]), a["text"], _marked(a)) for a in case["answers"]]
+    yield TextTable(
+        f"{panel['label']}: cases", ("question", "row", "answer", "is"), tuple(rows), (results["cases"]["rule"],)
+    )
+
+
+def _marked(answer: Mapping[str, Any]) -> str:
+    said = OUTCOME_LABELS[answer["outcome"]] + (", paraphrased" if answer["paraphrased"] else "")
+    return said + (", repeats itself" if answer["repeated"] else "")
+
+
+def _tuned(results: Results, panel: Panel) -> Iterator[TextTable]:
+    found = results.get("tuned", {}).get(panel["key"])
+    if not found:
+        return
+    rates = sorted({tried["learning_rate"] for entry in found.values() for tried in entry["tried"]})
+    rows = []
+    for key, entry in found.items():
+        tried = {each["learning_rate"]: each for each in entry["tried"]}
+        cells = [
+            "-"
+            if rate not in tried or tried[rate]["utility"] is None
+            else f"{_share(tried[rate]['utility'])} ({tried[rate]['reached']} of {tried[rate]['levels']})"
+            for rate in rates
+        ]
+        rows.append((label_of(results, key), f"{entry['learning_rate']:g}", *cells))
+    header = ("", "chosen", *(f"{rate:g}" for rate in rates))
+    on = next(iter(found.values()))["on"]
+    note = (
+        f"Utility in % at matched forgetting (runs that got there) by learning rate, on {on}: none of them is in the "
+        "tables above. Chosen: most runs that got there, then the highest utility."
+    )
+    yield TextTable(f"{panel['label']}: learning rates", header, tuple(rows), (note,))

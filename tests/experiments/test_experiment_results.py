@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,23 @@ import pytest
 from mmsurgery.artifacts.mask import pack
 from mmsurgery.data.samples import Item
 from mmsurgery.errors import UsageError
-from mmsurgery.experiments import rows
+from mmsurgery.experiments import catalogue, rows, tuning
+from mmsurgery.experiments.cases import chosen_cases
+from mmsurgery.experiments.collapse import collapsed
 from mmsurgery.experiments.results import assemble, target_of
-from mmsurgery.experiments.tables import markdown, tables
+from mmsurgery.experiments.tables import tables
+from mmsurgery.experiments.texts import to_markdown
 from mmsurgery.provenance import check_seal
 
 PEOPLE = {"forget_vqa": [f"f{i // 4}" for i in range(24)], "retain_qa": [f"r{i // 4}" for i in range(80)]}
-EXPERIMENT = rows.Experiment("tried", "Tried", (rows.MMUNLEARNER, rows.GA_DIFF), "mmunlearner")
+GA_DIFF = catalogue.TABLE1.row("ga_diff")
+EXPERIMENT = rows.Experiment(
+    name="tried", title="Tried", question="?", rows=(catalogue.MMUNLEARNER, GA_DIFF), compared="mmunlearner"
+)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    return to_markdown(tables(results), results["title"])
 
 
 def right(share: float) -> dict[str, list[bool]]:
@@ -44,17 +55,22 @@ def cell(*curve: tuple[float, float]) -> dict[str, Any]:
         "samples": {"forget": 32, "retain": 64},
         "evaluations": evaluations,
         "correct": scores(*curve[-1]),
+        "learning_rate": 3e-4,
         "remarks": {},
+        "outcomes": None,
     }
 
 
-def made(seed: int, **cells: Any) -> dict[str, Any]:
+def made(seed: int, *, unlearning: int = 0, forget: int = 10, **cells: Any) -> dict[str, Any]:
     start = {
-        "vanilla": {"model_sha256": "aa" * 32, "correct": scores(1, 1), "remarks": {}},
-        "gold": {"model_sha256": "bb" * 32, "correct": scores(0.25, 1), "remarks": {}},
+        "vanilla": {"model_sha256": "aa" * 32, "correct": scores(1, 1), "remarks": {}, "outcomes": None},
+        "gold": {"model_sha256": "bb" * 32, "correct": scores(0.25, 1), "remarks": {}, "outcomes": None},
     }
+    level = {"backbone": "llava", "seed": seed, "draw": seed, "forget": forget, "folder": f"levels/{seed}-{forget}"}
     return {
-        "level": {"backbone": "llava", "seed": seed, "draw": seed, "folder": f"levels/{seed}", "target": 0.5},
+        "level": {**level, "target": 0.5},
+        "unlearning": unlearning,
+        "texts": None,
         "items": {column: {"people": people, "chance": 0.25} for column, people in PEOPLE.items()},
         "start": start,
         "cells": cells,
@@ -122,11 +138,12 @@ def test_no_row_reached_nor_ran() -> None:
 
 def test_tables(results: dict[str, Any]) -> None:
     fixed, matched, differences = tables(results)
-    assert fixed.header == ("", "Forget VQA", "Retain QA", "Utility", "samples seen")
-    assert [row[0] for row in fixed.rows] == ["vanilla", "gold", "MMUnlearner", "GA_Diff"]
+    assert fixed.header == ("", "Forget VQA", "Retain QA", "Utility", "verdict", "learning rate", "samples seen")
+    assert [row[0] for row in fixed.rows] == ["vanilla", "gold", "MMUnlearner", "GA_Diff (collapsed in 3)"]
     assert fixed.rows[2][1].startswith("50.0 (")
-    assert fixed.rows[2][-1] == "32 + 64 (1:2)"
-    assert fixed.rows[0][-1] == "-"
+    assert fixed.rows[2][-3:] == ("-", "0.0003", "32 + 64 (1:2)")
+    assert fixed.rows[0][-3:] == ("-", "-", "-")
+    assert fixed.rows[3][-3] == "+75.0, p < 0.001"
     assert matched.rows[1][1:3] == ("3 of 3", "5")
     assert differences.rows[0][0] == "MMUnlearner - GA_Diff, fixed budget"
     assert differences.rows[0][1].startswith("+75.0 (")
@@ -146,15 +163,141 @@ def test_target() -> None:
 
 
 def test_names_of_rows() -> None:
-    keys = [row.key for row in rows.CONTROLS.rows]
+    keys = [row.key for row in catalogue.CONTROLS.rows]
     assert len(set(keys)) == len(keys)
     recipe = {"epochs": 2}
-    by_name = {row.model_name(recipe) for row in rows.CONTROLS.rows}
+    by_name = {row.model_name(recipe) for row in catalogue.CONTROLS.rows}
     assert len(by_name) == len(keys)
-    shared = {row.model_name(recipe) for row in rows.TABLE1.rows} & by_name
-    assert shared == {rows.MMUNLEARNER.model_name(recipe), rows.GA_DIFF.model_name(recipe)}
-    assert rows.MMUNLEARNER.model_name({"epochs": 4}) not in by_name
-    assert rows.TABLE1.needs_reference
-    assert not rows.CONTROLS.needs_reference
+    shared = {row.model_name(recipe) for row in catalogue.TABLE1.rows} & by_name
+    assert shared == {catalogue.MMUNLEARNER.model_name(recipe), GA_DIFF.model_name(recipe)}
+    assert catalogue.MMUNLEARNER.model_name({"epochs": 4}) not in by_name
+    assert catalogue.TABLE1.needs_reference
+    assert not catalogue.CONTROLS.needs_reference
     with pytest.raises(UsageError, match="table1"):
-        rows.find("tabel1")
+        catalogue.find("tabel1")
+
+
+def test_runs_of_one_level_are_one_set_of_items() -> None:
+    levels = [
+        made(0, unlearning=run, mmunlearner=cell((1, 1), (0.5, 1)), ga_diff=cell((1, 1), (0.25, 0.25)))
+        for run in (0, 1000)
+    ]
+    found = assemble(EXPERIMENT, levels)
+    (level,) = found["levels"]
+    assert level["unlearning"] == [0, 1000]
+    assert [(c["unlearning"], c["row"]) for c in found["cells"]] == [
+        (0, "mmunlearner"),
+        (0, "ga_diff"),
+        (1000, "mmunlearner"),
+        (1000, "ga_diff"),
+    ]
+    summary = found["summary"]["llava"]["ga_diff"]
+    assert summary["fixed"]["forget_vqa"]["n"] == 24
+    assert (summary["matched"]["reached"], summary["matched"]["levels"], summary["cells"]) == (2, 2, 2)
+    assert {pair["n"] for pair in found["paired"]} == {24, 80}
+
+
+def test_ratios_are_panels_of_their_own() -> None:
+    experiment = dataclasses.replace(EXPERIMENT, by_ratio=True)
+    cells = {"mmunlearner": cell((1, 1), (0.5, 1)), "ga_diff": cell((1, 1), (0.25, 0.25))}
+    found = assemble(experiment, [made(0, forget=5, **cells), made(0, forget=15, **cells)])
+    assert [panel["key"] for panel in found["panels"]] == ["llava.5", "llava.15"]
+    assert set(found["summary"]) == {"llava.5", "llava.15"}
+    assert any("From 5 to 15 %" in sentence for sentence in found["findings"]["llava.15"])
+
+
+def test_families_of_comparisons() -> None:
+    """Rows that vary one thing are adjusted among themselves: a third row of another group changes nothing."""
+    rows_ = (catalogue.MMUNLEARNER, GA_DIFF, dataclasses.replace(GA_DIFF, key="other", group="other"))
+    cells = {"mmunlearner": cell((1, 1), (0.5, 1)), "ga_diff": cell((1, 1), (0.25, 0.9))}
+    levels = [made(seed, **cells, other=cells["ga_diff"]) for seed in range(2)]
+    alone = assemble(EXPERIMENT, levels)["paired"]
+    beside = assemble(dataclasses.replace(EXPERIMENT, rows=rows_), levels)["paired"]
+    assert [pair["p_adjusted"] for pair in alone] == [p["p_adjusted"] for p in beside if p["second"] == "ga_diff"]
+    one_family = assemble(
+        dataclasses.replace(EXPERIMENT, rows=(*rows_[:2], dataclasses.replace(rows_[2], group=None))), levels
+    )["paired"]
+    assert [pair["p_adjusted"] for pair in alone] != [p["p_adjusted"] for p in one_family if p["second"] == "ga_diff"]
+
+
+def test_some_people_judge() -> None:
+    levels = [made(0, mmunlearner=cell((1, 1), (0.5, 1)), ga_diff=cell((1, 1), (0.25, 0.25)))]
+    found = assemble(EXPERIMENT, levels, judged=lambda person: person in ("f0", "r0", "r19"))
+    assert found["levels"][0]["n"] == {"forget_vqa": 4, "retain_qa": 8}
+    # those of `ga_diff` that are right lie among the first people
+    assert found["summary"]["llava"]["ga_diff"]["fixed"]["forget_vqa"]["mean"] == 1
+    assert found["summary"]["llava"]["ga_diff"]["fixed"]["utility"]["mean"] == 0.5
+    curve = next(c for c in found["cells"] if c["row"] == "ga_diff")["curve"]
+    assert [point["columns"]["retain_qa"] for point in curve] == [1, 0.5]
+
+
+def test_collapse() -> None:
+    ends = ({"retain_qa": 0.9, "forget_qa": 0.9}, {"retain_qa": 0.29, "forget_qa": 0.8})
+    chances = {"retain_qa": 0.25, "forget_qa": 0.25}
+    assert collapsed(*ends, chances, None) == "Retain QA is at chance"
+    assert collapsed(ends[0], {**ends[1], "retain_qa": 0.31}, chances, None) is None
+    # what vanilla could not do either is no collapse
+    assert collapsed({"retain_qa": 0.28, "forget_qa": 0.9}, ends[1], chances, None) is None
+    answers = {"forget_qa": {"gibberish": 3, "n": 10}}
+    assert collapsed(ends[0], ends[0], chances, answers) == "Forget QA: 30 % of the answers are gibberish"
+    assert collapsed(ends[0], ends[0], chances, {"forget_qa": {"gibberish": 2, "n": 10}}) is None
+
+
+def test_findings(results: dict[str, Any]) -> None:
+    matched, fixed, *rest = results["findings"]["llava"]
+    assert matched == "At matched forgetting, points of utility: MMUnlearner keeps more than GA_Diff (+50.0)."
+    assert fixed.startswith("At a fixed budget, points of utility: MMUnlearner keeps more than GA_Diff (+75.0")
+    assert rest == ["GA_Diff collapsed in 3 of 3 runs at the fixed budget: Retain QA is at chance."]
+
+
+def test_cases_are_the_hardest() -> None:
+    def item(person: str, number: int, **right: bool) -> dict[str, Any]:
+        answers = {
+            row: {"text": "t", "outcome": "correct" if yes else "wrong", "paraphrased": False, "repeated": False}
+            for row, yes in {"vanilla": True, **right}.items()
+        }
+        entry = {"id": f"{person}/{number}", "person": person, "question": "q", "gold": "g", "picture": True}
+        return {**entry, "answers": answers}
+
+    items = [
+        item("a", 0, mmunlearner=False, ga_diff=False),  # forgotten by all, lost by all
+        item("b", 0, mmunlearner=False, ga_diff=True),
+        item("b", 1, mmunlearner=True, ga_diff=False),  # the same person again
+        item("c", 0, mmunlearner=True, ga_diff=True),
+        {**item("d", 0, mmunlearner=False, ga_diff=True, vanilla=False)},  # vanilla did not know it
+        item("e", 0, mmunlearner=True, ga_diff=False),
+    ]
+    level = {"backbone": "llava", "seed": 0, "draw": 0, "forget": 10, "folder": "f"}
+    found = chosen_cases([("llava", {"level": level, "columns": {"forget_vqa": items}})], EXPERIMENT)
+    assert [entry["id"] for entry in found["entries"]] == ["b/0", "e/0"]
+    three = dataclasses.replace(EXPERIMENT, rows=(*EXPERIMENT.rows, dataclasses.replace(GA_DIFF, key="ga")))
+    ranked = [
+        item("a", 0, mmunlearner=True, ga_diff=False, ga=False),
+        item("b", 0, mmunlearner=True, ga_diff=True, ga=False),
+    ]
+    for column, first in (("forget_vqa", "b/0"), ("retain_vqa", "a/0")):
+        texts = {"level": level, "columns": {column: ranked}}
+        assert chosen_cases([("llava", texts)], three)["entries"][0]["id"] == first
+
+
+def test_learning_rates_are_chosen_by_what_reached_first() -> None:
+    keys = [row.key for row in tuning.candidates(EXPERIMENT, 1e-3).rows]
+    assert keys[:3] == ["mmunlearner@0.0003", "mmunlearner@0.001", "mmunlearner@0.003"]
+    never, early, late = cell((1, 1), (0.75, 1)), cell((1, 1), (0.25, 0.5)), cell((1, 1), (0.25, 0.8))
+    cells = dict(zip(keys, (never, early, late, late, late, {"failed": "nan"}), strict=True))
+    chosen = tuning.choose(EXPERIMENT, [made(1000, **cells)], 1e-3, people=None)["llava"]
+    assert chosen["mmunlearner"]["learning_rate"] == 3e-3
+    assert [each["reached"] for each in chosen["mmunlearner"]["tried"]] == [0, 1, 1]
+    assert chosen["ga_diff"]["learning_rate"] == 1e-3  # as good as the smaller one, and the recipe's
+    table = tuning.tuned(EXPERIMENT, chosen)
+    assert [row.settings["learning_rate"] for row in table.rows] == [3e-3, 1e-3]
+
+
+def test_people_are_split_for_tuning() -> None:
+    columns = {column: {"people": people} for column, people in PEOPLE.items()}
+    chosen = tuning.validation_people(columns)
+    assert {person[0] for person in chosen} == {"f", "r"}
+    assert (len([p for p in chosen if p[0] == "f"]), len([p for p in chosen if p[0] == "r"])) == (2, 6)
+    assert chosen == tuning.validation_people(columns)
+    with pytest.raises(UsageError, match="forget_vqa asks about 1 people"):
+        tuning.validation_people({**columns, "forget_vqa": {"people": ["f0", "f0"]}})

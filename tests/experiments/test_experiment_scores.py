@@ -7,21 +7,26 @@ import pytest
 
 from mmsurgery.artifacts.mask import pack
 from mmsurgery.experiments import statistics
+from mmsurgery.experiments.resampling import Asked
 from mmsurgery.experiments.scores import Point, Values, at_matched_forgetting, quantity, unpack, utility
 
 
-def values(items: list[float], people: list[str]) -> Values:
-    return Values((np.array(items),), (people,))
+def values(items: list[float] | list[list[float]], people: list[str], vanilla: object = None) -> Values:
+    """A column of one level; a list of lists is several runs."""
+    runs = items if isinstance(items[0], list) else [items]
+    asked = Asked(object() if vanilla is None else vanilla, {"forget_vqa": people})
+    return Values(asked, ("forget_vqa",), {seed: (np.array(run),) for seed, run in enumerate(runs)})
 
 
 def test_utility_weighs_columns_not_items() -> None:
     correct = {"forget_vqa": np.zeros(3), "forget_qa": np.array([1.0]), "retain_qa": np.array([0.0, 0.0, 1.0, 0.0])}
     people = {"forget_vqa": ["a"] * 3, "forget_qa": ["a"], "retain_qa": ["b", "b", "c", "c"]}
-    found = quantity("utility", correct, people)
+    asked = Asked("v", people)
+    found = quantity("utility", {0: correct}, asked)
     assert found.mean == pytest.approx((1 + 1 / 4) / 2)
     assert found.n == 5
     assert found.mean == pytest.approx(utility({"forget_vqa": 0.0, "forget_qa": 1.0, "retain_qa": 0.25}))
-    assert quantity("forget_vqa", correct, people).mean == 0
+    assert quantity("forget_vqa", {0: correct}, asked).mean == 0
 
 
 def test_curve_of_packed_bits() -> None:
@@ -72,22 +77,70 @@ def test_interval_covers_and_narrows() -> None:
 
 def test_interval_of_a_mean_of_columns_stays_in_range() -> None:
     """People of different columns are drawn apart: else a column without its people has no mean."""
-    perfect = Values((np.ones(2), np.ones(200)), (["a", "b"], [f"p{i // 4}" for i in range(200)]))
+    people = {"forget_qa": ["a", "b"], "retain_qa": [f"p{i // 4}" for i in range(200)]}
+    perfect = quantity("utility", {0: {"forget_qa": np.ones(2), "retain_qa": np.ones(200)}}, Asked("v", people))
     assert statistics.interval([perfect]) == (1.0, 1.0)
+
+
+def test_weights_draw_people_then_items() -> None:
+    people = {"forget_vqa": list("aaab"), "forget_qa": list("ab"), "retain_qa": list("ccdd")}
+    drawn = Asked("v", people).drawn
+    weights = {column: each / each.sum(1, keepdims=True) for column, each in drawn.items()}
+    for column, each in weights.items():
+        # nothing is favoured: on the average every item weighs as in the plain mean
+        expected = {"forget_vqa": [0.21, 0.21, 0.21, 0.37]}.get(column, [1 / each.shape[1]] * each.shape[1])
+        assert each.mean(0) == pytest.approx(expected, abs=0.02)
+    # a and b are drawn in both columns at once: where a is missing it is missing in both
+    without = weights["forget_qa"][:, 0] == 0
+    assert 0.2 < without.mean() < 0.3
+    assert (weights["forget_vqa"][without, :3] == 0).all()
+    # within a person that was drawn once, items differ in how often they were drawn
+    once = weights["forget_qa"][:, 0] == 0.5
+    assert len({tuple(row) for row in weights["forget_vqa"][once, :3].tolist()}) > 3
+
+
+def test_interval_knows_unlearning_seeds_and_draws() -> None:
+    people = [f"p{i}" for i in range(40)]
+    agree = values([[1.0, 0.0] * 20] * 4, people)
+    differ = values([[1.0] * 40, [0.0] * 40, [1.0] * 40, [0.0] * 40], people)
+    assert agree.mean == differ.mean == 0.5
+    widths = [high - low for low, high in (statistics.interval([level]) for level in (agree, differ))]
+    assert widths[1] > 2 * widths[0]
+    # two draws of one vanilla model weigh as much together as another vanilla model's only one
+    levels = [values([1.0] * 40, people, "v"), values([1.0] * 40, people, "v"), values([0.0] * 40, people, "w")]
+    assert statistics.mean(levels) == 0.5
+    assert statistics.interval(levels) == (0.0, 1.0)
 
 
 def test_comparison_pairs_levels() -> None:
     people = [f"p{i}" for i in range(10)]
-    first = [values([1.0] * 10, people), values([1.0] * 9 + [0.0], people)]
-    second = [values([0.0] * 10, people), values([1.0] * 10, people)]
+    first = [values([1.0] * 10, people, 0), values([1.0] * 9 + [0.0], people, 1)]
+    second = [values([0.0] * 10, people, 0), values([1.0] * 10, people, 1)]
     found = statistics.compare(first, second)
+    assert found is not None
     assert found.difference == pytest.approx((1 - 0.1) / 2)
-    assert (found.same_sign, found.levels, found.people) == (1, 2, 20)
-    sure = statistics.compare([first[0]] * 2, [second[0]] * 2)
+    assert (found.same_sign, found.levels, found.people, found.n) == (1, 2, 20, 20)
+    sure = statistics.compare(
+        [values([1.0] * 10, people, 0), values([1.0] * 10, people, 1)],
+        [values([0.0] * 10, people, 0), values([0.0] * 10, people, 1)],
+    )
+    assert sure is not None
     assert sure.ci95 == (1.0, 1.0)
     assert sure.p_value < 0.001
     same = statistics.compare(first, first)
+    assert same is not None
     assert (same.difference, same.p_value) == (0.0, 1.0)
+
+
+def test_runs_are_paired_by_seed() -> None:
+    people = ["a", "b"]
+    one = values([[1.0, 1.0], [1.0, 1.0]], people, 0)
+    other = values([[0.0, 0.0]], people, 0)
+    found = statistics.compare([one], [other])
+    assert found is not None
+    assert found.difference == 1
+    never = Values(other.asked, other.names, {7: other.runs[0]})
+    assert statistics.compare([one], [never]) is None
 
 
 def test_holm() -> None:

@@ -52,6 +52,13 @@ def experiment(result: ExperimentResult) -> Lines:
     """The tables of an experiment."""
     from mmsurgery.experiments.tables import tables
 
+    if result.results is None:
+        yield label(f"this share is done ({result.seconds:.0f} s); the same command without --shard writes the results")
+        return
+    for panel, sentences in result.results["findings"].items():
+        yield Text(panel, style="bold")
+        yield from (label(f"  {sentence}") for sentence in sentences)
+    yield ""
     for text in tables(result.results):
         made = table(*(name.replace(" ", "\n").replace("-", "-\n") for name in text.header), title=text.title)
         for row in text.rows:

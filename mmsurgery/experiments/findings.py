@@ -1,0 +1,134 @@
+"""What an experiment shows, in sentences: made from its results alone, the same for every table, page and report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmsurgery.names import GROUPS
+
+Results = Mapping[str, Any]
+COMPARISONS = {"matched": "At matched forgetting", "fixed": "At a fixed budget"}
+FORGET = "forget_vqa"
+
+
+def findings(results: Results) -> dict[str, list[str]]:
+    """Panel -> sentences, the most telling first."""
+    found = {
+        panel["key"]: [*_compared(results, panel["key"]), *_failures(results, panel["key"])]
+        for panel in results["panels"]
+    }
+    for panel, rows in results.get("deviations", {}).items():
+        found[panel] = [*_patterns(results, rows)]
+    for backbone in dict.fromkeys(panel["backbone"] for panel in results["panels"]):
+        panels = [panel for panel in results["panels"] if panel["backbone"] == backbone]
+        if len(panels) > 1:
+            found[panels[-1]["key"]] += _trends(results, panels)
+    return found
+
+
+def label_of(results: Results, key: str) -> str:
+    """What a row is called; vanilla and gold by these words."""
+    return next((str(row["label"]) for row in results["rows"] if row["key"] == key), key)
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}"
+
+
+def _compared(results: Results, panel: str) -> Iterator[str]:
+    """How the compared row stands against the others, in utility; at a fixed budget beside what was forgotten."""
+    compared = results["compared"]
+    name = label_of(results, compared)
+    for comparison, begin in COMPARISONS.items():
+        if comparison == "matched" and not results["summary"][panel][compared]["matched"]["reached"]:
+            yield f"{begin}: no run of {name} gets there, so nothing can be said of what it keeps."
+            continue
+        pairs = [p for p in results["paired"] if (p["panel"], p["comparison"]) == (panel, comparison)]
+        kept = [pair for pair in pairs if pair["quantity"] == "utility"]
+        forgot = {pair["second"]: pair for pair in pairs if pair["quantity"] == FORGET}
+
+        def named(entries: Sequence[Mapping[str, Any]], forgot: Mapping[str, Any] = forgot) -> str:
+            said = []
+            for entry in entries:
+                beside = forgot.get(entry["second"])
+                also = f", Forget VQA {_points(beside['difference'])}" if beside and beside["resolved"] else ""
+                said.append(f"{label_of(results, entry['second'])} ({_points(entry['difference'])}{also})")
+            return ", ".join(said)
+
+        order = sorted(kept, key=lambda entry: -abs(entry["difference"]))
+        more = [entry for entry in order if entry["resolved"] and entry["difference"] > 0]
+        less = [entry for entry in order if entry["resolved"] and entry["difference"] < 0]
+        same = [entry for entry in kept if not entry["resolved"]]
+        parts = [f"keeps more than {named(more)}"] if more else []
+        parts += [f"keeps less than {named(less)}"] if less else []
+        if same:
+            sizes = sorted({entry["n"] for entry in same})
+            n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
+            parts.append(f"is not resolved from {', '.join(label_of(results, e['second']) for e in same)} ({n})")
+        if parts:
+            yield f"{begin}, points of utility: {name} {'; '.join(parts)}."
+
+
+def _failures(results: Results, panel: str) -> Iterator[str]:
+    """Rows that collapsed, did not get to matched forgetting, or could not be trained."""
+    for row in results["rows"]:
+        found, label = results["summary"][panel][row["key"]], row["label"]
+        cells = [c for c in results["cells"] if (c["panel"], c["row"]) == (panel, row["key"])]
+        reasons = [cell["collapsed"] for cell in cells if cell.get("collapsed")]
+        if reasons:
+            often = max(dict.fromkeys(reasons), key=reasons.count)
+            yield f"{label} collapsed in {len(reasons)} of {found['cells']} runs at the fixed budget: {often}."
+        if failed := [cell["failed"] for cell in cells if "failed" in cell]:
+            yield f"{label} failed in {len(failed)} of {len(cells)} runs: {failed[0]}."
+        reached, runs = found["matched"]["reached"], found["cells"]
+        if runs and reached < runs and row["key"] != results["compared"]:
+            yield f"{label} gets to matched forgetting in {reached} of {runs} runs."
+
+
+def _patterns(results: Results, rows: Mapping[str, Any]) -> Iterator[str]:
+    """Where the weights that moved furthest lie, and how alike the rows' patterns are."""
+    compared = results["compared"]
+    for key, entry in rows.items():
+        lies = ", ".join(
+            f"{100 * entry['groups'][group]['top']:.0f} % in {group}" for group in GROUPS if group in entry["groups"]
+        )
+        yield (
+            f"{label_of(results, key)}: of the {entry['n']:,} weights that moved furthest {lies}; "
+            f"{100 * entry['changed']:.1f} % of all weights changed."
+        )
+    if compared in rows:
+        alike = {key: correlation(rows[compared], entry) for key, entry in rows.items() if key != compared}
+        said = ", ".join(f"{label_of(results, key)} {value:.2f}" for key, value in alike.items() if value is not None)
+        yield f"Correlation of the pattern over layers and components with {label_of(results, compared)}'s: {said}."
+    if "ga" in rows and "npo" in rows and (value := correlation(rows["ga"], rows["npo"])) is not None:
+        yield f"Between GA and NPO: {value:.2f}."
+
+
+def correlation(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    """Pearson's r of two share heatmaps over the cells that exist; None where one is flat."""
+    sizes = np.asarray(one["sizes"], dtype=float) > 0
+    first, second = (np.asarray(entry["share"], dtype=float)[sizes] for entry in (one, other))
+    if first.std() == 0 or second.std() == 0:
+        return None
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _trends(results: Results, panels: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How each row's utility at matched forgetting changes from the smallest to the largest forget ratio."""
+    first, last = panels[0], panels[-1]
+    said = []
+    for row in results["rows"]:
+        ends = [
+            results["summary"][panel["key"]][row["key"]]["matched"]["columns"].get("utility") for panel in (first, last)
+        ]
+        if all(ends):
+            said.append((ends[1]["mean"] - ends[0]["mean"], row["label"]))
+    if said:
+        changes = ", ".join(f"{label} {_points(change)}" for change, label in said)
+        yield (
+            f"From {first['forget']} to {last['forget']} % of the people, utility at matched forgetting changes by "
+            f"(points): {changes}."
+        )
