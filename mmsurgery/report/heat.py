@@ -45,10 +45,10 @@ class Colours:
     def legend(self) -> Markup:
         """The scale itself."""
         parts = [rect(4 + 6 * step, 4, 6.2, 10, f"h{step}") for step in range(_STEPS + 1)]
-        low = f"≤ {numbers.percent(self.faint)}" if self.faint else "0 %"
+        low = numbers.percent(self.faint) if self.faint else "0 %"
         parts.append(text(4, 27, low, class_="c-label"))
         parts.append(text(130, 27, numbers.percent(self.bright), "end", "c-label"))
-        kind = "logarithmic colour scale" if self.faint else "colour scale"
+        kind = "logarithmic colour scale" if self.faint else "colour scale"  # the palest is that or less
         return drawing(150, 32, f"{kind} from {low} to {numbers.percent(self.bright)}", *parts, class_="scale")
 
 

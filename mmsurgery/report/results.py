@@ -36,7 +36,7 @@ class Results:
     def __init__(self, found: Fields) -> None:
         self.found = found
         self.rows = {row.get("key").text(): row for row in found.get("rows").entries()}
-        columns = found.get("columns").items()
+        columns = _in_order(found.get("columns").items())
         self.columns = {key: cut(column.get("label").text(), NAME) for key, column in columns.items()}
         self.chances = {
             key: column.get("chance").share() if column.has("chance") else None for key, column in columns.items()
@@ -104,6 +104,11 @@ class Results:
             if [level.get(key).whole() for key in ("seed", "draw")][: len(where)] == where:
                 return level
         raise InputRefused(f"{cell.where}: there is no such level", "make it again")
+
+
+def _in_order(columns: dict[str, Fields]) -> dict[str, Fields]:
+    """Columns in the order of every table, which the file does not keep; unknown ones last."""
+    return {key: columns[key] for key in (*words.COLUMNS, *sorted(columns)) if key in columns}
 
 
 def run_label(cell: Fields) -> str:

@@ -160,6 +160,19 @@ def test_a_heatmap_answers_by_keyboard_and_pointer(browser: Browser, pictured: W
     visit.context.close()
 
 
+def test_what_a_cell_says_is_in_view_on_a_phone(browser: Browser, pictured: Workspace) -> None:
+    """The line stands below all the maps of a row, which do not fit on the screen together."""
+    visit = Visit(browser, pictured, viewport={"width": 390, "height": 420}, has_touch=True)
+    page = visit.page
+    page.locator(".deviations .of-share svg.heat .cells rect").first.tap()
+    line = page.locator(".deviations p.told.of-share").first
+    assert line.inner_text().startswith("vision.0, attn.q: ")
+    box = line.bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] <= 420
+    visit.context.close()
+
+
 @pytest.mark.parametrize("script", [True, False])
 def test_share_and_relative_are_switched(browser: Browser, pictured: Workspace, script: bool) -> None:
     visit = Visit(browser, pictured, java_script_enabled=script)

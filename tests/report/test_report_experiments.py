@@ -156,6 +156,14 @@ def test_settings_that_are_not_plain_are_told(read: Read) -> None:
     assert found.detail == said
 
 
+def test_columns_stand_in_the_order_of_every_table(read: Read) -> None:
+    record = results(seeds=1, backbones=("llava",))
+    record["columns"] = {"zebra": {"label": "Zebra", "chance": None}, **record["columns"]}
+    order = [key for key, _ in read(record).panels[0].quantities]
+    assert order[:5] == ["forget_vqa", "utility", "forget_qa", "retain_vqa", "retain_qa"]
+    assert order[5:] == ["realworld_vqa", "realworld_qa", "zebra"]
+
+
 def test_groups_are_sub_headings(read: Read) -> None:
     panel = read(results("ablations", ("llava",), 1, ablations())).panels[0]
     titles = [group.title for group in panel.groups]

@@ -117,6 +117,12 @@ def test_hostile_text_stays_text(full: Workspace, page_of: PageOf, payload: str)
     assert visible in "".join("".join(parsed.words).split())
 
 
+def test_nothing_on_the_page_leads_or_asks_elsewhere(full: Workspace, page_of: PageOf) -> None:
+    page = page_of(full)
+    assert "://" not in page
+    assert not re.search(r"url\(|@import|<link|<iframe|<base|fetch\(|XMLHttpRequest|import\(|\bhref=\"[^#]", page)
+
+
 def test_policy_lets_only_the_pages_own_code_run(full: Workspace, page_of: PageOf) -> None:
     parsed = Parsed(page_of(full))
     policy = next(a["content"] for tag, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy")

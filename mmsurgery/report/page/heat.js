@@ -9,7 +9,7 @@ for (const maps of document.querySelectorAll(".heats")) {
     if (!cells.length) continue;
     const at = (cell, key) => Number(cell.getAttribute(key));
     const said = (cell) => cell.firstElementChild.textContent;
-    const cursor = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    const cursor = document.createElementNS(map.namespaceURI, "rect");
     cursor.setAttribute("class", "cursor");
     const id = `heat-${heatmaps++}`;
     map.setAttribute("role", "grid");
@@ -28,6 +28,7 @@ for (const maps of document.querySelectorAll(".heats")) {
       if (!cursor.isConnected) map.append(cursor);
       map.setAttribute("aria-activedescendant", cell.id);
       line.textContent = said(cell);
+      line.classList.add("now");
       current = cell;
     };
     const hide = () => {
@@ -35,6 +36,7 @@ for (const maps of document.querySelectorAll(".heats")) {
       cursor.remove();
       map.removeAttribute("aria-activedescendant");
       line.textContent = hint;
+      line.classList.remove("now");
     };
     const step = (across, down) => {
       const [x, y] = [at(current, "x"), at(current, "y")];
