@@ -51,7 +51,9 @@ def outcomes(results: Results, panel: str) -> Outcomes | None:
             continue
         hollow, label, remark = False, results.labels[key], ""
         if key not in ANCHORS and (collapsed := summary.get("collapsed").whole()):
-            hollow, remark = is_collapsed(summary), f"collapsed in {collapsed} of {summary.get('cells').whole()} runs"
+            cells = summary.get("cells").whole()
+            hollow, remark = is_collapsed(summary), "collapsed"
+            remark += f" in {collapsed} of {cells} runs" if collapsed < cells else ""
         bars = {
             column: bar(shares, f"{label}, {results.quantity(column)}", hollow)
             for column, shares in summary.get("outcomes").items().items()
