@@ -106,7 +106,7 @@ class Matched:
 
 def forgetting_target(*, gold: float | None, chance: float) -> float:
     """Forget VQA at which methods are compared: 5 points above the gold model, or above chance without one."""
-    return (chance if gold is None else gold) + MARGIN
+    return min(1.0, (chance if gold is None else gold) + MARGIN)
 
 
 def matched(

@@ -27,6 +27,8 @@ from mmsurgery.workspace import Progress
 
 _LONG = 400
 """Stages of this many units are announced, the rest are not."""
+LEFT_OUT = ("test_vqa",)
+"""Columns that the paper's tables lack."""
 Event = Mapping[str, Any]
 """What is logged of a cell: `event`, and its values."""
 
@@ -108,7 +110,7 @@ def run_level(level: Level, table: Experiment, told: Told) -> list[dict[str, Any
 
 def scored_items(workspace: Workspace) -> dict[str, list[Item]]:
     """The items of every column of the paper's tables that has some, in the order in which runs record them."""
-    wanted = [column for column in workspace.benchmark.columns(workspace.source) if column != "test_vqa"]
+    wanted = [column for column in workspace.benchmark.columns(workspace.source) if column not in LEFT_OUT]
     found = {column: workspace.items(column) for column in wanted}
     return {column: items for column, items in found.items() if items}
 
@@ -134,7 +136,7 @@ def scored(workspace: Workspace, table: Experiment, models: Sequence[str], told:
             "model_sha256": record["provenance"]["inputs"]["model_sha256"],
             "correct": {column: [item.correct for item in items] for column, items in read_items(path).items()},
             "remarks": record["remarks"],
-            "outcomes": {column: outcome_counts(given) for column, given in answers.items()} or None,
+            "outcomes": {c: outcome_counts(given) for c, given in answers.items() if c not in LEFT_OUT} or None,
         }
     return found
 
@@ -157,11 +159,12 @@ def _cell(
         told.log("failed", **where, reason=str(error))
         return {"failed": str(error)}
     except MissingArtifact as error:
-        if row.settings.get("reference") != "reference" or (workspace.model_dir("reference")).exists():
+        if row.settings.get("reference") != "reference" or workspace.model_dir("reference").exists():
             raise
-        told.tell(f"{row.label} left out: {error}")
+        command = f"mmsurgery -w {workspace.root} train reference"
+        told.tell(f"{row.label} left out: there is no reference model ({command})")
         told.log("failed", **where, reason=str(error))
-        return {"failed": f"{error.what} ({error.next_step})"}
+        return {"failed": "there is no reference model"}
     evaluations = record["evaluations"]
     curve = [(float(entry["step"]), entry["columns"]) for entry in evaluations]
     if matched(curve, target) is None:

@@ -59,6 +59,8 @@ def _versus(
 ) -> Iterator[dict[str, str]]:
     """The compared row against others; `sign` 1 where the claim is that it has more."""
     others = [row["key"] for row in results["rows"] if row["key"] != results["compared"]] if rows is None else rows
+    if quantity != "utility" and quantity not in results["columns"]:
+        return
     pairs = _pairs(results, panel, comparison, quantity, others)
     if not pairs:
         yield _claim(f"{claim} {_AT[comparison]}", source, UNRESOLVED, "no run to compare got there")
@@ -115,11 +117,12 @@ def _figure4(results: Results, panel: str) -> Iterator[dict[str, str]]:
     if panel != panels[-1]["key"]:
         return
     rows = [row["key"] for row in results["rows"]]
-    yield _trend(results, panels, "Retain VQA falls with the forget ratio for every method", "retain_vqa", rows, -1)
+    if "retain_vqa" in results["columns"]:
+        yield _trend(results, panels, "Retain VQA falls with the forget ratio for every method", "retain_vqa", rows, -1)
     for column in ("forget_qa", "retain_qa"):
-        label = results["columns"][column]["label"]
-        claim = f"MMUnlearner's {label} rises with the forget ratio"
-        yield _trend(results, panels, claim, column, [results["compared"]], 1)
+        if column in results["columns"]:
+            claim = f"MMUnlearner's {results['columns'][column]['label']} rises with the forget ratio"
+            yield _trend(results, panels, claim, column, [results["compared"]], 1)
 
 
 def _trend(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mmsurgery.data.benchmark import COLUMN_LABELS, UTILITY
 from mmsurgery.evaluate.statistics import MARGIN
 
+Outcomes = Mapping[str, Mapping[str, int]] | None
 GIBBERISH = 0.2
 """Share of open answers in a kept column from which on a model is no longer one that answers."""
 
@@ -15,17 +16,18 @@ def collapsed(
     before: Mapping[str, float],
     after: Mapping[str, float],
     chances: Mapping[str, float],
-    outcomes: Mapping[str, Mapping[str, int]] | None,
+    said_before: Outcomes,
+    said: Outcomes,
 ) -> str | None:
     """Why a run counts as collapsed, or None.
 
-    A column that must be kept is at chance (within 5 points of guessing, where vanilla was not), or more than 20 %
-    of its open answers are gibberish.
+    A column that must be kept is at chance (within 5 points of guessing), or more than 20 % of its open answers are
+    gibberish, and neither was so of vanilla.
 
     Args:
         before, after: accuracy of vanilla and of the run by column, 0-1.
         chances: what guessing gives, by column.
-        outcomes: counts of the run's open answers by column, where there are some.
+        said_before, said: counts of their open answers by column, where there are some.
     """
     for column in UTILITY:
         if column not in after:
@@ -33,7 +35,12 @@ def collapsed(
         label, limit = COLUMN_LABELS[column], chances[column] + MARGIN
         if after[column] <= limit < before[column]:
             return f"{label} is at chance"
-        counts = (outcomes or {}).get(column)
-        if counts and counts["gibberish"] > GIBBERISH * counts["n"]:
-            return f"{label}: {100 * counts['gibberish'] / counts['n']:.0f} % of the answers are gibberish"
+        share = _gibberish(said, column)
+        if share > GIBBERISH >= _gibberish(said_before, column):
+            return f"{label}: {100 * share:.0f} % of the answers are gibberish"
     return None
+
+
+def _gibberish(outcomes: Outcomes, column: str) -> float:
+    counts = (outcomes or {}).get(column)
+    return counts["gibberish"] / counts["n"] if counts else 0.0

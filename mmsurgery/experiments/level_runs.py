@@ -131,7 +131,8 @@ class LevelRuns:
         """Why a run counts as collapsed, or None."""
         before, after = (accuracies(self.fixed[name][run]) for name, run in (("vanilla", self.seeds[0]), (row, seed)))
         chances = {column: entry["chance"] for column, entry in self.columns.items()}
-        return collapsed(before, after, chances, self._runs[seed]["cells"][row]["outcomes"])
+        said = self._runs[seed]["cells"][row]["outcomes"]
+        return collapsed(before, after, chances, self._start["vanilla"]["outcomes"], said)
 
     def outcomes(self, row: str) -> list[Mapping[str, Mapping[str, int]]]:
         """Of a row's runs, or of vanilla or gold, by column."""

@@ -116,7 +116,9 @@ class _Panel:
 def _levels(made: Sequence[Made], judged: Judged | None) -> list[LevelRuns]:
     found: dict[str, list[Made]] = {}
     for entry in made:
-        found.setdefault(entry["level"]["folder"], []).append(entry)
+        # what one of them is not asked cannot be compared
+        shared = {column: asked for column, asked in entry["items"].items() if all(column in e["items"] for e in made)}
+        found.setdefault(entry["level"]["folder"], []).append({**entry, "items": shared})
     return [LevelRuns(runs, judged) for runs in found.values()]
 
 
@@ -138,6 +140,8 @@ def _summary(levels: Sequence[LevelRuns], experiment: Experiment, quantities: Se
             "fixed": _means(levels, "fixed", name, quantities),
             "matched": None,
             "outcomes": _outcomes(levels, name),
+            "collapsed": 0,
+            "cells": len(levels),
         }
         if name in anchors:
             continue

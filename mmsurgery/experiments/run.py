@@ -118,7 +118,7 @@ def experiment(
         MachineFault: if a level's workspace is in use or cannot be written.
     """
     begin = time.monotonic()
-    table = catalogue.find(name)
+    table = _offered(workspace, catalogue.find(name), progress)
     part = None if shard is None else Shard.parse(shard)
     _check(workspace, seeds=seeds, jobs=jobs, unlearning_seeds=unlearning_seeds, draws=draws, tune=tune)
     if tune and part is not None:
@@ -211,6 +211,20 @@ def _check(
         raise UsageError("--seeds, --unlearning-seeds, --draws and --jobs are at least 1", "change the number")
     if tune and workspace.settings.benchmark.name == ON_THE_SPOT and seeds > min(tuning.SEEDS):
         raise UsageError(f"{seeds} seeds meet those that rates are tuned on", "use fewer --seeds")
+
+
+def _offered(workspace: Workspace, table: Experiment, progress: Progress) -> Experiment:
+    """The experiment without rows whose masks are measured on a part that the benchmark lacks."""
+    offered = workspace.benchmark.parts(workspace.source)
+    missing = {
+        row.key: part
+        for row in table.rows
+        for part in str((row.mask or {}).get("preserve", "")).split(",")
+        if part and part not in offered
+    }
+    for key, part in missing.items():
+        progress.note(f"{table.row(key).label}: left out, the benchmark has no part {part}")
+    return dataclasses.replace(table, rows=tuple(row for row in table.rows if row.key not in missing))
 
 
 def _backbones(workspace: Workspace, table: Experiment, asked: tuple[str, ...]) -> tuple[str, ...]:

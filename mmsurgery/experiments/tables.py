@@ -12,6 +12,8 @@ from mmsurgery.experiments.rows import FURTHER
 
 Results = Mapping[str, Any]
 Panel = Mapping[str, Any]
+LONGEST = 80
+"""Letters of an answer that a table shows."""
 OUTCOME_LABELS = {
     "correct": "correct",
     "other_person": "another person's fact",
@@ -225,16 +227,15 @@ def _deviations(results: Results, panel: Panel) -> Iterator[TextTable]:
             label_of(results, key),
             f"{entry['n']:,}",
             _share(entry["changed"]),
-            *(_share(entry["groups"][group]["top"]) for group in groups),
-            *(_share(entry["groups"][group]["changed"]) for group in groups),
+            *(f"{_share(entry['groups'][g]['top'])} ({_share(entry['groups'][g]['changed'])})" for g in groups),
         )
         for key, entry in found.items()
     ]
-    header = ("", "n", "changed", *(f"top n in {group}" for group in groups), *(f"changed in {g}" for g in groups))
     note = (
-        "The n weights with the largest |after - before|, n as many as the mask selects; `changed`: share of weights "
-        "whose bits differ. In %."
+        "The n weights with the largest |after - before|, n as many as the mask selects: how many of them lie in each "
+        "module group (and how many of its weights changed at all), in %. `changed`: share of all weights."
     )
+    header = ("", "n", "changed", *groups)
     yield TextTable(f"{panel['label']}: where weights moved furthest", header, tuple(rows), (note,))
 
 
@@ -247,10 +248,15 @@ def _cases(results: Results, panel: Panel) -> Iterator[TextTable]:
             continue
         asked = f"{results['columns'][case['column']]['label']}, {case['person']}: {case['question']}"
         rows.append((asked, "gold answer", case["gold"], ""))
-        rows += [("", label_of(results, a["row"]), a["text"], _marked(a)) for a in case["answers"]]
+        rows += [("", label_of(results, a["row"]), _cut(a["text"]), _marked(a)) for a in case["answers"]]
     yield TextTable(
         f"{panel['label']}: cases", ("question", "row", "answer", "is"), tuple(rows), (results["cases"]["rule"],)
     )
+
+
+def _cut(text: str) -> str:
+    """A model that does not stop would fill a page; the results hold all that it said."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST].rstrip()} ..."
 
 
 def _marked(answer: Mapping[str, Any]) -> str:

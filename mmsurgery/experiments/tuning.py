@@ -22,7 +22,9 @@ SHARE = 3
 def candidates(table: Experiment, learning_rate: float) -> Experiment:
     """Every row at every learning rate, as an experiment of its own."""
     rows = [
-        dataclasses.replace(row.at(rate), key=_key(row, rate)) for row in table.rows for rate in rates(learning_rate)
+        dataclasses.replace(row.at(rate), key=_key(row, rate), label=f"{row.label} at {rate:g}")
+        for row in table.rows
+        for rate in rates(learning_rate)
     ]
     return dataclasses.replace(
         table,

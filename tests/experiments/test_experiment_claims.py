@@ -18,7 +18,9 @@ def pair(second: str, difference: float, *, resolved: bool = True, **other: Any)
 
 def results(name: str, paired: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     panels = [{"key": "llava", "label": "llava", "backbone": "llava", "forget": 10}]
-    return {"name": name, "rows": ROWS, "compared": "mmunlearner", "panels": panels, "paired": paired, **more}
+    columns = {column: {"label": column} for column in ("forget_vqa", "forget_qa", "retain_vqa", "retain_qa")}
+    base = {"name": name, "rows": ROWS, "compared": "mmunlearner", "columns": columns}
+    return {**base, "panels": panels, "paired": paired, **more}
 
 
 @pytest.mark.parametrize(
@@ -54,8 +56,7 @@ def _figure4(first: tuple[float, float, float], last: tuple[float, float, float]
         columns = {c: {"mean": mean, "ci95": [low, high]} for c in ("retain_vqa", "forget_qa", "retain_qa")}
         return {row["key"]: {"fixed": columns} for row in ROWS}
 
-    labels = {column: {"label": column} for column in ("retain_vqa", "forget_qa", "retain_qa")}
-    made = results("figure4", [], columns=labels, summary={"llava.5": summary(first), "llava.15": summary(last)})
+    made = results("figure4", [], summary={"llava.5": summary(first), "llava.15": summary(last)})
     return {**made, "panels": panels}
 
 
@@ -95,6 +96,13 @@ def test_ablations_by_group() -> None:
     assert found["evidence"] == "points against the paper's choice: low -5.0; never got there: high"
     made = results("ablations", [pair("low", 0.05, **matched), pair("high", 0.0, resolved=False, **matched)])
     assert claims({**made, "rows": rows})["llava"][0]["verdict"] == HOLDS
+
+
+def test_no_claims_about_columns_that_are_not_there() -> None:
+    made = results("table1", [pair("ga", -0.1), pair("npo", -0.1)])
+    assert any("text about the forgotten people" in each["claim"] for each in claims(made)["llava"])
+    del made["columns"]["forget_qa"]
+    assert not any("text about the forgotten people" in each["claim"] for each in claims(made)["llava"])
 
 
 def test_no_claims_about_others() -> None:

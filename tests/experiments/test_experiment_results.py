@@ -206,6 +206,13 @@ def test_ratios_are_panels_of_their_own() -> None:
     assert any("From 5 to 15 %" in sentence for sentence in found["findings"]["llava.15"])
 
 
+def test_columns_that_not_all_levels_have_are_left_out() -> None:
+    cells = {"mmunlearner": cell((1, 1), (0.5, 1)), "ga_diff": cell((1, 1), (0.25, 0.25))}
+    more = made(1, **cells)
+    more["items"] = {**more["items"], "forget_qa": {"people": ["f0"], "chance": 0.25}}
+    assert list(assemble(EXPERIMENT, [more, made(0, **cells)])["columns"]) == ["forget_vqa", "retain_qa"]
+
+
 def test_families_of_comparisons() -> None:
     """Rows that vary one thing are adjusted among themselves: a third row of another group changes nothing."""
     rows_ = (catalogue.MMUNLEARNER, GA_DIFF, dataclasses.replace(GA_DIFF, key="other", group="other"))
@@ -234,13 +241,15 @@ def test_some_people_judge() -> None:
 def test_collapse() -> None:
     ends = ({"retain_qa": 0.9, "forget_qa": 0.9}, {"retain_qa": 0.29, "forget_qa": 0.8})
     chances = {"retain_qa": 0.25, "forget_qa": 0.25}
-    assert collapsed(*ends, chances, None) == "Retain QA is at chance"
-    assert collapsed(ends[0], {**ends[1], "retain_qa": 0.31}, chances, None) is None
+    assert collapsed(*ends, chances, None, None) == "Retain QA is at chance"
+    assert collapsed(ends[0], {**ends[1], "retain_qa": 0.31}, chances, None, None) is None
     # what vanilla could not do either is no collapse
-    assert collapsed({"retain_qa": 0.28, "forget_qa": 0.9}, ends[1], chances, None) is None
+    assert collapsed({"retain_qa": 0.28, "forget_qa": 0.9}, ends[1], chances, None, None) is None
     answers = {"forget_qa": {"gibberish": 3, "n": 10}}
-    assert collapsed(ends[0], ends[0], chances, answers) == "Forget QA: 30 % of the answers are gibberish"
-    assert collapsed(ends[0], ends[0], chances, {"forget_qa": {"gibberish": 2, "n": 10}}) is None
+    few = {"forget_qa": {"gibberish": 2, "n": 10}}
+    assert collapsed(ends[0], ends[0], chances, few, answers) == "Forget QA: 30 % of the answers are gibberish"
+    assert collapsed(ends[0], ends[0], chances, None, few) is None
+    assert collapsed(ends[0], ends[0], chances, answers, answers) is None
 
 
 def test_findings(results: dict[str, Any]) -> None:

@@ -254,6 +254,7 @@ def test_a_missing_reference_fails_its_row_alone(workspace: Workspace) -> None:
         patched.setattr(cells, "run_row", missing)
         tell = cells.Told("x", told.append, lambda amount: None)
         found = cells._cell(level, EXPERIMENT, npo, 0, 0.5, tell)
-        assert found == {"failed": "there is no model 'reference' (mmsurgery train reference)"}
+        assert found == {"failed": "there is no reference model"}
+        assert told == [f"x: NPO left out: there is no reference model (mmsurgery -w {level.root} train reference)"]
         with pytest.raises(MissingArtifact):
             cells._cell(level, EXPERIMENT, GA, 0, 0.5, tell)
