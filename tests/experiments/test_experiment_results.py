@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from mmsurgery.artifacts.mask import pack
 from mmsurgery.data.samples import Item
@@ -99,6 +103,21 @@ def test_summary(results: dict[str, Any]) -> None:
     assert matched["columns"]["utility"]["mean"] == pytest.approx(0.5)
     assert (matched["reached"], matched["levels"]) == (3, 3)
     assert summary["gold"]["matched"] is None
+
+
+def test_results_follow_their_schema(results: dict[str, Any]) -> None:
+    schema = json.loads((Path(__file__).parents[2] / "docs/schemas/experiment.json").read_text())
+    validator = Draft202012Validator(schema)
+    assert [error.message for error in validator.iter_errors(results)] == []
+    for break_ in (
+        lambda r: r.update(more=1),
+        lambda r: r["cells"][0].update(failed="both"),
+        lambda r: r["summary"]["llava"]["gold"]["fixed"]["utility"].update(mean=1.5),
+        lambda r: r.pop("claims"),
+    ):
+        broken = copy.deepcopy(results)
+        break_(broken)
+        assert not validator.is_valid(broken)
 
 
 def test_pairs(results: dict[str, Any]) -> None:
