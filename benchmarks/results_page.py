@@ -24,7 +24,7 @@ from mmsurgery.experiments.run import METRICS, read_results
 from mmsurgery.experiments.tables import tables
 from mmsurgery.experiments.texts import to_markdown
 
-PICTURES = ("tradeoff", "ratios", "sweeps", "deviations")
+PICTURES = ("tradeoff", "ratios", "sweeps", "deviations", "relative")
 """Figures that are shown, by how their names begin."""
 
 

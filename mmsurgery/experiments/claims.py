@@ -154,7 +154,7 @@ def _patterns(results: Results, panel: str) -> Iterator[dict[str, str]]:
     yield _claim(
         "GA and NPO move the same layers and components, MMUnlearner others",
         "Figure 5, 4.6",
-        HOLDS if alike > max(value for value in apart if value is not None) else FAILS,
+        _by_a_tenth(alike, max(value for value in apart if value is not None)),
         f"correlation of patterns: GA and NPO {alike:.2f}, MMUnlearner with them {apart[0]:.2f} and {apart[1]:.2f}; "
         "no test, and its mask lies in LM + connector by choice",
     )
@@ -162,10 +162,16 @@ def _patterns(results: Results, panel: str) -> Iterator[dict[str, str]]:
     yield _claim(
         "MMUnlearner's changes are more focused than those of GA and NPO",
         "Figure 5, 4.6",
-        HOLDS if spread["mmunlearner"] < min(spread["ga"], spread["npo"]) else FAILS,
+        _by_a_tenth(min(spread["ga"], spread["npo"]), spread["mmunlearner"]),
         f"effective number of layer x component cells (exponential of the entropy) inside LM and connector: "
-        f"MMUnlearner {spread['mmunlearner']:.1f}, GA {spread['ga']:.1f}, NPO {spread['npo']:.1f}; no test",
+        f"MMUnlearner {spread['mmunlearner']:.1f}, GA {spread['ga']:.1f}, NPO {spread['npo']:.1f}; "
+        "no test, a tenth counts as a difference",
     )
+
+
+def _by_a_tenth(more: float, less: float) -> str:
+    """Whether one number is above another by a tenth of it: there is no test for these, and less is no pattern."""
+    return HOLDS if more > less + 0.1 * abs(less) else FAILS if less > more + 0.1 * abs(more) else UNRESOLVED
 
 
 def _effective_cells(entry: Mapping[str, Any]) -> float:

@@ -37,7 +37,7 @@ def collapsed(
             return f"{label} is at chance"
         share = _gibberish(said, column)
         if share > GIBBERISH >= _gibberish(said_before, column):
-            return f"{label}: {100 * share:.0f} % of the answers are gibberish"
+            return f"{label}: {100 * share:.1f} % of the answers are gibberish"
     return None
 
 

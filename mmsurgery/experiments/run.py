@@ -22,7 +22,7 @@ from mmsurgery.experiments.metrics import Metrics
 from mmsurgery.experiments.results import assemble
 from mmsurgery.experiments.rows import Experiment
 from mmsurgery.experiments.tables import tables
-from mmsurgery.experiments.texts import numbers_csv, to_csv, to_latex, to_markdown
+from mmsurgery.experiments.texts import curves_csv, numbers_csv, to_csv, to_latex, to_markdown
 from mmsurgery.figures.deviations import draw_deviations
 from mmsurgery.figures.heatmap import FORMATS
 from mmsurgery.figures.tradeoff import draw_figures
@@ -99,7 +99,8 @@ def experiment(
     progress: Progress = SILENT,
 ) -> ExperimentResult:
     """Run an experiment of `catalogue.EXPERIMENTS` and write `experiments/NAME/`: `results.json`, its tables as
-    `table.md`, `table.tex`, `table.csv`, every number as `numbers.csv`, figures as SVG and PNG, and `metrics.jsonl`.
+    `table.md`, `table.tex`, `table.csv`, every number as `numbers.csv`, every point along the runs as `curves.csv`,
+    figures as SVG and PNG, and `metrics.jsonl`.
 
     Args:
         seeds: vanilla models per backbone; unlearning seeds where vanilla is given (see `levels.levels_of`).
@@ -175,12 +176,14 @@ def _write(workspace: Workspace, path: Path, results: Mapping[str, Any], setting
         path.with_name("table.tex"): to_latex(texts, title).encode(),
         path.with_name("table.csv"): to_csv(texts).encode(),
         path.with_name("numbers.csv"): numbers_csv(results).encode(),
+        path.with_name("curves.csv"): curves_csv(results).encode(),
         path: canonical_json(results) + b"\n",  # last: it says that the others are there
     }
     if all(file.is_file() and file.read_bytes() == content for file, content in files.items()):
         return True
     with workspace.lock():
-        draw_figures(results, path.parent)
+        if "deviations" not in results and "cases" not in results:
+            draw_figures(results, path.parent)
         _draw_deviations(results, path.parent)
         for file, content in files.items():
             write_bytes(file, content)

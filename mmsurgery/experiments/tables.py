@@ -34,13 +34,16 @@ class TextTable:
 
 
 def tables(results: Results) -> list[TextTable]:
-    """For each panel: the fixed budget, matched forgetting, the differences between rows; then what the experiment has
-    besides: outcomes of open answers, deviations, cases, learning rates tried."""
-    found = []
+    """For each panel: the fixed budget, matched forgetting, the differences between rows, outcomes of open answers,
+    learning rates tried. Of an experiment about single weights or single answers, these alone: its rows are scored in
+    `table1`."""
+    found: list[TextTable] = []
     for panel in results["panels"]:
+        if "deviations" in results or "cases" in results:
+            found += [*_deviations(results, panel), *_cases(results, panel)]
+            continue
         found += [_fixed(results, panel), _matched(results, panel), _differences(results, panel)]
-        found += [*_outcomes(results, panel), *_deviations(results, panel), *_cases(results, panel)]
-        found += _tuned(results, panel)
+        found += [*_outcomes(results, panel), *_tuned(results, panel)]
     return found
 
 

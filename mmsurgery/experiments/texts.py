@@ -27,6 +27,8 @@ NUMBERS = (
     "n",
 )
 """Header of `numbers_csv`."""
+CURVES = ("panel", "backbone", "seed", "draw", "forget", "unlearning", "row", "step", "quantity", "value")
+"""Header of `curves_csv`."""
 
 _FORMULA = frozenset("=+-@\t\r\n＝＋－＠")
 _SIGNED = re.compile(r"[+-]\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?P<rest>[ ,%].*)?")
@@ -101,6 +103,17 @@ def numbers_csv(results: Mapping[str, Any]) -> str:
                     numbers = (cell["mean"], *cell["ci95"], cell["levels"], cell["n"])
                     lines.append((*where, row, labels.get(row, row), comparison, quantity, *numbers))
     return _csv(NUMBERS, lines)
+
+
+def curves_csv(results: Mapping[str, Any]) -> str:
+    """Every point of every run along the way as plain CSV: one line per run, step and quantity, accuracy 0-1."""
+    lines = (
+        [*(cell[key] for key in CURVES[:7]), point["step"], quantity, value]
+        for cell in results["cells"]
+        for point in cell.get("curve", ())
+        for quantity, value in {**point["columns"], "utility": point["utility"]}.items()
+    )
+    return _csv(CURVES, lines)
 
 
 def _csv(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from mmsurgery.experiments.cases import chosen_cases
 from mmsurgery.experiments.collapse import collapsed
 from mmsurgery.experiments.results import assemble, target_of
 from mmsurgery.experiments.tables import tables
-from mmsurgery.experiments.texts import to_markdown
+from mmsurgery.experiments.texts import curves_csv, to_markdown
 from mmsurgery.provenance import check_seal
 
 PEOPLE = {"forget_vqa": [f"f{i // 4}" for i in range(24)], "retain_qa": [f"r{i // 4}" for i in range(80)]}
@@ -169,6 +171,15 @@ def test_tables(results: dict[str, Any]) -> None:
     assert differences.rows[0][1].endswith(", p < 0.001")
 
 
+def test_curves_as_csv(results: dict[str, Any]) -> None:
+    lines = list(csv.DictReader(io.StringIO(curves_csv(results))))
+    assert len(lines) == 3 * 2 * 2 * 3  # levels, rows, points, quantities
+    point = next(
+        x for x in lines if (x["row"], x["seed"], x["step"], x["quantity"]) == ("ga_diff", "1", "8", "utility")
+    )
+    assert float(point["value"]) == 0.25
+
+
 def test_table_cells_do_not_break_markdown(results: dict[str, Any]) -> None:
     rows_ = [{**row, "label": "a|b"} for row in results["rows"]]
     assert "a\\|b" in markdown({**results, "rows": rows_})
@@ -266,7 +277,7 @@ def test_collapse() -> None:
     assert collapsed({"retain_qa": 0.28, "forget_qa": 0.9}, ends[1], chances, None, None) is None
     answers = {"forget_qa": {"gibberish": 3, "n": 10}}
     few = {"forget_qa": {"gibberish": 2, "n": 10}}
-    assert collapsed(ends[0], ends[0], chances, few, answers) == "Forget QA: 30 % of the answers are gibberish"
+    assert collapsed(ends[0], ends[0], chances, few, answers) == "Forget QA: 30.0 % of the answers are gibberish"
     assert collapsed(ends[0], ends[0], chances, None, few) is None
     assert collapsed(ends[0], ends[0], chances, answers, answers) is None
 
