@@ -77,10 +77,16 @@ def _commands(kind: str, name: str, described: Mapping[str, Any]) -> list[str]:
 def _made(kind: str, settings: Mapping[str, Any]) -> str:
     if isinstance(settings.get("expression"), str):
         return f'mmsurgery compose "{settings["expression"]}" --name NAME'
-    options = {"saliency": ("estimator", "batch_size"), "mask": ("beta", "density", "per", "modules", "mixture")}
+    options = {
+        "saliency": ("estimator", "batch_size"),
+        "mask": (
+            "beta", "density", "per", "modules", "control", "seed", "mixture", "preserve", "estimator", "batch_size",
+        ),
+    }  # fmt: skip
     if kind not in options:
         return ""
-    given = "".join(f" --{key.replace('_', '-')} {settings[key]}" for key in options[kind] if settings.get(key))
+    there = [key for key in options[kind] if settings.get(key) is not None]
+    given = "".join(f" --{key.replace('_', '-')} {settings[key]}" for key in there)
     return f"mmsurgery {kind}{' --set ' + str(settings.get('part')) if kind == 'saliency' else ''}{given}"
 
 

@@ -240,6 +240,24 @@ def test_the_card_reads_as_markdown_with_front_matter(ws: Workspace, hub: Hub) -
     assert "    mmsurgery apply --method mmunlearner --mask default" in body
 
 
+@pytest.mark.parametrize(
+    ("settings", "command"),
+    [
+        ({"beta": 0.0, "preserve": "retain_vqa"}, "--beta 0.0 --modules lm --mixture pooled --preserve retain_vqa"),
+        (
+            {"density": 0.1, "per": "tensor", "control": "random", "seed": 0, "estimator": "batch", "batch_size": 2},
+            "--density 0.1 --per tensor --modules lm --control random --seed 0 --mixture pooled --estimator batch "
+            "--batch-size 2",
+        ),
+    ],
+)
+def test_the_command_on_a_card_makes_the_same_mask(settings: dict[str, Any], command: str) -> None:
+    """Settings as a mask records them: what has no meaning there is null."""
+    unset = dict.fromkeys(("control", "seed", "estimator", "batch_size"))
+    described = {"provenance": {"settings": {"modules": "lm", "mixture": "pooled", **unset, **settings}}}
+    assert f"    mmsurgery mask {command}\n" in card("mask", "m", described, picture=None)
+
+
 def test_foreign_text_on_a_card_is_text() -> None:
     hostile = "x | <img src=x onerror=alert(1)> [a](javascript:b) ![c](d) `e`\n# f\x1b[31m"
     described = {"rule": hostile, "origin": [{"what": hostile, "name": hostile, "about": hostile, "sha256": hostile}]}
