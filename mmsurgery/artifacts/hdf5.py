@@ -21,6 +21,9 @@ CHUNKED_FROM = 1 << 20
 """Datasets of at least this many elements are chunked, smaller ones contiguous."""
 MAX_DATASETS = 100_000
 
+_ENCODED = 1 << 18
+"""Elements that are encoded at a time: they stay in the cache, and their memory with the process."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -42,8 +45,17 @@ def _h5py() -> Any:
 
 def to_bfloat16(values: Array) -> Array:
     """Bit patterns of float values rounded to the nearest bfloat16 (ties to even), uint16."""
-    bits = np.asarray(values, np.float32, order="C").view(np.uint32)
-    return np.asarray((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, np.uint16)
+    bits = np.asarray(values, np.float32).reshape(-1).view(np.uint32)
+    encoded = np.empty(bits.shape, np.uint16)
+    for start in range(0, bits.size, _ENCODED):
+        block = slice(start, start + _ENCODED)
+        rounded = bits[block] >> 16
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += bits[block]
+        rounded >>= 16
+        encoded[block] = rounded
+    return encoded.reshape(np.shape(values))
 
 
 def image(group: str, arrays: Iterable[tuple[str, Array]], store: str) -> bytes:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mutations import flips, mutations
 
 from mmsurgery.artifacts import hdf5, saliency_map
-from mmsurgery.artifacts.hdf5 import CHUNKED_FROM, slab_rows
+from mmsurgery.artifacts.hdf5 import CHUNKED_FROM, slab_rows, to_bfloat16
 from mmsurgery.artifacts.saliency_map import SaliencyMap, content_sha256, read_manifest, write_manifest
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, MmsurgeryError, UnusableData, UsageError
 from mmsurgery.provenance import sha256
@@ -232,6 +232,18 @@ def test_bfloat16_halves_the_file_and_rounds_to_nearest(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "half" / "saliency.h5") as file:
         assert file["sum_of_squares/w"].attrs["encoding"] == "bfloat16"
         assert file["sum_of_squares/w"].dtype == np.dtype("<u2")
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 7), (1000, 600)])
+def test_bfloat16_of_any_bits_in_any_shape_and_order(shape: tuple[int, ...]) -> None:
+    """The last shape is encoded in blocks, the last of them shorter; NaN, infinity and overflow included."""
+    bits = np.random.default_rng(0).integers(0, 1 << 32, shape, np.uint32)
+    wide = bits.astype(np.uint64)
+    expected = (((wide + 0x7FFF + ((wide >> 16) & 1)) & 0xFFFFFFFF) >> 16).astype(np.uint16)
+    for ordered in (bits, np.asarray(bits, order="F")):
+        encoded = to_bfloat16(ordered.view(np.float32))
+        assert (encoded.dtype, encoded.shape) == (np.uint16, shape)
+        assert np.array_equal(encoded, expected)
 
 
 def test_same_bytes_each_time(tmp_path: Path) -> None:
