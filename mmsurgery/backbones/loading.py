@@ -100,6 +100,18 @@ def device() -> torch.device:
     return torch.device("cuda")
 
 
+def device_name(where: torch.device | None = None) -> str:
+    """What a record says of where it was made, beside its key: `cpu`, or the card's name.
+
+    Args:
+        where: `device()` where None.
+    """
+    import torch
+
+    where = where or device()
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
+
+
 def fingerprint(model: torch.nn.Module) -> str:
     """A quick look at every weight's bits (their sum by parameter): an update that leaves it as it is
     would be a coincidence."""

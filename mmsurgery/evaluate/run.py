@@ -12,6 +12,7 @@ from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions
 from mmsurgery.artifacts.files import read_json
 from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.backbones.discovery import backbone
+from mmsurgery.backbones.loading import device_name
 from mmsurgery.data.samples import Item, data_sha256
 from mmsurgery.errors import InputRefused, InternalError, Mismatch, UsageError
 from mmsurgery.evaluate import columns as tables
@@ -218,7 +219,7 @@ def _score_model(workspace: Workspace, plan: _Plan, scorer: _Scorer, progress: P
         "remarks": {
             column: found for column, each in scores.items() if (found := _remarks(plan, leaked, column, each))
         },
-        "provenance": plan.provenance,
+        "provenance": {**plan.provenance, "device": device_name()},
     }
     record = records.write_eval(plan.path, body, [item for each in scores.values() for item in each])
     unfinished.remove()

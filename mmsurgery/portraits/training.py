@@ -141,7 +141,7 @@ def _train(
 
     import torch
 
-    from mmsurgery.backbones.loading import load
+    from mmsurgery.backbones.loading import device_name, load
     from mmsurgery.unlearn.loop import deterministic
 
     check_space(files, folder.parent)
@@ -171,7 +171,7 @@ def _train(
         "losses": history.losses,
         "evaluations": history.evaluations,
         "made_for": wanted,
-        "provenance": origin,
+        "provenance": {**origin, "device": device_name()},
     }
     record = commit(folder, files, family, trained, body, replace=force, progress=progress)
     workspace.journal("train", model=name)

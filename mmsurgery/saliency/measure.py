@@ -15,6 +15,7 @@ import torch
 
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.snapshots import Snapshots
+from mmsurgery.backbones.loading import device_name
 from mmsurgery.data import samples as data
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import MachineFault, UnusableData, UsageError, unknown
@@ -237,6 +238,7 @@ class _Measurement:
             "supervised_tokens": self.state.supervised_tokens,
             "zero_gradient": zero,
             "loss_scale": self.scale,
+            "device": device_name(self.device),
         }
         count = len(self.samples)
         return SaliencyMap(

@@ -21,7 +21,7 @@ from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.snapshots import GENERATIONS
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.data.benchmark import benchmark, parts_of, source_of
+from mmsurgery.data.benchmark import SETS, benchmark, parts_of, source_of
 from mmsurgery.data.leakage import check_text
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UsageError, unknown
@@ -109,17 +109,22 @@ def measure_parts(
 
 
 def named_parts(workspace: Workspace, names: str | Sequence[str]) -> list[str]:
-    """The parts of sets and parts, comma-separated or as a list, each once.
+    """The parts of sets and parts, comma-separated or as a list, each once; of a set those that the benchmark has,
+    as a mask takes them.
 
     Raises:
-        UsageError: for a name that the benchmark does not have.
+        UsageError: for a name that the benchmark does not have, or a set of which it has no part.
     """
     listed = names.split(",") if isinstance(names, str) else names
-    offered = benchmark(workspace.settings.benchmark.name).parts(source_of(workspace))
-    found = [part for name in listed for part in parts_of(name.strip())]
-    for part in found:
-        if part not in offered:
-            raise unknown("set or part", part, ("forget", "preserve", *offered))
+    reader = benchmark(workspace.settings.benchmark.name)
+    offered, found = reader.parts(source_of(workspace)), list[str]()
+    for name in (each.strip() for each in listed):
+        kept = [part for part in parts_of(name) if part in offered]
+        if not kept and name in SETS:
+            raise UsageError(f"benchmark '{reader.name}' has no part of set '{name}'", f"it has {', '.join(offered)}")
+        if not kept:
+            raise unknown("set or part", name, (*SETS, *offered))
+        found += kept
     return list(dict.fromkeys(found))
 
 

@@ -56,5 +56,6 @@ def summed(maps: Sequence[SaliencyMap]) -> tuple[SaliencyMap, dict[str, Any]]:
         "supervised_tokens": sum(record["supervised_tokens"] for record in records),
         "zero_gradient": sorted({name for record in records for name in record["zero_gradient"]}),
         "loss_scale": records[0]["loss_scale"],
+        "device": "+".join(sorted({str(record.get("device", "unknown")) for record in records})),
         "shards": len(maps),
     }

@@ -11,6 +11,7 @@ import numpy as np
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles
 from mmsurgery.artifacts.mask import SCORED_TEXT, pack
 from mmsurgery.artifacts.snapshots import Snapshots
+from mmsurgery.backbones.loading import device_name
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InternalError, Mismatch, UnusableData
 from mmsurgery.provenance import differences
@@ -374,7 +375,7 @@ def _record(run: Run, plan: list[StepPlan], history: History, origin: dict[str, 
         },
         "losses": history.losses,
         "evaluations": history.evaluations,
-        "provenance": origin,
+        "provenance": {**origin, "device": device_name()},
     }
     if leaked := _scored_text(run):
         body[SCORED_TEXT] = leaked

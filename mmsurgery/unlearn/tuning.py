@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256
+from mmsurgery.backbones.loading import device_name
 from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import UnusableData, UsageError
@@ -160,7 +161,7 @@ class Tuning:
         self._check_samples(progress)
         with deterministic(self.threads):
             trained, record = self._train(snapshots, progress)
-        body = {**record, "provenance": origin}
+        body = {**record, "provenance": {**origin, "device": device_name()}}
         return commit(self.folder, self.files, self.family, trained, body, replace=replace, progress=progress)
 
     def _say_others(self, snapshots: TrainingSnapshots, progress: Progress) -> None:

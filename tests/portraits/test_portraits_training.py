@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mmsurgery.artifacts.snapshots import Snapshots
+from mmsurgery.backbones.loading import device_name
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import Mismatch, MissingArtifact, UsageError
 from mmsurgery.portraits import training
@@ -106,6 +107,7 @@ def test_base_and_vanilla_are_trained_once_and_proved(ws: Workspace) -> None:
     record = read_record(first.path)
     assert (record["start"], record["steps"]) == ("base", {"planned": 2, "done": 2})
     assert record["provenance"]["inputs"]["start"] == base.model_sha256
+    assert record["provenance"]["device"] == device_name()
     proof = verify(ws, "vanilla")
     assert proof.ok
     assert all(moved.inside > 0 for moved in proof.groups.values())

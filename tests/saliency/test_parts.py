@@ -18,7 +18,7 @@ import torch
 
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.snapshots import Snapshots
-from mmsurgery.backbones.loading import Loaded, load
+from mmsurgery.backbones.loading import Loaded, device_name, load
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact, UsageError
 from mmsurgery.saliency import parts as parts_module
@@ -255,6 +255,17 @@ def test_wrong_arguments_are_refused(
     assert not any(path.is_dir() for path in workspace.path("saliency").glob("[!.]*"))
 
 
+def test_a_set_is_what_the_benchmark_has_of_it(workspace: Workspace, benchmark: Fake) -> None:
+    """Own pictures without text have no `forget_qa` and no `retain_qa`; `mask` takes the set as it is there."""
+    del benchmark.data["forget_qa"], benchmark.data["retain_qa"]
+    assert parts_module.named_parts(workspace, "forget,preserve") == ["forget_vqa", "retain_vqa"]
+    with pytest.raises(UsageError, match="no set or part 'retain_qa'"):
+        parts_module.named_parts(workspace, "preserve,retain_qa")
+    del benchmark.data["retain_vqa"]
+    with pytest.raises(UsageError, match="benchmark 'fake' has no part of set 'preserve' - next: it has forget_vqa"):
+        parts_module.named_parts(workspace, "forget,preserve")
+
+
 def test_one_writer_at_a_time(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmsurgery.workspace.LOCK_TIMEOUT", 0.05)
     with workspace.lock(), pytest.raises(MachineFault, match="is in use by"):
@@ -361,6 +372,23 @@ def test_the_last_shard_adds_up_all(workspace: Workspace, watcher: Callable[...,
     assert measure_parts(workspace, "forget_vqa", **options)[0].up_to_date
     (again,) = measure_parts(workspace, "forget_vqa", shard="2/3", **options)
     assert (again.up_to_date, again.path) == (True, folder)
+
+
+def test_the_device_is_recorded_and_is_no_part_of_the_key(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = workspace.saliency_dir("forget_qa")
+    measure_parts(workspace, "forget_qa")
+    assert SaliencyMap.load(folder).provenance["device"] == "cpu"
+    folder.rename(workspace.path("away"))
+    measure_parts(workspace, "forget_qa", shard="1/2")
+    monkeypatch.setattr("mmsurgery.saliency.measure.device_name", lambda where: "A card")
+    assert measure_parts(workspace, "forget_qa", shard="1/2")[0].up_to_date
+    assert measure_parts(workspace, "forget_qa", shard="2/2")[0].merged
+    assert SaliencyMap.load(folder).provenance["device"] == "A card+cpu"
+    assert measure_parts(workspace, "forget_qa")[0].up_to_date
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: f"A card of {where}")
+    assert device_name(torch.device("cuda")) == "A card of cuda"
 
 
 def test_shards_that_are_there_are_added_up_after_a_kill(workspace: Workspace) -> None:

@@ -22,7 +22,7 @@ from mmsurgery.artifacts import patch as patch_module
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.backbones.loading import load
+from mmsurgery.backbones.loading import device_name, load
 from mmsurgery.diff import diff
 from mmsurgery.evaluate import asked as evaluating
 from mmsurgery.evaluate import evaluate
@@ -30,6 +30,7 @@ from mmsurgery.masks.rule import ratio_mask
 from mmsurgery.names import Address
 from mmsurgery.patches.make import create
 from mmsurgery.portraits import shipped
+from mmsurgery.provenance import sha256_json
 from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.settings import Settings
 from mmsurgery.unlearn import apply as applying
@@ -42,6 +43,7 @@ ROOT = Path(__file__).parents[2]
 READER = ROOT / "examples/read_artifacts.py"
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "docs/schemas").glob("*.json"))}
 SCHEMAS.pop("stability")  # whose record takes a second: tests/unlearn/test_stability.py
+SCHEMAS.pop("experiment")  # tests/experiments/test_experiment_results.py
 ITEM = {"$ref": "#/$defs/item", "$defs": SCHEMAS["eval"]["$defs"]}
 
 
@@ -103,6 +105,16 @@ def test_what_is_written_fits_its_schema(ws: Workspace, kind: str) -> None:
         assert not faults
 
 
+@pytest.mark.parametrize("kind", ["saliency", "run", "eval"])
+def test_records_say_on_what_device_they_were_made(ws: Workspace, kind: str) -> None:
+    """Beside the key, which is the digest of three other things."""
+    mine = [record for record in found(ws, kind) if record.get("method") != "finetune"]  # what is shipped is older
+    for record in mine:
+        origin = record["provenance"]
+        assert origin["device"] == device_name()
+        assert origin["key"] == sha256_json({each: origin[each] for each in ("command", "settings", "inputs")})
+
+
 def test_items_fit(ws: Workspace) -> None:
     lines = ws.path("evals", "npo.upper.items.jsonl").read_text().splitlines()
     assert len(lines) == 2
@@ -146,6 +158,7 @@ BROKEN = [
     ("saliency", "files/*/bytes", -1),
     ("saliency", "files", {"../x.h5": {"bytes": 1, "sha256": "0" * 64}}),
     ("saliency", "no_gradient", ["a", "a"]),
+    ("saliency", "provenance/device", ""),
     ("mask", "beta", "1"),
     ("mask", "parameters", {}),
     ("mask", "parameters/*/shape", [-1]),
@@ -158,13 +171,15 @@ BROKEN = [
     ("run", "moved/head", {"inside": 0, "inside_total": 0, "outside": 0, "outside_total": 0}),
     ("run", "moved/lm", {"inside": 0}),
     ("run", "provenance/key", "x"),
+    ("run", "provenance/device", None),
     ("eval", "columns/*/accuracy", 1.5),
     ("eval", "columns/*/ci95", [0.1]),
     ("eval", "columns/*/protocol", "guess"),
     ("eval", "items/n", -1),
+    ("eval", "provenance/device", 0),
     ("diff", "n", 0),
     ("diff", "threshold", -1.0),
-    ("diff", "heatmap/0", [1.5]),
+    ("diff", "heatmap/0", [-1]),
     ("diff", "top/0/index", -1),
     ("patch", "before/model_sha256", None),
     ("patch", "parameters/*/changed", -1),
@@ -177,6 +192,12 @@ def test_a_broken_record_does_not_fit(ws: Workspace, kind: str, path: str, value
     schema, record = Draft202012Validator(SCHEMAS[kind]), found(ws, kind)[0]
     assert schema.is_valid(record)
     assert not schema.is_valid(at(record, path, value))
+
+
+def test_a_heatmap_may_share_one_weight_between_cells(ws: Workspace) -> None:
+    """Where several changed as much as the last that is counted."""
+    record = found(ws, "diff")[0]
+    assert Draft202012Validator(SCHEMAS["diff"]).is_valid(at(record, "heatmap/0", [3.6, 0]))
 
 
 def test_rules_that_hold_between_keys(ws: Workspace) -> None:

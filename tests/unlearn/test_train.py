@@ -21,7 +21,7 @@ from mmsurgery.artifacts import files
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companion_files
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.artifacts.tensors import read_header, write_safetensors_stream
-from mmsurgery.backbones.loading import Loaded, load
+from mmsurgery.backbones.loading import Loaded, device_name, load
 from mmsurgery.data.benchmark import Source, source_of, training_parts
 from mmsurgery.data.clear import Clear
 from mmsurgery.data.mllmu import MLLMUBench
@@ -179,6 +179,7 @@ def test_lora_learns_other_answers_to_known_pictures(base: Path, data: Path, tmp
     found = made(ws, "vanilla", LORA)
     assert recalled(found.path, samples) == 1.0
     record = record_of(found)
+    assert record["provenance"]["device"] == device_name()
     assert record["lora"]["rank"] == 8
     assert (record["start"], record["recipe"]["name"], record["recipe"]["alpha"]) == ("base", "mine", 32.0)
     copied = [path.name for path in companion_files(base)]
