@@ -71,7 +71,7 @@ def _versus(
     )
     said = [
         f"{label_of(results, pair['second'])} {100 * pair['difference']:+.1f}"
-        + ("" if pair["resolved"] else f" (not resolved at n = {pair['n']})")
+        + ("" if pair["resolved"] else f" (not resolved at n = {pair['n']:,})")
         for pair in pairs
     ]
     yield _claim(f"{claim} {_AT[comparison]}", source, verdict, f"difference in points to {', '.join(said)}")

@@ -66,7 +66,7 @@ def _compared(results: Results, panel: str) -> Iterator[str]:
         parts += [f"keeps less than {named(less)}"] if less else []
         if same:
             sizes = sorted({entry["n"] for entry in same})
-            n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
+            n = f"n = {sizes[0]:,}" if len(sizes) == 1 else f"n = {sizes[0]:,} to {sizes[-1]:,}"
             parts.append(f"is not resolved from {', '.join(label_of(results, e['second']) for e in same)} ({n})")
         if parts:
             yield f"{begin}, points of utility: {name} {'; '.join(parts)}."

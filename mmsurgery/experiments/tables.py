@@ -163,7 +163,7 @@ def _verdict(results: Results, panel: Panel, comparison: str, what: str, row: st
     for pair in _of(results, panel, "paired"):
         if (pair["comparison"], pair["quantity"], pair["second"]) == (comparison, what, row):
             said = f"{100 * pair['difference']:+.1f}, {_p(pair)}"
-            return said if pair["resolved"] else f"not resolved at n = {pair['n']}"
+            return said if pair["resolved"] else f"not resolved at n = {pair['n']:,}"
     return "-"
 
 
@@ -197,7 +197,7 @@ def _differences(results: Results, panel: Panel) -> TextTable:
 def _difference(pair: Mapping[str, Any]) -> str:
     """`+2.4 (-0.2 to +7.1), not resolved at n = 84`."""
     low, high = pair["ci95"]
-    verdict = _p(pair) if pair["resolved"] else f"not resolved at n = {pair['n']}"
+    verdict = _p(pair) if pair["resolved"] else f"not resolved at n = {pair['n']:,}"
     return f"{100 * pair['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), {verdict}"
 
 
