@@ -12,6 +12,8 @@ from mmsurgery.experiments.rows import FURTHER
 
 Results = Mapping[str, Any]
 Panel = Mapping[str, Any]
+_FEW = 4
+"""Runs that a remark names."""
 LONGEST = 80
 """Letters of an answer that a table shows."""
 OUTCOME_LABELS = {
@@ -47,6 +49,43 @@ def tables(results: Results) -> list[TextTable]:
     return found
 
 
+def glance(results: Results) -> list[TextTable]:
+    """What fits a terminal: for each panel what was forgotten and kept, in both comparisons; of an experiment about
+    single weights or answers, its tables."""
+    if "deviations" in results or "cases" in results:
+        return tables(results)
+    return [_glance(results, panel) for panel in results["panels"]]
+
+
+def _glance(results: Results, panel: Panel) -> TextTable:
+    summary, rows = results["summary"][panel["key"]], []
+    for key, label in _labels(results, panel).items():
+        found, cells = summary[key], _of(results, panel, "cells", key)
+        fixed, matched = found["fixed"], found["matched"]
+        kept = "-"
+        if matched is not None:
+            reached, runs = matched["reached"], matched["levels"]
+            kept = _cell(matched["columns"].get("utility")) + ("" if reached == runs else f", {reached} of {runs}")
+        rows.append(
+            (
+                _marked_label(label, found),
+                _cell(fixed.get(FORGET)),
+                _cell(fixed.get("utility")),
+                _verdict(results, panel, "fixed", "utility", key),
+                kept,
+                _verdict(results, panel, "matched", "utility", key),
+                "-" if _seen(cells) == "-" else f"{_seen(cells)}, {_rate(cells)}",
+            )
+        )
+    header = ("", "Forget VQA", "Utility", "verdict", "Utility at matched", "verdict at matched", "samples, rate")
+    note = (
+        "In % (95 % interval) at the fixed budget, then where Forget VQA has come down to gold (or chance) + 5 points, "
+        f"with their number if not all runs got there. Verdict: {label_of(results, results['compared'])} minus the "
+        "row. Every column stands in table.md beside the results."
+    )
+    return TextTable(str(panel["label"]), header, tuple(rows), (note,))
+
+
 def _share(value: float) -> str:
     return f"{100 * value:.1f}"
 
@@ -80,10 +119,9 @@ def _fixed(results: Results, panel: Panel) -> TextTable:
     rows = []
     for key, label in _labels(results, panel).items():
         fixed, cells = summary[key]["fixed"], _of(results, panel, "cells", key)
-        marked = f"{label} (collapsed in {summary[key]['collapsed']})" if summary[key].get("collapsed") else label
         rows.append(
             (
-                marked,
+                _marked_label(label, summary[key]),
                 *(_cell(fixed.get(column)) for column in (*columns, "utility")),
                 _verdict(results, panel, "fixed", "utility", key),
                 _rate(cells),
@@ -104,6 +142,10 @@ def _fixed(results: Results, panel: Panel) -> TextTable:
     ]
     header = ("", *_header(results, columns), "Utility", "verdict", "learning rate", "samples seen")
     return TextTable(f"{panel['label']}: fixed budget", header, tuple(rows), tuple(notes))
+
+
+def _marked_label(label: str, found: Mapping[str, Any]) -> str:
+    return f"{label} (collapsed in {found['collapsed']})" if found["collapsed"] else label
 
 
 def _rate(cells: list[Mapping[str, Any]]) -> str:
@@ -127,13 +169,19 @@ def _until(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _remarks(results: Results, panel: Panel) -> Iterator[str]:
+    """What was said of single runs, the same once for all of which it was said."""
+    found: dict[str, dict[str, list[str]]] = {}
     for cell in _of(results, panel, "cells"):
-        where = f"{label_of(results, cell['row'])}, seed {cell['seed']}"
+        run = f"{label_of(results, cell['row'])}, seed {cell['seed']}"
         if "failed" in cell:
-            yield f"{where}: failed, {cell['failed']}."
-            continue
-        for column, said in cell["remarks"].items():
-            yield from (f"{where}, {results['columns'][column]['label']}: {remark}." for remark in said)
+            found.setdefault(f"failed, {cell['failed']}", {}).setdefault(run, [])
+        for column, said in cell.get("remarks", {}).items():
+            for remark in said:
+                found.setdefault(remark, {}).setdefault(run, []).append(results["columns"][column]["label"])
+    for remark, runs in found.items():
+        columns = list(dict.fromkeys(column for each in runs.values() for column in each))
+        few = "; ".join([*runs][:_FEW]) + (f" and {len(runs) - _FEW} more runs" if len(runs) > _FEW else "")
+        yield f"{few}{', ' if columns else ''}{', '.join(columns)}: {remark}."
 
 
 def _matched(results: Results, panel: Panel) -> TextTable:

@@ -21,7 +21,7 @@ from mmsurgery.experiments import catalogue, rows, tuning
 from mmsurgery.experiments.cases import chosen_cases
 from mmsurgery.experiments.collapse import collapsed
 from mmsurgery.experiments.results import assemble, target_of
-from mmsurgery.experiments.tables import tables
+from mmsurgery.experiments.tables import glance, tables
 from mmsurgery.experiments.texts import curves_csv, to_markdown
 from mmsurgery.provenance import check_seal
 
@@ -169,6 +169,33 @@ def test_tables(results: dict[str, Any]) -> None:
     assert differences.rows[0][0] == "MMUnlearner - GA_Diff, fixed budget"
     assert differences.rows[0][1].startswith("+75.0 (")
     assert differences.rows[0][1].endswith(", p < 0.001")
+
+
+def test_what_fits_a_terminal(results: dict[str, Any]) -> None:
+    (table,) = glance(results)
+    rows_ = {row[0]: row[1:] for row in table.rows}
+    assert rows_["GA_Diff (collapsed in 3)"][2:] == (
+        "+75.0, p < 0.001",
+        "50.0 (43-58)",
+        "+50.0, p < 0.001",
+        "32 + 64 (1:2), 0.0003",
+    )
+    assert rows_["gold"][3:] == ("-", "-", "-")
+    summary = results["summary"]["llava"]["ga_diff"]["matched"]
+    summary["reached"] = 2
+    assert (
+        dict(zip([row[0] for row in table.rows], glance(results)[0].rows, strict=True))["GA_Diff (collapsed in 3)"][4]
+        == "50.0 (43-58), 2 of 3"
+    )
+
+
+def test_the_same_remark_is_said_once() -> None:
+    few = {"remarks": {"retain_qa": ["few people"], "forget_vqa": ["few people"]}}
+    cells = {"mmunlearner": cell((1, 1), (0.5, 1)) | few, "ga_diff": cell((1, 1), (0.25, 0.25)) | few}
+    text = markdown(assemble(EXPERIMENT, [made(seed, **cells) for seed in range(3)]))
+    assert text.count("few people") == 1
+    said = "MMUnlearner, seed 0; GA_Diff, seed 0; MMUnlearner, seed 1; GA_Diff, seed 1 and 2 more runs, Retain QA"
+    assert f"{said}, Forget VQA: few people." in text
 
 
 def test_curves_as_csv(results: dict[str, Any]) -> None:

@@ -49,8 +49,8 @@ def demo_end(root: str) -> Lines:
 
 
 def experiment(result: ExperimentResult) -> Lines:
-    """The tables of an experiment."""
-    from mmsurgery.experiments.tables import tables
+    """What an experiment shows, as far as a terminal has room."""
+    from mmsurgery.experiments.tables import glance
 
     if result.results is None:
         yield label(f"this share is done ({result.seconds:.0f} s); the same command without --shard writes the results")
@@ -59,10 +59,11 @@ def experiment(result: ExperimentResult) -> Lines:
         yield Text(panel, style="bold")
         yield from (label(f"  {sentence}") for sentence in sentences)
     yield ""
-    for text in tables(result.results):
+    for text in glance(result.results):
         made = table(*(name.replace(" ", "\n").replace("-", "-\n") for name in text.header), title=text.title)
+        made.columns[0].min_width = min(_LABEL, max((len(row[0]) for row in text.rows), default=0))
         for row in text.rows:
-            made.add_row(label(row[0]), *(_stacked(cell) for cell in row[1:]))
+            made.add_row(*(_stacked(cell) for cell in row))
         yield made
         for note in text.notes:
             made_note = label(note)
@@ -73,6 +74,11 @@ def experiment(result: ExperimentResult) -> Lines:
     yield label(f"{result.path} {state} ({result.seconds:.0f} s)")
 
 
+_LABEL = 14
+"""Letters of a row's name that are kept together."""
+
+
 def _stacked(cell: str) -> Text:
     """A table's cell with its interval and its verdict below, so that columns fit beside each other."""
-    return Text("\n").join(label(line) for line in cell.replace(" (", "\n(").replace(", ", "\n").split("\n"))
+    broken = cell.replace(" (", "\n(").replace(", ", "\n").replace("not resolved at ", "not\nresolved\n")
+    return Text("\n").join(label(line) for line in broken.split("\n"))
