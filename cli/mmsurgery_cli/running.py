@@ -72,4 +72,4 @@ def experiment(
         progress=output,
     )
     output.show(*show.experiment(result))
-    output.document(result.results)
+    output.document(result.results or {"name": result.name, "shard": shard, "seconds": result.seconds})

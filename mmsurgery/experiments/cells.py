@@ -8,18 +8,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mmsurgery.api import Workspace
 from mmsurgery.data.samples import Item
-from mmsurgery.errors import MissingArtifact, UnusableData
+from mmsurgery.errors import MissingArtifact, MmsurgeryError, UnusableData
 from mmsurgery.evaluate import evaluate
-from mmsurgery.evaluate.outcomes import outcome_counts
 from mmsurgery.evaluate.protocols import LIKELIHOOD, OPEN
 from mmsurgery.evaluate.records import read_eval, read_items
-from mmsurgery.evaluate.statistics import matched
 from mmsurgery.experiments.deviations import deviation
+from mmsurgery.experiments.level_runs import FORGET, Said, target_of
 from mmsurgery.experiments.levels import Level, prepare
-from mmsurgery.experiments.results import target_of
 from mmsurgery.experiments.rows import FURTHER, POINTS, Experiment, Row
+from mmsurgery.experiments.scores import at_matched_forgetting, unpack
 from mmsurgery.masks.build import build_mask
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.record import read_record
@@ -67,12 +68,33 @@ class Told:
         self._log({"event": event, "level": self._label, **values})
 
 
-def run_level(level: Level, table: Experiment, told: Told) -> list[dict[str, Any]]:
+def run_level(
+    level: Level, table: Experiment, told: Told, sides: Sequence[frozenset[str]] = ()
+) -> list[dict[str, Any]]:
     """All rows of an experiment on one level, one entry per unlearning seed.
 
     A row that cannot be trained (it diverges, its mask selects nothing, its reference model is not there) is kept
-    as `failed`, with the reason; every other error ends the run.
+    as `failed`, with the reason; every other error ends the run, with a next step that is about the level.
+
+    Args:
+        sides: people who are judged apart from each other: a run is long enough when each side is at matched
+            forgetting. Everybody together where there are none.
     """
+    try:
+        return _run_level(level, table, told, sides)
+    except MmsurgeryError as error:
+        error.next_step = _about(level, error.next_step)
+        raise
+
+
+def _about(level: Level, step: str | None) -> str:
+    """A next step that was said to somebody who stands in the level's workspace."""
+    commanded = step is not None and step.startswith("mmsurgery ")
+    mend = f"{str(step).replace('mmsurgery ', f'mmsurgery -w {level.folder} ', 1)}; or " if commanded else ""
+    return f"{mend}remove {level.folder}, then run the experiment again: it makes the level anew"
+
+
+def _run_level(level: Level, table: Experiment, told: Told, sides: Sequence[frozenset[str]]) -> list[dict[str, Any]]:
     told.log("level")
     workspace = prepare(level, reference=table.needs_reference, progress=told)
     models = [model for model in ("vanilla", "gold") if (workspace.model_dir(model) / "config.json").exists()]
@@ -81,12 +103,13 @@ def run_level(level: Level, table: Experiment, told: Told) -> list[dict[str, Any
     items = scored_items(workspace)
     start = scored(workspace, table, models, told)
     told.advance(1)
-    target = target_of(start, items)
+    asked = {column: _asked(each) for column, each in items.items()}
+    long_enough = _LongEnough(asked, start, sides)
     found = []
     for seed in level.unlearning:
         cells = {}
         for row in table.rows:
-            cells[row.key] = _cell(workspace, table, row, seed, target, told)
+            cells[row.key] = _cell(workspace, table, row, seed, long_enough, told)
             told.advance(1)
         found.append(
             {
@@ -96,10 +119,9 @@ def run_level(level: Level, table: Experiment, told: Told) -> list[dict[str, Any
                     "draw": level.settings.benchmark.draw,
                     "forget": level.settings.benchmark.forget,
                     "folder": str(level.folder.relative_to(level.root)),
-                    "target": target,
                 },
                 "unlearning": seed,
-                "items": {column: _asked(asked) for column, asked in items.items()},
+                "items": asked,
                 "start": start,
                 "cells": cells,
                 "texts": _texts(workspace, table, items, models, cells),
@@ -115,6 +137,24 @@ def scored_items(workspace: Workspace) -> dict[str, list[Item]]:
     return {column: items for column, items in found.items() if items}
 
 
+class _LongEnough:
+    """Whether a run got to matched forgetting, on every side of the people."""
+
+    def __init__(self, asked: Mapping[str, Any], start: Mapping[str, Any], sides: Sequence[frozenset[str]]) -> None:
+        people = asked[FORGET]["people"]
+        self._size = {FORGET: len(people)}
+        self._sides = []
+        for side in sides or [frozenset(people)]:
+            kept = np.flatnonzero([person in side for person in people])
+            self._sides.append((kept, target_of(start, asked, kept)))
+
+    def __call__(self, evaluations: Sequence[Mapping[str, Any]]) -> bool:
+        return all(
+            at_matched_forgetting(unpack(evaluations, self._size, {FORGET: kept}), target) is not None
+            for kept, target in self._sides
+        )
+
+
 def _asked(items: Sequence[Item]) -> dict[str, Any]:
     return {
         "people": [item.person for item in items],
@@ -123,8 +163,9 @@ def _asked(items: Sequence[Item]) -> dict[str, Any]:
 
 
 def scored(workspace: Workspace, table: Experiment, models: Sequence[str], told: Told) -> dict[str, dict[str, Any]]:
-    """Scores of models, made as far as they are missing: name -> `{model_sha256, correct, remarks, outcomes}`, where
-    `correct` holds one truth value per item by column."""
+    """Scores of models, made as far as they are missing: name -> `{model_sha256, correct, remarks, answers}`, where
+    `correct` holds one truth value per item by column, and `answers` what its open answer is (outcome, paraphrased,
+    repeated)."""
     for protocol in (LIKELIHOOD, OPEN) if table.answers else (LIKELIHOOD,):
         evaluate(workspace, list(models), protocol=protocol, progress=told)
     found = {}
@@ -136,7 +177,12 @@ def scored(workspace: Workspace, table: Experiment, models: Sequence[str], told:
             "model_sha256": record["provenance"]["inputs"]["model_sha256"],
             "correct": {column: [item.correct for item in items] for column, items in read_items(path).items()},
             "remarks": record["remarks"],
-            "outcomes": {c: outcome_counts(given) for c, given in answers.items() if c not in LEFT_OUT} or None,
+            "answers": {
+                column: [Said(str(each.outcome), each.paraphrased, each.repeated) for each in given]
+                for column, given in answers.items()
+                if column not in LEFT_OUT
+            }
+            or None,
         }
     return found
 
@@ -146,7 +192,7 @@ def _cell(
     table: Experiment,
     row: Row,
     seed: int,
-    target: float,
+    long_enough: Callable[[Sequence[Mapping[str, Any]]], bool],
     told: Told,
 ) -> dict[str, Any]:
     """One row on one level: the fixed budget, and a longer run where that does not reach matched forgetting."""
@@ -166,8 +212,7 @@ def _cell(
         told.log("failed", **where, reason=str(error))
         return {"failed": "there is no reference model"}
     evaluations = record["evaluations"]
-    curve = [(float(entry["step"]), entry["columns"]) for entry in evaluations]
-    if matched(curve, target) is None:
+    if not long_enough(evaluations):
         try:
             longer = run_row(workspace, row, seed=seed, budgets=FURTHER, progress=told)
             evaluations = longer[1]["evaluations"]

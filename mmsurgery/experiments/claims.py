@@ -15,6 +15,7 @@ from mmsurgery.experiments.findings import FORGET, correlation, label_of
 
 Results = Mapping[str, Any]
 HOLDS, FAILS, UNRESOLVED = "holds", "does not hold", "not resolved"
+_ALONE = "; one vanilla model, said of it alone"
 _AT = {"fixed": "at the fixed budget", "matched": "at matched forgetting"}
 
 
@@ -30,7 +31,15 @@ def claims(results: Results) -> dict[str, list[dict[str, str]]]:
         "ablations": _ablations,
     }
     asked = made.get(str(results["name"]).removesuffix("-tuned"))
-    return {panel["key"]: list(asked(results, panel["key"])) if asked else [] for panel in results["panels"]}
+    found: dict[str, list[dict[str, str]]] = {}
+    for panel in results["panels"]:
+        key = panel["key"]
+        alone = len({level["seed"] for level in results["levels"] if level["panel"] == key}) == 1
+        found[key] = [
+            {**each, "evidence": each["evidence"] + (_ALONE if alone else "")}
+            for each in (asked(results, key) if asked else ())
+        ]
+    return found
 
 
 def _claim(claim: str, source: str, verdict: str, evidence: str) -> dict[str, str]:

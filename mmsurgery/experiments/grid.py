@@ -3,13 +3,12 @@ own with the recipe's threads, on a GPU of its own where there are several."""
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import queue
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
 from mmsurgery.errors import MachineFault
@@ -27,6 +26,8 @@ class Work:
 
     levels: Sequence[Level]
     table: Experiment
+    sides: Sequence[frozenset[str]] = ()
+    """People who are judged apart from each other; everybody together where there are none."""
 
     @property
     def units(self) -> int:
@@ -34,7 +35,9 @@ class Work:
         return sum(1 + len(self.table.rows) * len(level.unlearning) for level in self.levels)
 
 
-def works(levels: Sequence[Level], tables: Mapping[str, Experiment]) -> list[Work]:
+def works(
+    levels: Sequence[Level], tables: Mapping[str, Experiment], sides: Sequence[frozenset[str]] = ()
+) -> list[Work]:
     """The work on levels, one piece per vanilla model.
 
     Args:
@@ -43,7 +46,7 @@ def works(levels: Sequence[Level], tables: Mapping[str, Experiment]) -> list[Wor
     found: dict[tuple[str, int], list[Level]] = {}
     for level in levels:
         found.setdefault(level.vanilla, []).append(level)
-    return [Work(inside, tables[inside[0].backbone]) for inside in found.values()]
+    return [Work(inside, tables[inside[0].backbone], sides) for inside in found.values()]
 
 
 def jobs_by_default(threads: int) -> int:
@@ -75,68 +78,89 @@ def run(
         MachineFault: if a process is killed.
     """
     found: dict[int, list[Made]] = {}
-    for place, made in _results(list(enumerate(pieces)), min(jobs, len(pieces)), progress, advance, log):
+    jobs = min(jobs, len(pieces))
+    working = _in_order(pieces, progress, advance, log) if jobs <= 1 else None
+    for place, made in working or _side_by_side(pieces, jobs, progress, advance, log):
         found[place] = made
     return [made for place in sorted(found) for made in found[place]]
 
 
-Task = tuple[int, Work]
+def _in_order(
+    pieces: Sequence[Work], progress: Progress, advance: Callable[[int], None], log: Callable[[Event], None]
+) -> Iterator[tuple[int, list[Made]]]:
+    for place, work in enumerate(pieces):
+        yield place, _worked(work, lambda label: Told(label, progress.note, advance, log, progress))
 
 
-def _results(
-    tasks: list[Task],
+@dataclass
+class _Process:
+    """A process that works on one piece."""
+
+    place: int
+    slot: int
+    process: Any
+
+
+def _side_by_side(
+    pieces: Sequence[Work],
     jobs: int,
     progress: Progress,
     advance: Callable[[int], None],
     log: Callable[[Event], None],
 ) -> Iterator[tuple[int, list[Made]]]:
-    """Pieces as they are finished."""
-    if jobs <= 1:
-        for place, work in tasks:
-            yield place, _worked(work, lambda label: Told(label, progress.note, advance, log, progress))
-        return
-    context = multiprocessing.get_context("spawn")
-    messages: Any = context.Queue()
-    devices: Any = context.Queue()
-    gpus = _gpus()
-    for place in range(jobs if gpus else 0):
-        devices.put(gpus[place % len(gpus)])
+    """Pieces as they are finished; whatever ends this ends the processes: what they wrote is whole."""
+    context, gpus = multiprocessing.get_context("spawn"), _gpus()
     tell: dict[str, Callable[[Any], None]] = {"advance": advance, "note": progress.note, "log": log}
-    with context.Pool(jobs, _begin, (messages, devices if gpus else None)) as pool:  # its end terminates the processes
-        processes = multiprocessing.active_children()
-        waiting = [pool.apply_async(_in_pool, (task,)) for task in tasks]
-        while waiting:
-            if not all(process.is_alive() for process in processes):  # its level would be waited for without end
-                raise MachineFault("a process of the grid was killed", "run it again with fewer --jobs")
-            with contextlib.suppress(queue.Empty):
-                kind, value = messages.get(timeout=0.2)
-                tell[kind](value)
-                continue
-            for result in [result for result in waiting if result.ready()]:
-                waiting.remove(result)
-                yield result.get()
+    waiting, free = list(enumerate(pieces)), list(range(jobs))
+    running: dict[Any, _Process] = {}
+    try:
+        while waiting or running:
+            while waiting and free:
+                (place, work), slot = waiting.pop(0), free.pop(0)
+                ours, theirs = context.Pipe(duplex=False)
+                gpu = gpus[slot % len(gpus)] if gpus else None
+                process = context.Process(target=_in_process, args=(theirs, work, gpu), daemon=True)
+                process.start()
+                theirs.close()
+                running[ours] = _Process(place, slot, process)
+            ready: list[Any] = connection.wait(list(running))
+            for pipe in ready:
+                try:
+                    kind, value = pipe.recv()
+                except EOFError:  # it died without a word: its piece would be waited for without end
+                    raise MachineFault("a process of the grid was killed", "run it again with fewer --jobs") from None
+                if kind == "failed":
+                    raise value
+                if kind == "made":
+                    done = running.pop(pipe)
+                    done.process.join()
+                    free.append(done.slot)
+                    yield done.place, value
+                else:
+                    tell[kind](value)
+    finally:
+        for each in running.values():
+            each.process.kill()
+            each.process.join()
 
 
-_messages: Any = None
-
-
-def _begin(messages: Any, devices: Any) -> None:
-    """In a worker process: where its messages go, and its GPU; the first process alone answers interrupts."""
-    global _messages
-    _messages = messages
-    if devices is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _in_pool(task: Task) -> tuple[int, list[Made]]:
-    place, work = task
+def _in_process(pipe: Any, work: Work, gpu: str | None) -> None:
+    """A piece in a process of its own; the first process alone answers signals that ask to stop, and ends this one."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
     def put(kind: str) -> Callable[[Any], None]:
-        return lambda value: _messages.put((kind, value))
+        return lambda value: pipe.send((kind, value))
 
-    return place, _worked(work, lambda label: Told(label, put("note"), put("advance"), put("log")))
+    try:
+        pipe.send(("made", _worked(work, lambda label: Told(label, put("note"), put("advance"), put("log")))))
+    except BrokenPipeError:  # nobody waits for it any more
+        os._exit(1)
+    except Exception as error:
+        pipe.send(("failed", error))
 
 
 def _worked(work: Work, told: Callable[[str], Told]) -> list[Made]:
-    return [made for level in work.levels for made in run_level(level, work.table, told(level.label))]
+    return [made for level in work.levels for made in run_level(level, work.table, told(level.label), work.sides)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmsurgery.evaluate.outcomes import outcome_counts
+from mmsurgery.evaluate.statistics import forgetting_target
 from mmsurgery.experiments.collapse import collapsed
 from mmsurgery.experiments.resampling import Asked
 from mmsurgery.experiments.rows import Experiment
@@ -21,10 +23,32 @@ from mmsurgery.experiments.scores import (
     utility,
 )
 
+FORGET = "forget_vqa"
 Made = Mapping[str, Any]
 """What `cells.run_level` gives for one level and unlearning seed."""
 Judged = Callable[[str], bool]
 """Whether a person's items are looked at."""
+
+
+class Said(NamedTuple):
+    """What an open answer is."""
+
+    outcome: str
+    """One of `evaluate.outcomes.OUTCOMES`."""
+    paraphrased: bool
+    repeated: bool
+
+
+def target_of(start: Mapping[str, Any], asked: Mapping[str, Any], kept: Any) -> float:
+    """Forget VQA, 0-1, at which rows of a level are compared (see `evaluate.statistics.forgetting_target`).
+
+    Args:
+        start: scores of vanilla, and of gold where there is one.
+        asked: column -> `{people, chance}`.
+        kept: places of the items that are looked at.
+    """
+    gold = float(np.mean(np.asarray(start["gold"]["correct"][FORGET])[kept])) if "gold" in start else None
+    return forgetting_target(gold=gold, chance=asked[FORGET]["chance"])
 
 
 class LevelRuns:
@@ -36,7 +60,6 @@ class LevelRuns:
         self.about: dict[str, Any] = dict(first["level"])
         self.backbone: str = self.about["backbone"]
         self.seeds = list(self._runs)
-        self.target: float = self.about["target"]
         self.columns: Mapping[str, Any] = first["items"]
         self._sizes = {column: len(entry["people"]) for column, entry in self.columns.items()}
         self._kept = {
@@ -46,6 +69,7 @@ class LevelRuns:
         people = {column: [entry["people"][i] for i in self._kept[column]] for column, entry in self.columns.items()}
         self.asked = Asked((self.backbone, self.about["seed"]), people)
         self._start: Mapping[str, Any] = first["start"]
+        self.about["target"] = target_of(self._start, self.columns, self._kept[FORGET])
         self.fixed: dict[str, dict[int, Correct]] = {}
         """Row, `vanilla` or `gold` -> run -> item scores at the end of the budget."""
         self.matched: dict[str, dict[int, Point]] = {}
@@ -62,7 +86,7 @@ class LevelRuns:
         self.fixed.setdefault(row, {})[seed] = self._correct(cell)
         curve = unpack(cell["evaluations"], self._sizes, self._kept)
         self._curves[row, seed] = curve
-        point = at_matched_forgetting(curve, self.target)
+        point = at_matched_forgetting(curve, self.about["target"])
         if point is not None:
             self.matched.setdefault(row, {})[seed] = point
 
@@ -116,9 +140,10 @@ class LevelRuns:
             return {"failed": cell["failed"]}
         point, curve = self.matched.get(row, {}).get(seed), self._curves[row, seed]
         fixed = _columns(self.fixed[row][seed])
-        names = ("model", "model_sha256", "run_key", "density", "learning_rate", "steps", "samples", "outcomes")
+        names = ("model", "model_sha256", "run_key", "density", "learning_rate", "steps", "samples")
         return {
             **{key: cell[key] for key in names},
+            "outcomes": self._outcomes(cell),
             "remarks": self._remarks(cell),
             "fixed": fixed,
             "matched": None if point is None else {"step": point.step, **_columns(point.correct)},
@@ -131,13 +156,24 @@ class LevelRuns:
         """Why a run counts as collapsed, or None."""
         before, after = (accuracies(self.fixed[name][run]) for name, run in (("vanilla", self.seeds[0]), (row, seed)))
         chances = {column: entry["chance"] for column, entry in self.columns.items()}
-        said = self._runs[seed]["cells"][row]["outcomes"]
-        return collapsed(before, after, chances, self._start["vanilla"]["outcomes"], said)
+        said = self._outcomes(self._runs[seed]["cells"][row])
+        return collapsed(before, after, chances, self._outcomes(self._start["vanilla"]), said)
+
+    def _outcomes(self, found: Mapping[str, Any]) -> dict[str, dict[str, int]] | None:
+        """Counts of the open answers of a model by column, None where it gave none."""
+        answers = found.get("answers")
+        if not answers:
+            return None
+        return {
+            column: outcome_counts(Said(*answers[column][place]) for place in self._kept[column])
+            for column in self.columns
+            if column in answers
+        }
 
     def outcomes(self, row: str) -> list[Mapping[str, Mapping[str, int]]]:
         """Of a row's runs, or of vanilla or gold, by column."""
         found = [self._start[row]] if row in self._start else [made["cells"][row] for made in self._runs.values()]
-        return [entry["outcomes"] for entry in found if entry.get("outcomes")]
+        return [counts for entry in found if (counts := self._outcomes(entry))]
 
     def deviations(self, row: str) -> list[Mapping[str, Any]]:
         cells = [made["cells"][row] for made in self._runs.values()]
@@ -145,8 +181,9 @@ class LevelRuns:
 
     def texts(self) -> dict[str, Any]:
         """Questions and answers of the first run, and where they are from."""
-        made = self._runs[self.seeds[0]]
-        return {"level": self.about, "columns": made["texts"]}
+        texts = self._runs[self.seeds[0]]["texts"]
+        kept = {column: [texts[column][place] for place in self._kept[column]] for column in self.columns}
+        return {"level": self.about, "columns": kept}
 
 
 def _columns(correct: Correct) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmsurgery.api import Workspace
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
 from mmsurgery.artifacts.files import atomic_folder, write_bytes
 from mmsurgery.artifacts.saliency_map import read_manifest
+from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import benchmark
 from mmsurgery.errors import InputRefused, Mismatch, UsageError
 from mmsurgery.hub_models import pinned_model
-from mmsurgery.masks.stale import check_fresh
+from mmsurgery.masks.stale import check_fresh, vanilla_files
 from mmsurgery.portraits.prepare import prepare as prepare_portraits
 from mmsurgery.portraits.prepare import prepare_model
 from mmsurgery.provenance import sha256_json
@@ -44,6 +46,8 @@ class Level:
     """Of the level's own workspace; its recipe's seed is the first of `unlearning`."""
     unlearning: tuple[int, ...] = (0,)
     """Seeds with which every row is run: order of samples, and draws of random masks."""
+    identity: str = ""
+    """Digest of what tells it from other levels where its settings hold paths of this machine; else empty."""
 
     @property
     def backbone(self) -> str:
@@ -68,7 +72,7 @@ class Level:
     @property
     def folder(self) -> Path:
         made_of = [dataclasses.asdict(self.settings.benchmark), dataclasses.asdict(self.settings.models)]
-        name = f"{self.backbone}.{self.seed}-{sha256_json(made_of)[:8]}"
+        name = f"{self.backbone}.{self.seed}-{(self.identity or sha256_json(made_of))[:8]}"
         return self.root.joinpath(*FOLDER, name)
 
 
@@ -81,7 +85,8 @@ def levels_of(
     draws: int = 1,
     by_ratio: bool = False,
 ) -> list[Level]:
-    """The levels of a grid, backbone by backbone, ratio by ratio.
+    """The levels of a grid, backbone by backbone, ratio by ratio. A given vanilla model with other weights is
+    another level.
 
     For a benchmark that trains its models on the spot, each of `seeds` is a vanilla model of its own, with `draws`
     draws of the people to forget (draw k for seed k where there is one). Elsewhere vanilla model and forget set are
@@ -93,6 +98,7 @@ def levels_of(
 
     Raises:
         UsageError: if there is no choice of ratio, or of vanilla models.
+        MissingArtifact: if the vanilla model is given and not there.
     """
     chosen = workspace.settings.benchmark
     ratios = _ratios(workspace) if by_ratio else (chosen.forget,)
@@ -136,7 +142,9 @@ def _given(workspace: Workspace, ratio: int, seeds: tuple[int, ...]) -> Level:
     asked = dataclasses.replace(settings.benchmark, data=str(workspace.data_dir), forget=ratio)
     recipe = dataclasses.replace(settings.recipe, seed=seeds[0])
     models = dataclasses.replace(settings.models, base=base, vanilla=vanilla)
-    return Level(workspace.root, Settings(benchmark=asked, models=models, recipe=recipe), seeds)
+    made_of = [dataclasses.asdict(dataclasses.replace(asked, data=settings.benchmark.data))]
+    identity = sha256_json([*made_of, vanilla_files(workspace).digest()])
+    return Level(workspace.root, Settings(benchmark=asked, models=models, recipe=recipe), seeds, identity)
 
 
 def _path(workspace: Workspace, name: str, setting: str) -> str:
@@ -162,7 +170,7 @@ def prepare(level: Level, *, reference: bool, progress: Progress) -> Workspace:
     for other in others:
         for name in _same_models(level, other):
             if (other.model_dir(name) / "config.json").exists():
-                _share(other.model_dir(name), workspace.model_dir(name))
+                _share_model(other, workspace, name)
     if level.settings.benchmark.name == ON_THE_SPOT:
         prepare_portraits(workspace, progress=progress)
         for which in ("gold", "reference") if reference else ("gold",):
@@ -195,9 +203,23 @@ def _is_fresh(workspace: Workspace, folder: Path) -> bool:
     return True
 
 
-def _share(source: Path, target: Path) -> None:
-    if not target.exists():
-        with atomic_folder(target) as new:
+def _share_model(other: Workspace, workspace: Workspace, name: str) -> None:
+    """A model that was made again since it was shared is shared again, and its scores go."""
+    source, target = other.model_dir(name), workspace.model_dir(name)
+    if target.exists() and _digest(source) != _digest(target):
+        for file in workspace.path("evals").glob(f"**/{name}.*"):
+            file.unlink()
+        _share(source, target, replace=True)
+    _share(source, target)
+
+
+def _digest(folder: Path) -> str:
+    return CheckpointFiles(folder, backbone(model_config(folder)["model_type"]).canonical).digest()
+
+
+def _share(source: Path, target: Path, *, replace: bool = False) -> None:
+    if replace or not target.exists():
+        with atomic_folder(target, replace=replace) as new:
             shutil.copytree(source, new, dirs_exist_ok=True, copy_function=_link)
 
 

@@ -8,29 +8,20 @@ from typing import Any
 import numpy as np
 
 from mmsurgery.data.benchmark import COLUMN_LABELS, UTILITY
-from mmsurgery.evaluate.statistics import LEVEL, forgetting_target
+from mmsurgery.evaluate.statistics import LEVEL
 from mmsurgery.experiments import statistics
 from mmsurgery.experiments.cases import chosen_cases
 from mmsurgery.experiments.claims import claims
 from mmsurgery.experiments.deviations import mean_deviation
 from mmsurgery.experiments.findings import findings
-from mmsurgery.experiments.level_runs import Judged, LevelRuns, Made
+from mmsurgery.experiments.level_runs import FORGET, Judged, LevelRuns, Made
 from mmsurgery.experiments.rows import Experiment
 from mmsurgery.provenance import SCHEMA, provenance, seal, sha256_json
 
-FORGET = "forget_vqa"
 PAIRED = ("utility", FORGET, "forget_qa", "retain_vqa", "realworld_vqa")
 """Quantities that rows are compared in; Forget VQA only at a fixed budget, it is what is matched."""
 OUTCOMES = ("correct", "other_person", "wrong", "refusal", "gibberish")
 """What an open answer can be, see `evaluate.outcomes`."""
-
-
-def target_of(start: Mapping[str, Any], items: Mapping[str, Sequence[Any]]) -> float:
-    """Forget VQA, 0-1, at which rows of a level are compared (see `evaluate.statistics.forgetting_target`)."""
-    asked = items[FORGET]
-    chance = sum(1 / len(item.options) for item in asked) / len(asked)
-    gold = float(np.mean(start["gold"]["correct"][FORGET])) if "gold" in start else None
-    return forgetting_target(gold=gold, chance=chance)
 
 
 def assemble(

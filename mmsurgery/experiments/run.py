@@ -17,6 +17,7 @@ from mmsurgery.artifacts.files import read_json, write_bytes
 from mmsurgery.backbones import discovery
 from mmsurgery.errors import MissingArtifact, UsageError
 from mmsurgery.experiments import catalogue, grid, tuning
+from mmsurgery.experiments.cells import scored_items
 from mmsurgery.experiments.levels import ON_THE_SPOT, Level, levels_of
 from mmsurgery.experiments.metrics import Metrics
 from mmsurgery.experiments.results import assemble
@@ -70,10 +71,17 @@ class _Grid:
         )
 
     def run(
-        self, levels: Sequence[Level], tables: Mapping[str, Experiment], metrics: Metrics, progress: Progress
+        self,
+        levels: Sequence[Level],
+        tables: Mapping[str, Experiment],
+        metrics: Metrics,
+        progress: Progress,
+        sides: Sequence[frozenset[str]] = (),
     ) -> list[dict[str, Any]]:
-        pieces = grid.works(levels, tables)
+        pieces = grid.works(levels, tables, sides)
         if self.shard is not None:
+            if self.shard.count > len(pieces):
+                raise UsageError(f"there are {len(pieces)} vanilla models to share out", "use fewer shares")
             pieces = pieces[self.shard.index - 1 :: self.shard.count]
         first = next(iter(tables.values()))
         jobs = min(self.jobs, len(pieces))
@@ -126,6 +134,9 @@ def experiment(
         raise UsageError("learning rates are tuned in one run", "leave --shard out")
     chosen = _backbones(workspace, table, backbones)
     jobs = jobs or grid.jobs_by_default(workspace.threads)
+    benchmark = workspace.settings.benchmark
+    if benchmark.name == ON_THE_SPOT and benchmark.draw:
+        progress.note(f"benchmark.draw = {benchmark.draw} is not used: each vanilla model has draws of its own")
     asked = _Grid(workspace, chosen, range(seeds), unlearning_seeds, draws, jobs, part)
     levels = asked.levels(table)
     name = f"{name}-tuned" if tune else name
@@ -150,19 +161,19 @@ def _results(
     rate = asked.workspace.settings.recipe.learning_rate
     tables: Mapping[str, Experiment] = dict.fromkeys(asked.backbones, table)
     choice, people = None, None
+    sides: tuple[frozenset[str], ...] = ()
     if tune:
         tried = tuning.candidates(table, rate)
-        made = asked.run(
-            asked.levels(tried, None if given else tuning.SEEDS),
-            dict.fromkeys(asked.backbones, tried),
-            metrics,
-            progress,
-        )
-        people = tuning.validation_people(made[0]["items"]) if given else None
+        where = asked.levels(tried, None if given else tuning.SEEDS)
+        if given:
+            items = {column: [item.person for item in each] for column, each in scored_items(asked.workspace).items()}
+            people = tuning.validation_people(items)
+            sides = (people, frozenset(person for each in items.values() for person in each) - people)
+        made = asked.run(where, dict.fromkeys(asked.backbones, tried), metrics, progress, sides)
         choice = tuning.choose(table, made, rate, people=people)
         tables = {backbone: tuning.tuned(table, choice[backbone]) for backbone in asked.backbones}
         table = dataclasses.replace(table, title=tuning.tuned(table, next(iter(choice.values()))).title)
-    made = asked.run(levels, tables, metrics, progress)
+    made = asked.run(levels, tables, metrics, progress, sides)
     if asked.shard is not None:
         return None
     return assemble(table, made, tuned=choice, judged=None if people is None else lambda person: person not in people)
@@ -237,7 +248,7 @@ def _backbones(workspace: Workspace, table: Experiment, asked: tuple[str, ...]) 
     if not asked and table.every_backbone and on_the_spot:
         asked = tuple(sorted(plugin.name for plugin in discovery.installed()))
     families = asked or (workspace.settings.models.backbone,)
-    return tuple(discovery.backbone(family).model_type for family in families)
+    return tuple(dict.fromkeys(discovery.backbone(family).model_type for family in families))
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -132,9 +132,13 @@ def _fixed(results: Results, panel: Panel) -> TextTable:
     n = ", ".join(f"{results['columns'][column]['label']} {count}" for column, count in asked.items())
     vanillas = len({level["seed"] for level in levels})
     runs = sum(len(level["unlearning"]) for level in levels)
+    over = (
+        f"mean of {vanillas} vanilla models (95 % interval over models, people and items)"
+        if vanillas > 1
+        else "of one vanilla model, about which alone intervals and verdicts are (95 %, over people and items)"
+    )
     notes = [
-        f"Accuracy in % by option likelihood, mean of {vanillas} vanilla models (95 % interval over models, people and "
-        f"items), {runs} runs a row. n: {n}. "
+        f"Accuracy in % by option likelihood, {over}, {runs} {'run' if runs == 1 else 'runs'} a row. n: {n}. "
         f"Chance {_share(results['columns'][FORGET]['chance'])} for Forget VQA. "
         "Utility: mean of all columns to be kept, without Forget VQA and Perception. "
         f"Verdict: {label_of(results, results['compared'])} minus the row, in points of utility, p adjusted (Holm).",
@@ -283,7 +287,7 @@ def _deviations(results: Results, panel: Panel) -> Iterator[TextTable]:
         for key, entry in found.items()
     ]
     note = (
-        "The n weights with the largest |after - before|, n as many as the mask selects: how many of them lie in each "
+        "The n weights with the largest |after - before|, n as many as the mask selects (mean over models): how many of them lie in each "
         "module group (and how many of its weights changed at all), in %. `changed`: share of all weights."
     )
     header = ("", "n", "changed", *groups)

@@ -92,18 +92,18 @@ def tuned(table: Experiment, chosen: Mapping[str, Mapping[str, Any]]) -> Experim
     return dataclasses.replace(table, rows=rows, title=f"{table.title}, learning rates tuned by method")
 
 
-def validation_people(columns: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+def validation_people(columns: Mapping[str, Sequence[str]]) -> frozenset[str]:
     """One person in three of those with items in the same columns, by the digest of their keys.
 
     Args:
-        columns: column -> `{people}`, whom its items are about.
+        columns: column -> whom its items are about.
 
     Raises:
         UsageError: naming a column in which nobody would be left on one of the two sides.
     """
     inside: dict[str, list[str]] = {}
-    for column, entry in columns.items():
-        for person in dict.fromkeys(entry["people"]):
+    for column, people in columns.items():
+        for person in dict.fromkeys(people):
             inside.setdefault(person, []).append(column)
     kinds: dict[tuple[str, ...], list[str]] = {}
     for person, found in inside.items():
@@ -112,8 +112,8 @@ def validation_people(columns: Mapping[str, Mapping[str, Any]]) -> frozenset[str
     for members in kinds.values():
         ranked = sorted(members, key=lambda person: hashlib.sha256(person.encode()).digest())
         chosen |= set(ranked[: max(1, len(ranked) // SHARE)] if len(ranked) > 1 else [])
-    for column, entry in columns.items():
-        asked = set(entry["people"])
+    for column, people in columns.items():
+        asked = set(people)
         if not asked & chosen or not asked - chosen:
             raise UsageError(
                 f"{column} asks about {len(asked)} people: too few to tune on some and judge on others",

@@ -107,7 +107,7 @@ def _verdicts(results: Results, panel: str) -> Verdicts:
         first, second = results.row(pair.get("first")), results.row(pair.get("second"))
         if results.compared not in (first, second) or first == second:
             continue
-        row, sign = (first, 1) if second == results.compared else (second, -1)
+        row, sign = (second, 1) if first == results.compared else (first, -1)
         difference = sign * pair.get("difference").share(-1)
         low, high = pair.get("ci95").interval(-1)
         low, high = (low, high) if sign == 1 else (-high, -low)

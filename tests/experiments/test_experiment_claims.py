@@ -19,7 +19,8 @@ def pair(second: str, difference: float, *, resolved: bool = True, **other: Any)
 def results(name: str, paired: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     panels = [{"key": "llava", "label": "llava", "backbone": "llava", "forget": 10}]
     columns = {column: {"label": column} for column in ("forget_vqa", "forget_qa", "retain_vqa", "retain_qa")}
-    base = {"name": name, "rows": ROWS, "compared": "mmunlearner", "columns": columns}
+    levels = [{"panel": key, "seed": seed} for key in ("llava", "llava.5", "llava.15") for seed in (0, 1)]
+    base = {"name": name, "rows": ROWS, "compared": "mmunlearner", "columns": columns, "levels": levels}
     return {**base, "panels": panels, "paired": paired, **more}
 
 
@@ -39,6 +40,13 @@ def test_forgotten_more_than_every_other(differences: list[tuple[float, bool]], 
     assert first["verdict"] == verdict
     assert first["claim"].endswith("than every other method at the fixed budget")
     assert first["evidence"].startswith("difference in points to GA -10.0")
+
+
+def test_one_vanilla_model_is_said_to_be_one() -> None:
+    made = results("table1", [pair("ga", -0.1), pair("npo", -0.1)])
+    assert not claims(made)["llava"][0]["evidence"].endswith("said of it alone")
+    made["levels"] = made["levels"][:1]
+    assert claims(made)["llava"][0]["evidence"].endswith("; one vanilla model, said of it alone")
 
 
 def test_the_sense_of_what_is_kept() -> None:

@@ -15,17 +15,17 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from mmsurgery.artifacts.mask import pack
-from mmsurgery.data.samples import Item
 from mmsurgery.errors import UsageError
 from mmsurgery.experiments import catalogue, rows, tuning
 from mmsurgery.experiments.cases import chosen_cases
 from mmsurgery.experiments.collapse import collapsed
-from mmsurgery.experiments.results import assemble, target_of
+from mmsurgery.experiments.level_runs import Said, target_of
+from mmsurgery.experiments.results import assemble
 from mmsurgery.experiments.tables import glance, tables
 from mmsurgery.experiments.texts import curves_csv, to_markdown
 from mmsurgery.provenance import check_seal
 
-PEOPLE = {"forget_vqa": [f"f{i // 4}" for i in range(24)], "retain_qa": [f"r{i // 4}" for i in range(80)]}
+PEOPLE = {"forget_vqa": [f"f{i // 4}" for i in range(40)], "retain_qa": [f"r{i // 4}" for i in range(80)]}
 GA_DIFF = catalogue.TABLE1.row("ga_diff")
 EXPERIMENT = rows.Experiment(
     name="tried", title="Tried", question="?", rows=(catalogue.MMUNLEARNER, GA_DIFF), compared="mmunlearner"
@@ -63,18 +63,18 @@ def cell(*curve: tuple[float, float]) -> dict[str, Any]:
         "correct": scores(*curve[-1]),
         "learning_rate": 3e-4,
         "remarks": {},
-        "outcomes": None,
+        "answers": None,
     }
 
 
 def made(seed: int, *, unlearning: int = 0, forget: int = 10, **cells: Any) -> dict[str, Any]:
     start = {
-        "vanilla": {"model_sha256": "aa" * 32, "correct": scores(1, 1), "remarks": {}, "outcomes": None},
-        "gold": {"model_sha256": "bb" * 32, "correct": scores(0.25, 1), "remarks": {}, "outcomes": None},
+        "vanilla": {"model_sha256": "aa" * 32, "correct": scores(1, 1), "remarks": {}, "answers": None},
+        "gold": {"model_sha256": "bb" * 32, "correct": scores(0.45, 1), "remarks": {}, "answers": None},
     }
     level = {"backbone": "llava", "seed": seed, "draw": seed, "forget": forget, "folder": f"levels/{seed}-{forget}"}
     return {
-        "level": {**level, "target": 0.5},
+        "level": level,
         "unlearning": unlearning,
         "texts": None,
         "items": {column: {"people": people, "chance": 0.25} for column, people in PEOPLE.items()},
@@ -97,7 +97,7 @@ def test_summary(results: dict[str, Any]) -> None:
         "mean": 0.25,
         "ci95": summary["ga_diff"]["fixed"]["forget_vqa"]["ci95"],
         "levels": 3,
-        "n": 72,
+        "n": 120,
     }
     matched = summary["ga_diff"]["matched"]
     # from 1 to 0.25 in 8 steps: 0.5 after two thirds of them, utility there 1 - 0.75 * 2/3
@@ -129,8 +129,8 @@ def test_pairs(results: dict[str, Any]) -> None:
     assert utility["difference"] == pytest.approx(0.75)
     assert utility["resolved"]
     assert (utility["same_sign"], utility["levels"], utility["n"]) == (3, 3, 240)
-    # two people a level differ, all in one sense: 2 of 2^6 sign flips are as extreme
-    assert pairs["fixed", "forget_vqa"]["p_value"] == pytest.approx(2 / 2**6, abs=0.006)
+    # three people a level differ, all in one sense: 2 of 2^9 sign flips are as extreme
+    assert pairs["fixed", "forget_vqa"]["p_value"] == pytest.approx(2 / 2**9, abs=0.002)
 
 
 def test_not_reached_and_failed() -> None:
@@ -213,10 +213,13 @@ def test_table_cells_do_not_break_markdown(results: dict[str, Any]) -> None:
 
 
 def test_target() -> None:
-    item = Item("i", "p", "q", column="forget_vqa", options={"A": "1", "B": "2"}, gold="A")
-    assert target_of({}, {"forget_vqa": [item]}) == pytest.approx(0.55)
+    asked = {"forget_vqa": {"people": list("ab"), "chance": 0.5}}
+    assert target_of({}, asked, [0, 1]) == pytest.approx(0.55)
     start = {"gold": {"correct": {"forget_vqa": [True, False, False, False]}}}
-    assert target_of(start, {"forget_vqa": [item]}) == pytest.approx(0.30)
+    assert target_of(start, asked, [0, 1, 2, 3]) == pytest.approx(0.30)
+    # of some people it is what gold is on these
+    assert target_of(start, asked, [0, 1]) == pytest.approx(0.55)
+    assert target_of({"gold": {"correct": {"forget_vqa": [True]}}}, asked, [0]) == 1
 
 
 def test_names_of_rows() -> None:
@@ -249,9 +252,9 @@ def test_runs_of_one_level_are_one_set_of_items() -> None:
         (1000, "ga_diff"),
     ]
     summary = found["summary"]["llava"]["ga_diff"]
-    assert summary["fixed"]["forget_vqa"]["n"] == 24
+    assert summary["fixed"]["forget_vqa"]["n"] == 40
     assert (summary["matched"]["reached"], summary["matched"]["levels"], summary["cells"]) == (2, 2, 2)
-    assert {pair["n"] for pair in found["paired"]} == {24, 80}
+    assert {pair["n"] for pair in found["paired"]} == {40, 80}
 
 
 def test_ratios_are_panels_of_their_own() -> None:
@@ -293,6 +296,22 @@ def test_some_people_judge() -> None:
     assert found["summary"]["llava"]["ga_diff"]["fixed"]["utility"]["mean"] == 0.5
     curve = next(c for c in found["cells"] if c["row"] == "ga_diff")["curve"]
     assert [point["columns"]["retain_qa"] for point in curve] == [1, 0.5]
+
+
+def test_answers_of_those_who_are_judged() -> None:
+    said = [Said("gibberish" if person == "r1" else "correct", False, person == "r1") for person in PEOPLE["retain_qa"]]
+    cells = {
+        "mmunlearner": cell((1, 1), (0.5, 1)),
+        "ga_diff": {**cell((1, 1), (0.25, 0.9)), "answers": {"retain_qa": said}},
+    }
+    everybody = assemble(EXPERIMENT, [made(0, **cells)])
+    (counts,) = (c["outcomes"]["retain_qa"] for c in everybody["cells"] if c["outcomes"])
+    assert (counts["gibberish"], counts["repeated"], counts["n"]) == (4, 4, 80)
+    assert everybody["summary"]["llava"]["ga_diff"]["outcomes"]["retain_qa"]["gibberish"] == pytest.approx(0.05)
+    some = assemble(EXPERIMENT, [made(0, **cells)], judged=lambda person: person in ("f0", "f9", "r0", "r1"))
+    (cell_,) = (c for c in some["cells"] if c["outcomes"])
+    assert (cell_["outcomes"]["retain_qa"]["gibberish"], cell_["outcomes"]["retain_qa"]["n"]) == (4, 8)
+    assert cell_["collapsed"] == "Retain QA: 50.0 % of the answers are gibberish"
 
 
 def test_collapse() -> None:
@@ -360,10 +379,9 @@ def test_learning_rates_are_chosen_by_what_reached_first() -> None:
 
 
 def test_people_are_split_for_tuning() -> None:
-    columns = {column: {"people": people} for column, people in PEOPLE.items()}
-    chosen = tuning.validation_people(columns)
+    chosen = tuning.validation_people(PEOPLE)
     assert {person[0] for person in chosen} == {"f", "r"}
-    assert (len([p for p in chosen if p[0] == "f"]), len([p for p in chosen if p[0] == "r"])) == (2, 6)
-    assert chosen == tuning.validation_people(columns)
+    assert (len([p for p in chosen if p[0] == "f"]), len([p for p in chosen if p[0] == "r"])) == (3, 6)
+    assert chosen == tuning.validation_people(PEOPLE)
     with pytest.raises(UsageError, match="forget_vqa asks about 1 people"):
-        tuning.validation_people({**columns, "forget_vqa": {"people": ["f0", "f0"]}})
+        tuning.validation_people({**PEOPLE, "forget_vqa": ["f0", "f0"]})

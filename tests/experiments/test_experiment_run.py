@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mmsurgery.api import Workspace
 from mmsurgery.data.benchmark import benchmark
-from mmsurgery.errors import MachineFault, MissingArtifact, UnusableData, UsageError
+from mmsurgery.errors import InputRefused, MachineFault, MissingArtifact, UnusableData, UsageError
 from mmsurgery.experiments import catalogue, cells, grid, levels, rows, run, tuning
 from mmsurgery.experiments.metrics import read_metrics
 from mmsurgery.portraits import training
@@ -137,13 +140,21 @@ def test_levels_rotate_seed_and_draw(workspace: Workspace) -> None:
     assert levels.levels_of(other, seeds=[0], backbones=("llava",))[0].folder == found[0].folder
 
 
-def test_given_models_and_data_are_shared(workspace: Workspace) -> None:
+def test_given_models_and_data_are_shared(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = ["a" * 64]
+    monkeypatch.setattr(levels, "vanilla_files", lambda given: SimpleNamespace(digest=lambda: weights[0]))
     settings = dataclasses.replace(workspace.settings, benchmark=BenchmarkSettings(name="mllmu-bench", data="files"))
     given = Workspace(workspace.root, settings)
     (found,) = levels.levels_of(given, seeds=range(2), backbones=("llava",))
     assert found.settings.benchmark.data == str(workspace.root / "files")
     assert found.settings.models.vanilla == str(workspace.root / "models" / "vanilla")
     assert found.unlearning == (0, 1)
+    moved = Workspace(workspace.root.parent / "elsewhere", settings)
+    (there,) = levels.levels_of(moved, seeds=range(2), backbones=("llava",))
+    assert there.folder.name == found.folder.name  # a workspace that was moved goes on
+    weights[0] = "b" * 64
+    (other,) = levels.levels_of(given, seeds=range(2), backbones=("llava",))
+    assert other.folder != found.folder
     ratios = levels.levels_of(given, seeds=range(2), backbones=("llava",), by_ratio=True)
     assert [level.settings.benchmark.forget for level in ratios] == [5, 10, 15]
     with pytest.raises(UsageError, match="are given here"):
@@ -173,13 +184,13 @@ def test_wrong_arguments(workspace: Workspace) -> None:
         run.read_results(workspace.path("experiments", "tried", run.RESULTS))
 
 
-def _killed(task: Any) -> Any:
+def _killed(*args: Any) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_worker_ends_the_grid(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pool gives a dead worker's task to nobody: the grid would wait without end."""
-    monkeypatch.setattr(grid, "_in_pool", _killed)
+    """Nobody else works on a dead process's level: the grid would wait without end."""
+    monkeypatch.setattr(grid, "_in_process", _killed)
     found = levels.levels_of(workspace, seeds=range(2), backbones=("llava",))
     pieces = grid.works(found, {"llava": EXPERIMENT})
     assert [piece.units for piece in pieces] == [3, 3]
@@ -206,7 +217,7 @@ def test_a_longer_run_that_diverges_leaves_the_fixed_budget(
     monkeypatch.setattr(cells, "run_row", row)
     monkeypatch.setattr(cells, "scored", lambda *args, **kwargs: {"ga": {"correct": {}}})
     tell = cells.Told("x", told.append, lambda amount: None)
-    cell = cells._cell(workspace, EXPERIMENT, GA_DIFF, 0, 0.5, tell)
+    cell = cells._cell(workspace, EXPERIMENT, GA_DIFF, 0, lambda evaluations: False, tell)
     assert "failed" not in cell
     assert cell["evaluations"] == record["evaluations"]
     assert told == ["x: GA_Diff, longer run: step 3: the forget loss is nan", "x: GA_Diff done (0 s)"]
@@ -253,8 +264,57 @@ def test_a_missing_reference_fails_its_row_alone(workspace: Workspace) -> None:
 
         patched.setattr(cells, "run_row", missing)
         tell = cells.Told("x", told.append, lambda amount: None)
-        found = cells._cell(level, EXPERIMENT, npo, 0, 0.5, tell)
+        found = cells._cell(level, EXPERIMENT, npo, 0, lambda evaluations: True, tell)
         assert found == {"failed": "there is no reference model"}
         assert told == [f"x: NPO left out: there is no reference model (mmsurgery -w {level.root} train reference)"]
         with pytest.raises(MissingArtifact):
-            cells._cell(level, EXPERIMENT, GA, 0, 0.5, tell)
+            cells._cell(level, EXPERIMENT, GA, 0, lambda evaluations: True, tell)
+
+
+def test_a_model_made_again_is_shared_again(workspace: Workspace, tiny_llava: Path, tmp_path: Path) -> None:
+    """Else the target of matched forgetting would stay that of the first gold model."""
+    level = Workspace(tmp_path / "level", workspace.settings)
+    gold = workspace.model_dir("gold")
+    shutil.copytree(tiny_llava, gold)
+    levels._share_model(workspace, level, "gold")
+    assert os.path.samefile(gold / "model.safetensors", level.model_dir("gold") / "model.safetensors")
+    scores = level.path("evals", "open", "gold.json")
+    scores.parent.mkdir(parents=True)
+    scores.write_text("{}")
+    levels._share_model(workspace, level, "gold")
+    assert scores.exists()
+    weights = load_file(gold / "model.safetensors")
+    weights[min(weights)] += 1
+    (gold / "model.safetensors").unlink()
+    save_file(weights, gold / "model.safetensors", {"format": "pt"})
+    levels._share_model(workspace, level, "gold")
+    assert not scores.exists()
+    assert os.path.samefile(gold / "model.safetensors", level.model_dir("gold") / "model.safetensors")
+
+
+def test_next_steps_are_about_the_level(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    (level,) = levels.levels_of(workspace, seeds=[0], backbones=("llava",))
+
+    def damaged(*args: Any, **kwargs: Any) -> Any:
+        raise InputRefused("the weights are damaged", "mmsurgery train vanilla --force")
+
+    monkeypatch.setattr(cells, "prepare", damaged)
+    with pytest.raises(InputRefused, match="damaged") as caught:
+        cells.run_level(level, EXPERIMENT, cells.Told("x", lambda text: None, lambda amount: None))
+    step = caught.value.next_step
+    assert step is not None
+    assert step.startswith(f"mmsurgery -w {level.folder} train vanilla --force; or remove {level.folder}")
+
+
+def test_sides_of_the_people_are_each_at_matched_forgetting() -> None:
+    asked = {"forget_vqa": {"people": list("aabb"), "chance": 0.25}}
+    start = {"gold": {"correct": {"forget_vqa": [False] * 4}}}
+    points = [
+        {"step": 0, "correct": {"forget_vqa": "0f"}},
+        {"step": 8, "correct": {"forget_vqa": "0c"}},
+    ]  # a is forgotten
+    one, both = frozenset("a"), (frozenset("a"), frozenset("b"))
+    assert cells._LongEnough(asked, start, (one,))(points)
+    assert not cells._LongEnough(asked, start, both)(points)
+    assert not cells._LongEnough(asked, start, ())(points)
+    assert cells._LongEnough(asked, start, both)([points[0], {"step": 8, "correct": {"forget_vqa": "00"}}])

@@ -57,8 +57,8 @@ def test_tables_say_what_is_not_resolved_and_at_what_n(full: Workspace) -> None:
         for pair in pairs:
             if pair["second"] != key:
                 continue
-            # the cell says row minus MMUnlearner, the file MMUnlearner minus row
-            sign = "−" if pair["difference"] > 0 else "+"
+            # the cell says MMUnlearner minus row, as the file does
+            sign = "+" if pair["difference"] > 0 else "−"
             shown = f"{sign}{100 * abs(pair['difference']):.1f}"
             assert (shown in said[label]) == pair["resolved"], (label, said[label])
             # 3 levels of 1,120 answers
@@ -73,9 +73,9 @@ def test_a_verdict_is_of_its_pair_whichever_stands_first(read: Read) -> None:
         p for p in record["paired"] if (p["second"], p["comparison"], p["quantity"]) == ("ga", "fixed", "utility")
     ]
     record["paired"] = [{**pair, "difference": 0.25, "ci95": [0.2, 0.3], "resolved": True}]
-    assert said_in(read(record).panels[0], "ga", "fixed", "utility") == ("−25.0", "")
-    record["paired"][0] |= {"first": "ga", "second": "mmunlearner"}
     assert said_in(read(record).panels[0], "ga", "fixed", "utility") == ("+25.0", "")
+    record["paired"][0] |= {"first": "ga", "second": "mmunlearner"}
+    assert said_in(read(record).panels[0], "ga", "fixed", "utility") == ("−25.0", "")
     record["paired"][0] |= {"resolved": False, "n": 1890}
     assert said_in(read(record).panels[0], "ga", "fixed", "utility") == ("not resolved", "at n = 1,890")
     record["paired"][0] |= {"first": "npo", "second": "ga"}  # neither is the compared row
