@@ -287,8 +287,9 @@ def _deviations(results: Results, panel: Panel) -> Iterator[TextTable]:
         for key, entry in found.items()
     ]
     note = (
-        "The n weights with the largest |after - before|, n as many as the mask selects (mean over models): how many of "
-        "them lie in each module group (and how many of its weights changed at all), in %. `changed`: share of all weights."
+        "The n weights with the largest |after - before|, n as many as the mask selects (mean over models): how many "
+        "of them lie in each module group (and how many of its weights changed at all), in %. `changed`: share of all "
+        "weights."
     )
     header = ("", "n", "changed", *groups)
     yield TextTable(f"{panel['label']}: where weights moved furthest", header, tuple(rows), (note,))
