@@ -210,11 +210,11 @@ def _stacked(stack: Stack) -> Figure:
     ]
     heights = [tall * max([1, *(len(h.columns) for h in line)]) for line in stack.values()]
     width = max(sum(slots) + 0.2 + _RIGHT, 0.1 + _LETTER * max(map(len, stack)))
-    height = sum(heights) + 3 * _LINE * len(stack) + _BELOW
+    height = sum(heights) + 3.2 * _LINE * len(stack) + _BELOW
     figure, top = _blank(width, height), height
     for (label, line), high in zip(stack.items(), heights, strict=True):
         figure.text(0.1 / width, (top - 0.8 * _LINE) / height, label, fontsize=9, fontweight="bold", parse_math=False)
-        top, left = top - 2 * _LINE, _MARGIN
+        top, left = top - 2.2 * _LINE, _MARGIN
         for heatmap, size, slot in zip(line, sizes, slots, strict=False):
             w, h = size * max(len(heatmap.rows), 1), tall * max(len(heatmap.columns), 1)
             axes = figure.add_axes((left / width, (top - h) / height, w / width, h / height))
@@ -260,7 +260,8 @@ def _draw_one(
         values, columns, rows, line = values.T, heatmap.rows, heatmap.columns, 0.5
     cells = axes.pcolormesh(values, cmap=COLOURS, norm=norm, edgecolors="white", linewidth=line)
     axes.invert_yaxis()
-    axes.set_title(heatmap.title, parse_math=False, fontweight="bold", loc="left")
+    titled: dict[str, Any] = {"fontweight": "bold"} if across is None else {"fontsize": 8, "pad": 3}  # below a line's
+    axes.set_title(heatmap.title, parse_math=False, loc="left", **titled)
     middles = np.arange(max(heatmap.values.shape)) + 0.5
     every, last = across or 1, len(columns) - 1
     named = [i for i in range(len(columns)) if i == last or (i % every == 0 and last - i >= every)]
