@@ -26,6 +26,9 @@ from mmsurgery.experiments.texts import to_markdown
 
 PICTURES = ("tradeoff", "ratios", "sweeps", "deviations", "relative")
 """Figures that are shown, by how their names begin."""
+FOUND = 3
+"""Seconds up to which a cell was found, not made."""
+WHICH = ("fixed budget", "matched forgetting")
 
 
 def main() -> None:
@@ -38,10 +41,12 @@ def main() -> None:
         name for each in EXPERIMENTS for name in (each, f"{each}-tuned") if (folder / name / "results.json").exists()
     ]
     found = {name: read_results(folder / name / "results.json") for name in names}
+    if "figure6" in found:  # whose first panel is Figure 5
+        found.pop("figure5", None)
     pictures = chosen.page.with_suffix("")
     shutil.rmtree(pictures, ignore_errors=True)
     pictures.mkdir(parents=True)
-    lines = [*_head(found), *_claims(found), *_times(folder, names)]
+    lines = [*_head(found), *_glance(found), *_claims(found), *_times(folder, names)]
     for name, results in found.items():
         lines += _experiment(results, folder / name, pictures)
     chosen.page.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
@@ -61,6 +66,40 @@ def _head(found: Mapping[str, Any]) -> Iterator[str]:
         "7B, and what does not hold here is a reason to look twice."
     )
     yield ""
+
+
+def _glance(found: Mapping[str, Any]) -> Iterator[str]:
+    """Table 1 in six columns; the README shows the same lines."""
+    if "table1" not in found:
+        return
+    results = found["table1"]
+    yield "## At a glance"
+    yield ""
+    yield "| | Forget VQA | Utility | collapsed | Utility at matched forgetting | MMUnlearner minus the row there |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for panel in results["panels"]:
+        fixed, matched = (
+            {row[0].partition(" (collapsed")[0]: dict(zip(t.header, row, strict=True)) for row in t.rows}
+            for t in (next(t for t in tables(results) if t.title == f"{panel['label']}: {which}") for which in WHICH)
+        )
+        yield f"| **{panel['label']}** | | | | | |"
+        for row, cells in fixed.items():
+            summary = results["summary"][panel["key"]][_key(results, row)]
+            collapsed = f"{summary['collapsed']} of {summary['cells']}" if row in matched else "-"
+            at = matched.get(row, {})
+            kept, verdict = at.get("Utility", "-"), at.get("verdict", "-")
+            yield f"| {row} | {cells['Forget VQA']} | {cells['Utility']} | {collapsed} | {kept} | {verdict} |"
+    yield ""
+    yield (
+        "Accuracy in % (95 % interval) at the paper's fixed budget, then where Forget VQA has fallen to the gold "
+        "model's + 5 points. Collapsed: a column that must be kept is at chance, or more than 20 % of its open answers "
+        "are gibberish, at the fixed budget."
+    )
+    yield ""
+
+
+def _key(results: Mapping[str, Any], label: str) -> str:
+    return next((str(row["key"]) for row in results["rows"] if row["label"] == label), label)
 
 
 def _claims(found: Mapping[str, Any]) -> Iterator[str]:
@@ -90,13 +129,13 @@ def _times(folder: Path, names: list[str]) -> Iterator[str]:
         "the machine may have been busy."
     )
     yield ""
-    yield "| experiment | cells | seconds in cells | median of a cell | from first to last line |"
+    yield "| experiment | cells made | seconds in them | median of a cell | from first to last line |"
     yield "|---|---:|---:|---:|---:|"
     for name in names:
         if not (folder / name / METRICS).exists():
             continue
         events = read_metrics(folder / name / METRICS)
-        done = sorted(event["seconds"] for event in events if event["event"] == "done")
+        done = sorted(event["seconds"] for event in events if event["event"] == "done" and event["seconds"] > FOUND)
         if done:
             ends = [datetime.datetime.fromisoformat(events[place]["at"]) for place in (0, -1)]
             span = (ends[1] - ends[0]).total_seconds()

@@ -43,6 +43,14 @@ def test_blocks_run(tmp_path: Path) -> None:
     assert (tmp_path / "masks/upper.safetensors").exists()
 
 
+def test_results_are_those_of_the_results_page() -> None:
+    table = [line for line in README.read_text().splitlines() if line.startswith("| ") and "(" in line and "-" in line]
+    page = (ROOT / "docs/results.md").read_text().splitlines()
+    numbers = [line for line in table if re.search(r"\d\.\d \(\d+-\d+\)", line)]
+    assert len(numbers) >= 14
+    assert [line for line in numbers if line not in page] == []
+
+
 def published_checkpoint(folder: Path) -> None:
     """A checkpoint in the published layout: the shipped vanilla model, beside the files `init` made."""
     target = folder / "checkpoints/llava-vanilla"
