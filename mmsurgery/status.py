@@ -38,6 +38,8 @@ class Status:
     diffs: list[str]
     stability: list[str]
     """Masks that were built again from other measurements."""
+    experiments: list[str]
+    """Experiments with results; one that has begun and has none is among `unfinished`."""
     unfinished: list[str]
     """What was interrupted and goes on with the same command; a training says by which recipe."""
     chain: list[dict[str, Any]]
@@ -71,6 +73,7 @@ def status(workspace: Workspace) -> Status:
         evals=[*evals, *sorted(p.relative_to(workspace.path("evals")).with_suffix("").as_posix() for p in others)],
         diffs=diffs,
         stability=_names(workspace.path("stability"), "*.json", lambda p: p.stem),
+        experiments=_names(workspace.path("experiments"), "*/results.json", lambda p: p.parent.name),
         unfinished=_unfinished(workspace),
         chain=chain,
         problems=list(dict.fromkeys(str(problem) for problem in problems)),
@@ -123,6 +126,8 @@ def _unfinished(workspace: Workspace) -> list[str]:
     found = {f"models/{training.model} by recipe {training.recipe}" for training in trainings}
     found |= {f"{p.parent.name}/{re.sub('-[0-9a-f]{12}$', '', p.name.removeprefix('.resume-'))}" for p in runs}
     found |= {f"evals/{p.name}" for p in workspace.path("evals").glob("**/.scoring/*")}
+    begun = workspace.path("experiments").glob("*/metrics.jsonl")
+    found |= {f"experiments/{p.parent.name}" for p in begun if not p.with_name("results.json").exists()}
     return sorted(found)
 
 

@@ -98,6 +98,19 @@ def test_scores_patches_and_interrupted_runs(workspace: Workspace) -> None:
     assert found.unfinished == ["evals/first", "models/npo.default", "saliency/retain_vqa"]
 
 
+def test_experiments_with_results_and_begun_ones(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("table1", "figure4"):
+        workspace.path("experiments", name).mkdir(parents=True)
+        workspace.path("experiments", name, "metrics.jsonl").write_text("")
+    workspace.path("experiments", "levels", "llava.0-12345678").mkdir(parents=True)
+    workspace.path("experiments", "table1", "results.json").write_text("{}")
+    found = status(workspace)
+    assert found.experiments == ["table1"]
+    assert found.unfinished == ["experiments/figure4"]
+    Output().show(*standing(found))
+    assert "experiments  table1" in capsys.readouterr().out
+
+
 def scored(workspace: Workspace, low: float, model_sha256: str, columns: Sequence[str] = ("retain_vqa",)) -> Path:
     """Scores of vanilla by choices among four, half of them right in each column; `low` begins the interval."""
     path = workspace.eval_path("vanilla")

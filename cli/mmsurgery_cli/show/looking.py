@@ -164,10 +164,11 @@ def standing(result: Status) -> Lines:
         "evals": ", ".join(result.evals),
         "diffs": ", ".join(result.diffs),
         "stability": ", ".join(result.stability),
+        "experiments": ", ".join(result.experiments),
         "unfinished": ", ".join(result.unfinished),
     }
     for key, value in facts.items():
-        if value or key not in ("patches", "stability", "unfinished"):
+        if value or key not in ("patches", "stability", "experiments", "unfinished"):
             rows.add_row(Text(key, style="dim"), label(value or "-"))
     depth: dict[str, int] = {}
     for link in result.chain:
