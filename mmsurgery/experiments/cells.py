@@ -12,7 +12,7 @@ import numpy as np
 
 from mmsurgery.api import Workspace
 from mmsurgery.data.samples import Item
-from mmsurgery.errors import MissingArtifact, MmsurgeryError, UnusableData
+from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData
 from mmsurgery.evaluate import evaluate
 from mmsurgery.evaluate.protocols import LIKELIHOOD, OPEN
 from mmsurgery.evaluate.records import read_eval, read_items
@@ -74,7 +74,7 @@ def run_level(
     """All rows of an experiment on one level, one entry per unlearning seed.
 
     A row that cannot be trained (it diverges, its mask selects nothing, its reference model is not there) is kept
-    as `failed`, with the reason; every other error ends the run, with a next step that is about the level.
+    as `failed`, with the reason; every other error ends the run; for what is damaged or does not fit the next step is about the level.
 
     Args:
         sides: people who are judged apart from each other: a run is long enough when each side is at matched
@@ -82,7 +82,7 @@ def run_level(
     """
     try:
         return _run_level(level, table, told, sides)
-    except MmsurgeryError as error:
+    except (InputRefused, Mismatch) as error:  # a lock that is held, or a full disk, is no reason to remove anything
         error.next_step = _about(level, error.next_step)
         raise
 

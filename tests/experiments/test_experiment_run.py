@@ -305,6 +305,14 @@ def test_next_steps_are_about_the_level(workspace: Workspace, monkeypatch: pytes
     assert step is not None
     assert step.startswith(f"mmsurgery -w {level.folder} train vanilla --force; or remove {level.folder}")
 
+    def held(*args: Any, **kwargs: Any) -> Any:
+        raise MachineFault("the workspace is in use", "wait for process 7")
+
+    monkeypatch.setattr(cells, "prepare", held)
+    with pytest.raises(MachineFault) as locked:
+        cells.run_level(level, EXPERIMENT, cells.Told("x", lambda text: None, lambda amount: None))
+    assert locked.value.next_step == "wait for process 7"
+
 
 def test_sides_of_the_people_are_each_at_matched_forgetting() -> None:
     asked = {"forget_vqa": {"people": list("aabb"), "chance": 0.25}}
