@@ -74,7 +74,8 @@ def run_level(
     """All rows of an experiment on one level, one entry per unlearning seed.
 
     A row that cannot be trained (it diverges, its mask selects nothing, its reference model is not there) is kept
-    as `failed`, with the reason; every other error ends the run; for what is damaged or does not fit the next step is about the level.
+    as `failed`, with the reason; every other error ends the run; for what is damaged or does not fit the next
+    step is about the level.
 
     Args:
         sides: people who are judged apart from each other: a run is long enough when each side is at matched
