@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 WEIGHTS = "weights"
@@ -71,6 +71,9 @@ class Plan:
     seconds: float | None
     """Measured on this machine and scaled up; None where that was not possible, see `notes`."""
     notes: tuple[str, ...]
+    layouts: Mapping[str, int] = field(default_factory=dict)
+    """Layout in words (see `memory.Layout`) -> bytes at the fullest moment, state that lies elsewhere left out; of
+    verbs whose memory can be laid out otherwise. The same results in all of them."""
 
     @property
     def memory_total(self) -> int:

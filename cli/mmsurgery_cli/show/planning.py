@@ -48,8 +48,20 @@ def planned(plan: Plan) -> Lines:
     rows.add_row("", "free", _size(plan.disk_free))
     rows.add_row("time", "", "-" if plan.seconds is None else _time(plan.seconds))
     yield rows
+    if plan.layouts:
+        yield _layouts(plan)
     for note in plan.notes:
         yield label(note)
+
+
+def _layouts(plan: Plan) -> Any:
+    """Which layouts fit the common cards."""
+    cards = (80, 40, 24)
+    rows = table("layout (--memory chooses)", "memory", *(f"{card} GB" for card in cards))
+    for layout, size in plan.layouts.items():
+        fits = ("fits" if size <= card * 1e9 else "-" for card in cards)
+        rows.add_row(label(layout), _size(size), *fits)
+    return rows
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
