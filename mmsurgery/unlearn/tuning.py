@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256
+from mmsurgery.backbones.checkpointing import checkpoint_activations
 from mmsurgery.backbones.loading import device_name
 from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.data.samples import Sample, data_sha256
@@ -200,8 +201,6 @@ class Tuning:
         self, snapshots: TrainingSnapshots, progress: Progress
     ) -> tuple[dict[str, torch.nn.Parameter], dict[str, Any]]:
         """The trained parameters by canonical name, and what the run's record says of the training."""
-        from mmsurgery.unlearn.weights import checkpoint_activations
-
         recipe, loaded = self.recipe, self._load()
         update, trained = self._update(loaded)
         if recipe.checkpointing:

@@ -78,17 +78,3 @@ def _hand_over(master: torch.nn.Parameter) -> Any:
             master.grad.add_(gradient)
 
     return hook
-
-
-def checkpoint_activations(model: Any) -> None:
-    """Keep no activations inside the model's layers: the backward pass computes them a second time.
-
-    transformers does that in training mode only, which is set for the modules that do it alone: what they
-    are made of stays in eval mode, so that nothing drops out and the gradients are the same.
-    """
-    # the older of the two names goes away with transformers 6
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True

@@ -21,6 +21,7 @@ from mmsurgery.artifacts import files
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companion_files
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.artifacts.tensors import read_header, write_safetensors_stream
+from mmsurgery.backbones.checkpointing import checkpoint_activations
 from mmsurgery.backbones.loading import Loaded, device_name, load
 from mmsurgery.data.benchmark import Source, source_of, training_parts
 from mmsurgery.data.clear import Clear
@@ -35,7 +36,7 @@ from mmsurgery.recipes import Recipe
 from mmsurgery.settings import SETTINGS_FILE, BenchmarkSettings, ModelSettings, Settings
 from mmsurgery.status import status
 from mmsurgery.training import Tuned, train
-from mmsurgery.unlearn import loop, tuning, weights
+from mmsurgery.unlearn import loop, tuning
 from mmsurgery.unlearn.adapters import LowRankUpdate
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.deletions import digest_of
@@ -44,7 +45,7 @@ from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.save import as_stored
 from mmsurgery.unlearn.trained_models import check_trained, stale_models
 from mmsurgery.unlearn.tuning import Tuning
-from mmsurgery.unlearn.weights import MasterUpdate, checkpoint_activations
+from mmsurgery.unlearn.weights import MasterUpdate
 from mmsurgery.workspace import SILENT, Workspace
 from mmsurgery_cli.main import run
 
@@ -406,7 +407,7 @@ def test_checkpointing_gives_the_same_gradients(base: Path, mixed_samples: list[
 
 def test_a_recipe_with_checkpointing_gives_the_same_model(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(weights, "checkpoint_activations", lambda model: calls.append(checkpoint_activations(model)))
+    monkeypatch.setattr(tuning, "checkpoint_activations", lambda model: calls.append(checkpoint_activations(model)))
     plain = made(ws, "vanilla", SHORT)
     again = made(ws, "vanilla", dataclasses.replace(SHORT, checkpointing=True), force=True)
     assert len(calls) == 1
