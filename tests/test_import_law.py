@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = [
     {"errors", "interruption", "names"},
-    {"provenance", "settings", "hub_models", "workspace", "recipes", "memory"},
+    {"provenance", "settings", "hub_models", "workspace", "recipes", "memory", "ranks"},
     {"artifacts", "figures"},
     {"backbones"},
     {"data", "methods"},
