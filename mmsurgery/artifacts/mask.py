@@ -1,36 +1,35 @@
-"""Masks: one bit per weight of a model, 1 = may be updated; packed in memory and on disk.
-
-File: one safetensors file, per parameter a uint8 tensor of ceil(numel / 8) bytes, bit order little
-(element i is bit i % 8 of byte i // 8), pad bits zero; metadata key `mmsurgery` holds the rest.
-"""
+"""Masks: one bit per weight of a model, 1 = may be updated; packed in memory and on disk (see `mask_file`)."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmsurgery.artifacts import mask_file
+from mmsurgery.artifacts.bits import Bools, Bytes, MaskParameter, Operation, Packed, Words, count_ones, pack, unpack
 from mmsurgery.artifacts.files import given_path
-from mmsurgery.artifacts.mask_metadata import check_metadata, check_modules
-from mmsurgery.artifacts.tensors import (
-    AGAIN,
-    MAX_DIMENSIONS,
-    read_header,
-    read_metadata,
-    read_tensor,
-    write_safetensors,
-)
-from mmsurgery.errors import InputRefused, Mismatch, unknown
+from mmsurgery.errors import Mismatch, unknown
 from mmsurgery.names import GROUPS, Address, Selector, model_order
-from mmsurgery.provenance import SCHEMA, canonical_json, seal, sha256, sha256_json
+from mmsurgery.provenance import canonical_json, sha256_json
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
+__all__ = [
+    "COMPOSED",
+    "SCORED_TEXT",
+    "Bools",
+    "Bytes",
+    "Mask",
+    "MaskParameter",
+    "count_ones",
+    "pack",
+    "scored_text",
+    "unpack",
+]
 
 SCORED_TEXT = "scored_text"
 """Count of the text samples behind a mask's saliency that are scored, too: the official, leaking choice."""
@@ -38,47 +37,6 @@ COMPOSED = "compose"
 """The rule of masks made from masks."""
 _LONG = 400
 """Characters of an expression from which a composed mask stands in others by its digest."""
-
-
-@dataclass(frozen=True, eq=False)
-class MaskParameter:
-    """One parameter of a mask."""
-
-    shape: tuple[int, ...]
-    address: Address
-    bits: Bytes = field(repr=False)
-    """ceil(numel / 8) bytes, bit order little, pad bits zero."""
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @functools.cached_property
-    def selected(self) -> int:
-        """Number of ones."""
-        return count_ones(self.bits)
-
-    @functools.cached_property
-    def sha256(self) -> str:
-        """Digest of the packed bits."""
-        return sha256(self.bits.data)
-
-
-def pack(values: Bools) -> Bytes:
-    """Pack booleans of any shape, C order, bit order little, pad bits zero."""
-    return np.packbits(np.ascontiguousarray(values).reshape(-1), bitorder="little")
-
-
-def unpack(bits: Bytes, shape: tuple[int, ...]) -> Bools:
-    """The booleans of a shape from their packed bits."""
-    return np.unpackbits(bits, count=math.prod(shape), bitorder="little").view(np.bool_).reshape(shape)
-
-
-def count_ones(bits: Bytes) -> int:
-    """Number of ones in packed bits."""
-    whole = bits.size // 8 * 8
-    words = int(np.bitwise_count(bits[:whole].view(np.uint64)).sum(dtype=np.int64)) if whole else 0
-    return words + int(np.bitwise_count(bits[whole:]).sum(dtype=np.int64))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,7 +71,7 @@ class Mask:
         parameter = self.parameters[name]
         return unpack(parameter.bits, parameter.shape)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self.parameters)
 
     def __len__(self) -> int:
@@ -123,27 +81,37 @@ class Mask:
     def names(self) -> list[str]:
         return sorted(self.parameters)
 
-    @property
-    def addresses(self) -> dict[str, Address]:
+    @functools.cached_property
+    def addresses(self) -> Mapping[str, Address]:
+        if isinstance(self.parameters, Packed):
+            return self.parameters.layout.addresses
         return {name: parameter.address for name, parameter in self.parameters.items()}
 
-    @property
+    @functools.cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """By canonical name."""
+        if isinstance(self.parameters, Packed):
+            return self.parameters.layout.shapes
+        return {name: parameter.shape for name, parameter in self.parameters.items()}
+
+    @functools.cached_property
     def selected(self) -> int:
         """Number of weights that may be updated."""
+        if isinstance(self.parameters, Packed):
+            return self.parameters.selected
         return sum(parameter.selected for parameter in self.parameters.values())
 
-    @property
+    @functools.cached_property
     def total(self) -> int:
-        return sum(parameter.numel for parameter in self.parameters.values())
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
-    @property
+    @functools.cached_property
     def content_sha256(self) -> str:
         """Identity of the bits: digest over names and packed bits."""
         return sha256_json({name: p.sha256 for name, p in self.parameters.items()})
 
     def _content(self) -> tuple[Any, ...]:
-        shapes = tuple(sorted((name, parameter.shape) for name, parameter in self.parameters.items()))
-        return shapes, self.content_sha256, self.modules, tuple(sorted(self.base.items()))
+        return tuple(sorted(self.shapes.items())), self.content_sha256, self.modules, tuple(sorted(self.base.items()))
 
     def __eq__(self, other: object) -> bool:
         return self._content() == other._content() if isinstance(other, Mask) else NotImplemented
@@ -198,16 +166,17 @@ class Mask:
         return self._combine(other, "^", np.bitwise_xor)
 
     def __sub__(self, other: Mask) -> Mask:
-        return self._combine(other, "-", lambda a, b: np.bitwise_and(a, np.bitwise_not(b)))
+        return self._combine(other, "-", _without)
+
+    @functools.cached_property
+    def _packed(self) -> Packed:
+        return Packed.of(self.parameters)
 
     def __invert__(self) -> Mask:
         """Every bit of the model flipped; its modules are all groups, so restrict it before use."""
-        changed = {
-            name: replace(p, bits=_clear_pad(np.bitwise_not(p.bits), p.numel)) for name, p in self.parameters.items()
-        }
-        groups = {p.address.group for p in self.parameters.values()}
+        groups = {address.group for address in self.addresses.values()}
         modules = ",".join(group for group in GROUPS if group in groups)
-        return self._derived(lambda names: f"~{names[0]}", changed, modules, (self,))
+        return self._derived(lambda names: f"~{names[0]}", self._packed.flipped(), modules, (self,))
 
     def restrict(self, selector: str) -> Mask:
         """The mask inside the selected modules; everything else false. The modules are recorded.
@@ -216,9 +185,7 @@ class Mask:
             UsageError: if the selector cannot be read or matches nothing.
         """
         inside = Selector(selector).select(self.addresses)
-        changed = {
-            name: p if name in inside else replace(p, bits=np.zeros_like(p.bits)) for name, p in self.parameters.items()
-        }
+        changed = self._packed.only(inside)
         return self._derived(lambda names: f"{names[0]} @ {selector}", changed, selector, (self,), keep_rule=True)
 
     def fits(self, other: Mask) -> None:
@@ -229,28 +196,25 @@ class Mask:
         """
         models = " and ".join(f"{m.base['model_type']} {m.base['model_sha256'][:12]}" for m in (self, other))
         step = "use masks of one model; mmsurgery inspect says which model a mask is of"
-        mine = {name: p.shape for name, p in self.parameters.items()}
-        theirs = {name: p.shape for name, p in other.parameters.items()}
+        mine, theirs = self.shapes, other.shapes
         if mine != theirs:
             names = [n for n in sorted({*mine, *theirs}) if mine.get(n) != theirs.get(n)][:3]
             raise Mismatch(f"the masks belong to different models, {models}: they differ in {', '.join(names)}", step)
         if dict(self.base) != dict(other.base):
             raise Mismatch(f"the masks were built for models with different weights, {models}", step)
 
-    def _combine(self, other: Mask, sign: str, operation: Callable[[Any, Any], Any]) -> Mask:
+    def _combine(self, other: Mask, sign: str, operation: Operation) -> Mask:
         if not isinstance(other, Mask):
             return NotImplemented
         self.fits(other)
-        changed = {
-            name: replace(p, bits=operation(p.bits, other.parameters[name].bits)) for name, p in self.parameters.items()
-        }
+        changed = self._packed.with_(other._packed, operation)
         modules = self.modules if sign == "-" else self._modules_with(other, both=sign == "&")
         return self._derived(lambda names: f" {sign} ".join(names), changed, modules, (self, other))
 
     def _modules_with(self, other: Mask, *, both: bool) -> str:
         """The modules of either mask; with `both` those of both, so that `a & ~b` keeps the modules of `a`."""
         terms = list(dict.fromkeys([*self.modules.split(","), *other.modules.split(",")]))
-        if both:
+        if both and self.modules != other.modules:
             shared = self.in_modules() & other.in_modules()
             within = [term for term in terms if Selector(term).select(self.addresses) <= shared]
             if within and Selector(",".join(within)).select(self.addresses) == shared:
@@ -260,7 +224,7 @@ class Mask:
     def _derived(
         self,
         expression: Callable[[list[str]], str],
-        parameters: Mapping[str, MaskParameter],
+        parameters: Packed,
         modules: str,
         operands: tuple[Mask, ...],
         *,
@@ -280,7 +244,7 @@ class Mask:
             base=self.base,
             parents=tuple(parents.values()),
             counts={
-                "selected": sum(p.selected for p in parameters.values()),
+                "selected": parameters.selected,
                 "total": self.total,
                 **scored_text(*operands),
             },
@@ -328,32 +292,7 @@ class Mask:
 
     def write(self, path: Path) -> None:
         """`save` to a path of ours: its folder is made where it is missing."""
-        write_safetensors(path, {n: p.bits for n, p in self.parameters.items()}, {"mmsurgery": self._metadata()})
-
-    def _metadata(self) -> str:
-        value = {
-            "schema": SCHEMA,
-            "kind": "mask",
-            "rule": self.rule,
-            "beta": self.beta,
-            "estimator": self.estimator,
-            "mixture": self.mixture,
-            "modules": self.modules,
-            "parameters": {
-                name: {
-                    "shape": list(p.shape),
-                    "selected": p.selected,
-                    "sha256": p.sha256,
-                    "address": str(p.address),
-                }
-                for name, p in self.parameters.items()
-            },
-            "base": dict(self.base),
-            "parents": [dict(parent) for parent in self.parents],
-            "counts": dict(self.counts),
-            "provenance": dict(self.provenance),
-        }
-        return canonical_json(seal(value)).decode()
+        mask_file.write(path, self.parameters, {key: getattr(self, key) for key in mask_file.FIELDS})
 
     @classmethod
     def load(cls, path: Path | str) -> Mask:
@@ -364,58 +303,13 @@ class Mask:
             InputRefused: if it is no mask or is damaged.
             Mismatch: if it was written by another schema.
         """
-        path = Path(path)
-        header = read_header(path)
-        value, where = read_metadata(header, "mask"), f"metadata of {path}"
-        check_metadata(value, where)
-        entries = value["parameters"]
-        if set(entries) != set(header.tensors):
-            difference = sorted(set(entries) ^ set(header.tensors))[:3]
-            what = f"{path}: tensors and metadata name different parameters: {', '.join(difference)}"
-            raise InputRefused(what, AGAIN)
-        parameters = {}
-        for name, info in header.tensors.items():
-            if info.dtype != "U8" or len(info.shape) != 1:
-                what = f"{path}: tensor {name} is {info.dtype} {list(info.shape)}, packed U8 expected"
-                raise InputRefused(what, AGAIN)
-            parameters[name] = _parameter(path, name, entries[name], read_tensor(path, info))
-        addresses = {name: p.address for name, p in parameters.items()}
-        check_modules(value["modules"], addresses, {name: p.selected for name, p in parameters.items()}, where)
-        return cls(
-            **{key: value[key] for key in ("rule", "beta", "estimator", "mixture", "modules", "base", "counts")},
-            parameters=parameters,
-            parents=tuple(value["parents"]),
-            provenance=value["provenance"],
-        )
+        parameters, fields = mask_file.read(Path(path))
+        return cls(parameters=parameters, **fields)
 
 
-def _parameter(path: Path, name: str, entry: Any, bits: Bytes) -> MaskParameter:
-    try:
-        shape = tuple(entry["shape"])
-        address, selected, digest = Address.parse(entry["address"]), entry["selected"], entry["sha256"]
-        if any(type(n) is not int or not 0 <= n < 1 << 48 for n in shape) or len(shape) > MAX_DIMENSIONS:
-            raise ValueError("shape")
-    except (KeyError, TypeError, ValueError, AttributeError, InputRefused) as error:
-        raise InputRefused(f"{path}: the metadata entry of {name} cannot be read", AGAIN) from error
-    numel = math.prod(shape)
-    if bits.size != (numel + 7) // 8:
-        what = f"{path}: {name} has {bits.size} bytes, {(numel + 7) // 8} expected for shape {list(shape)}"
-        raise InputRefused(what, AGAIN)
-    parameter = MaskParameter(shape, address, bits)
-    if parameter.sha256 != digest:
-        raise InputRefused(f"{path} is damaged: content digest of {name} differs", "make the mask again")
-    if numel % 8 and bits[-1] >> (numel % 8):
-        raise InputRefused(f"{path}: pad bits of {name} are not zero", AGAIN)
-    if parameter.selected != selected:
-        what = f"{path}: {name} selects {parameter.selected:,} weights, its metadata says {str(selected)[:40]}"
-        raise InputRefused(what, AGAIN)
-    return parameter
-
-
-def _clear_pad(bits: Bytes, numel: int) -> Bytes:
-    if numel % 8:
-        bits[-1] &= (1 << (numel % 8)) - 1
-    return bits
+def _without(mine: Words, theirs: Words, out: Words) -> None:
+    np.bitwise_and(mine, theirs, out=out)
+    np.bitwise_xor(out, mine, out=out)
 
 
 def scored_text(*masks: Mask) -> dict[str, int]:
