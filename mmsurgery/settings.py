@@ -11,6 +11,7 @@ from typing import Any
 
 from mmsurgery.errors import InputRefused, UsageError, nearest
 from mmsurgery.provenance import SCHEMA
+from mmsurgery.recipes.recipe import PRECISIONS
 
 SETTINGS_FILE = "mmsurgery.toml"
 SALIENCY_TEXTS = ("held-out", "official")
@@ -63,6 +64,8 @@ class RecipeSettings:
     seed: int = 0
     threads: int = 1
     """CPU threads; results are bit-identical only at the same number."""
+    precision: str = "float32"
+    """Of the weights in forward and backward pass, `float32` or `bf16`; what the optimizer moves is float32 in both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +176,8 @@ def _value_faults(settings: Settings) -> list[str]:
     for key in ("weight_decay", "clip_norm"):
         if not 0 <= getattr(recipe, key) < float("inf"):
             faults.append(f"recipe.{key} is {getattr(recipe, key)}, should be 0 or more")
+    if recipe.precision not in PRECISIONS:
+        faults.append(f"recipe.precision is '{recipe.precision}', should be {' or '.join(PRECISIONS)}")
     for section, key in (("benchmark", "draw"), ("benchmark", "world"), ("models", "seed"), ("recipe", "seed")):
         value = getattr(getattr(settings, section), key)
         if not 0 <= value < 1 << 32:

@@ -43,6 +43,7 @@ def plan_apply(
     learning_rate: float | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    precision: str | None = None,
     eval_every: int = 0,
     force: bool = False,
     selection: Mapping[str, int] | None = None,
@@ -73,6 +74,7 @@ def plan_apply(
         learning_rate=learning_rate,
         epochs=epochs,
         seed=seed,
+        precision=precision,
         eval_every=eval_every,
     )
     mask, recipe = request.mask, request.recipe

@@ -8,19 +8,24 @@ one is exchanged. Biases, norms, embeddings and the head are never touched.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch.autograd.function import once_differentiable
 
+from mmsurgery.artifacts.tensors import to_float32
 from mmsurgery.unlearn.masked import PackedBits, Update
+from mmsurgery.unlearn.save import as_stored
 
 if TYPE_CHECKING:
     from mmsurgery.artifacts.mask import Mask
     from mmsurgery.unlearn.lora import LoRA
+    from mmsurgery.unlearn.save import Trained
 
 _ADAPTER = "default"
 """peft's name of the one adapter."""
@@ -30,7 +35,7 @@ class LowRankUpdate(Update):
     """A model's linear layers with adapters, the only thing that is trained.
 
     Args:
-        model: float32, or without a mask any dtype; peft's layers take the place of its own.
+        model: in any dtype; peft's layers take the place of its own.
         targets: canonical names of the weights, see `LoRA.targets`.
         seed: of A's initialisation.
         alpha: the adapters' scale is alpha / rank; 1 where None.
@@ -71,9 +76,12 @@ class LowRankUpdate(Update):
         for parameter in self.trainable.values():
             parameter.data = parameter.data.float()
 
-    def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The layers' weights with their adapters merged into them, in place; outside the mask they keep their bits."""
-        merged: dict[str, torch.nn.Parameter] = {}
+    def trained(self) -> dict[str, Trained]:
+        """The layers' weights with their adapters merged into them, in place; outside the mask they keep their bits.
+        A model that computes in less stays as it is, see `merged_into`."""
+        if any(layer.base_layer.weight.dtype != torch.float32 for layer in self._layers.values()):
+            return self.merged_into()
+        merged: dict[str, Trained] = {}
         with torch.no_grad():
             for name, layer in self._layers.items():
                 weight = layer.base_layer.weight
@@ -84,22 +92,21 @@ class LowRankUpdate(Update):
                 merged[name] = weight
         return merged
 
-    def merged_into(self, weight: Callable[[str], torch.Tensor]) -> dict[str, torch.nn.Parameter]:
-        """Weights of the layers, without a mask, with their adapters merged into them; the model stays as it is.
+    def merged_into(self) -> dict[str, Trained]:
+        """What becomes of the layers' weights as a checkpoint has them once their adapters are merged into them, one
+        layer in memory at a time; outside the mask they keep their bits. The model stays as it is."""
+        return {name: functools.partial(self._stored, name) for name in self._layers}
 
-        Args:
-            weight: the weight of a name as it was before it was loaded, float32.
-
-        Returns:
-            Canonical name -> float32 parameter in main memory.
-        """
-        merged = {}
-        with torch.no_grad():
-            for name, layer in self._layers.items():
-                a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-                delta = (b @ a).mul_(layer.scaling[_ADAPTER]).cpu()
-                merged[name] = torch.nn.Parameter(delta.add_(weight(name)), requires_grad=False)
-        return merged
+    @torch.no_grad()
+    def _stored(self, name: str, array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+        layer = self._layers[name]
+        a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+        delta = (b @ a).mul_(layer.scaling[_ADAPTER]).cpu()
+        weight = torch.tensor(to_float32(array, dtype))
+        merged = delta.add_(weight)
+        if name in self._bits:
+            PackedBits(self._bits[name].bits.cpu(), weight.numel()).restore_outside(merged, weight)
+        return as_stored(merged, dtype)
 
 
 class _MaskedForward:
@@ -121,7 +128,8 @@ class _MaskedLinear(torch.autograd.Function):
     """y = x (W + M * (scale * B A))^T + bias, with gradients for x, A and B; the merged weight is computed
     anew in the backward, so that no graph keeps a dense matrix per layer.
 
-    x `[..., in]`, A `[r, in]`, B `[out, r]`, W and M `[out, in]`.
+    x `[..., in]`, A `[r, in]`, B `[out, r]`, W and M `[out, in]`; A and B float32, x and W in the model's dtype, to
+    which the merged weight is rounded.
     """
 
     @staticmethod
@@ -145,6 +153,7 @@ class _MaskedLinear(torch.autograd.Function):
         x, a, b, weight = ctx.saved_tensors
         grad_x = grad @ _merged(a, b, weight, ctx.scale, ctx.bits) if ctx.needs_input_grad[0] else None
         dense = grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+        dense = dense.float()
         ctx.bits.clear_outside(dense)
         return grad_x, ctx.scale * (b.T @ dense), ctx.scale * (dense @ a.T), None, None, None, None
 
@@ -153,4 +162,4 @@ def _merged(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, scale: float
     """W + M * (scale * B A)."""
     delta = (b @ a).mul_(scale)
     bits.clear_outside(delta)
-    return delta.add_(weight)
+    return delta.add_(weight).to(weight.dtype)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.loading import device_name
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InternalError, Mismatch, UnusableData
+from mmsurgery.memory import Layout, Store
 from mmsurgery.provenance import differences
 from mmsurgery.unlearn.deletions import digest_of, people_of, write_request
 from mmsurgery.unlearn.lora import LoRA, unreached
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from mmsurgery.methods.step import References
     from mmsurgery.unlearn.loop import Evaluation
     from mmsurgery.unlearn.masked import Update
+    from mmsurgery.unlearn.save import Trained
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ def apply(
     learning_rate: float | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    precision: str | None = None,
+    layout: Layout | None = None,
     eval_every: int = 0,
     force: bool = False,
     progress: Progress = SILENT,
@@ -86,7 +93,8 @@ def apply(
         start: model to start from.
         reference: model that NPO compares with.
         retain_batch: retain samples a step; the recipe's batch size where None.
-        learning_rate, epochs, seed: instead of the recipe's.
+        learning_rate, epochs, seed, precision: instead of the recipe's.
+        layout: how memory is used; state and activations are kept with the model where None.
         eval_every: steps between scorings of all columns along the run; 0 for none.
         force: make it again, and replace another model of the name.
 
@@ -96,7 +104,7 @@ def apply(
         Mismatch: if the mask is of another model, the reference of other data, or another model has the name.
         UnusableData: for an empty or too small set, a mask that selects nothing, a loss or gradient
             that is not finite.
-        MachineFault: if the disk is too small or the workspace is in use.
+        MachineFault: if the disk is too small, for the model or for state in files, or the workspace is in use.
     """
     request = Request.of(
         workspace,
@@ -113,6 +121,7 @@ def apply(
         learning_rate=learning_rate,
         epochs=epochs,
         seed=seed,
+        precision=precision,
         eval_every=eval_every,
     )
     if request.takes_reference:
@@ -121,7 +130,7 @@ def apply(
     with workspace.lock():
         if workspace.model_dir(request.name).exists() and not force:
             return _existing(run)
-        return _make(run, force, progress)
+        return _make(run, layout or Layout(), force, progress)
 
 
 def _existing(run: Run) -> ApplyResult:
@@ -142,23 +151,25 @@ def _result(folder: Path, record: dict[str, Any], *, up_to_date: bool) -> ApplyR
     return ApplyResult(record["model"], folder, up_to_date, record["claim"], moved, record)
 
 
-def _make(run: Run, force: bool, progress: Progress) -> ApplyResult:
+def _make(run: Run, layout: Layout, force: bool, progress: Progress) -> ApplyResult:
     from mmsurgery.unlearn.loop import deterministic
 
     request, origin, plan = run.request, run.provenance(), run.plan()
     folder = run.workspace.model_dir(request.name)
     check_space(run.files, folder.parent)
     _say(run, len(plan), progress)
+    if layout != Layout():
+        progress.note(str(layout))
     write_request(run.workspace, people_of(run.forget))
     snapshots = Snapshots.of(folder, origin["key"])
     with deterministic(request.recipe.threads):
-        trained, history = _train(run, plan, snapshots, progress)
+        trained, history = _train(run, plan, layout, snapshots, progress)
     record = commit(
         folder,
         run.files,
         run.family,
         trained,
-        _record(run, plan, history, origin),
+        _record(run, plan, layout, history, origin),
         mask=run.mask,
         claim=request.claim,
         replace=force,
@@ -202,6 +213,9 @@ def _say(run: Run, steps: int, progress: Progress) -> None:
     for model, samples in run.earlier.items():
         if samples:
             progress.note(f"{samples:,} retain samples are of people that '{model}' forgot: left out")
+    if request.low:
+        moved = "adapters" if request.lora is not None else "copies of the weights"
+        progress.note(f"the model computes in bfloat16, the optimizer moves float32 {moved}")
     if dtypes := {run.files.dtype(name) for name in run.files.names} - {"F32"}:
         progress.note(
             f"trained in float32, saved as {', '.join(sorted(dtypes))}: "
@@ -228,19 +242,21 @@ def _say(run: Run, steps: int, progress: Progress) -> None:
         progress.note(f"{weights:,} weights that the mask selects, in {parameters} parameters, are beyond LoRA")
 
 
-def _train(run: Run, plan: list[StepPlan], snapshots: Snapshots, progress: Progress) -> tuple[dict[str, Any], History]:
-    """The trained parameters by name, and what the run went through."""
-    import torch
-
+def _train(
+    run: Run, plan: list[StepPlan], layout: Layout, snapshots: Snapshots, progress: Progress
+) -> tuple[dict[str, Trained], History]:
+    """What was trained by name, and what the run went through."""
+    from mmsurgery.backbones.checkpointing import activations_checkpointed
     from mmsurgery.backbones.loading import bit_sums, load
     from mmsurgery.unlearn.loop import Optimisation, train
     from mmsurgery.unlearn.objective import Unlearning
 
     request, recipe = run.request, run.request.recipe
-    loaded = load(run.files.path, torch.float32)
+    loaded = load(run.files.path, _dtype(run))
     before = bit_sums(loaded.model)
     references = _references(run, loaded, plan, progress)
-    update = _update(run, loaded)
+    store = Store(layout.state, run.workspace.path("models"))
+    update = _update(run, loaded, store)
     step = Unlearning(
         loaded,
         request.method,
@@ -252,13 +268,19 @@ def _train(run: Run, plan: list[StepPlan], snapshots: Snapshots, progress: Progr
         request.forget_weight,
         witness=None if request.strict else run.mask,
     )
+
+    def accumulate(number: int) -> dict[str, float]:
+        with activations_checkpointed(loaded.model) if layout.checkpointing else contextlib.nullcontext():
+            return step(number)
+
     history = train(
         update,
-        step,
+        accumulate,
         steps=len(plan),
         optimisation=Optimisation(
             learning_rate=lambda _: recipe.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
         ),
+        store=store,
         snapshots=snapshots,
         evaluation=_evaluation(run, loaded) if request.eval_every else None,
         batch_ids=step.ids,
@@ -273,7 +295,14 @@ def _train(run: Run, plan: list[StepPlan], snapshots: Snapshots, progress: Progr
     return trained, history
 
 
-def _update(run: Run, loaded: Loaded) -> Update:
+def _dtype(run: Run) -> torch.dtype:
+    """What the model computes in."""
+    import torch
+
+    return torch.bfloat16 if run.request.low else torch.float32
+
+
+def _update(run: Run, loaded: Loaded, store: Store) -> Update:
     request = run.request
     if request.lora is not None:
         from mmsurgery.unlearn.adapters import LowRankUpdate
@@ -281,20 +310,27 @@ def _update(run: Run, loaded: Loaded) -> Update:
         return LowRankUpdate(loaded.model, request.lora, run.targets, run.mask, seed=request.recipe.seed)
     from mmsurgery.unlearn.masked import MaskedUpdate
 
-    return MaskedUpdate(loaded.model, run.mask, strict=request.strict)
+    return MaskedUpdate(
+        loaded.model, run.mask, strict=request.strict, stored=_stored(run) if request.low else None, store=store
+    )
+
+
+def _stored(run: Run) -> Callable[[str], torch.Tensor]:
+    """Name -> the start's weight as its checkpoint has it, float32, in main memory."""
+    import torch
+
+    return lambda name: torch.tensor(run.files.float32(name))
 
 
 def _references(run: Run, loaded: Loaded, plan: list[StepPlan], progress: Progress) -> References:
     """Outputs of the reference models for the planned samples; a model that is not the start's is loaded for it."""
-    import torch
-
     from mmsurgery.backbones.loading import load
     from mmsurgery.methods.step import References
     from mmsurgery.unlearn.references import CACHE, distribution_bytes, forget_logprob, retain_distribution
 
     def model(name: str) -> Loaded:
         folder = run.workspace.existing_model(name)
-        return loaded if folder == run.files.path else load(folder, torch.float32)
+        return loaded if folder == run.files.path else load(folder, _dtype(run))
 
     size = run.request.recipe.batch_size
     forgotten: dict[int, torch.Tensor] = {}
@@ -311,7 +347,7 @@ def _references(run: Run, loaded: Loaded, plan: list[StepPlan], progress: Progre
             f"the vanilla model's outputs would take {needed / 2**30:.1f} GiB: "
             "it stays in memory beside the trained one, and computes them step by step"
         )
-        return References(forgotten, twin=load(vanilla, torch.float32).model)
+        return References(forgotten, twin=load(vanilla, _dtype(run)).model)
     progress.note(f"the vanilla model's outputs are kept in memory: {needed / 2**20:.1f} MiB")
     kept = retain_distribution(model("vanilla"), run.retain, places, batch_size=size, progress=progress)
     return References(forgotten, kept)
@@ -355,7 +391,7 @@ def _done(run: Run, plan: list[StepPlan], history: History) -> dict[str, int]:
     return done
 
 
-def _record(run: Run, plan: list[StepPlan], history: History, origin: dict[str, Any]) -> dict[str, Any]:
+def _record(run: Run, plan: list[StepPlan], layout: Layout, history: History, origin: dict[str, Any]) -> dict[str, Any]:
     """What the run's record says besides what its audit finds; raises as `_done`."""
     request, done = run.request, _done(run, plan, history)
     body: dict[str, Any] = {
@@ -377,6 +413,8 @@ def _record(run: Run, plan: list[StepPlan], history: History, origin: dict[str, 
         "evaluations": history.evaluations,
         "provenance": {**origin, "device": device_name()},
     }
+    if layout != Layout():
+        body["provenance"]["layout"] = dataclasses.asdict(layout)
     if leaked := _scored_text(run):
         body[SCORED_TEXT] = leaked
     if request.lora is not None:

@@ -118,7 +118,7 @@ def finetune(
     from mmsurgery.unlearn.masked import MaskedUpdate
 
     update = update or MaskedUpdate(loaded.model, None)
-    device = next(iter(update.trainable.values())).device
+    device = next(loaded.model.parameters()).device
     cache: dict[Any, Any] | None = {} if remember else None
 
     def accumulate(step: int) -> dict[str, float]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.errors import UnusableData
+from mmsurgery.memory import Store
 from mmsurgery.unlearn.resume import History
 from mmsurgery.workspace import SILENT, Progress
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     from mmsurgery.unlearn.masked import Update
-
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +72,7 @@ def train(
     *,
     steps: int,
     optimisation: Optimisation,
+    store: Store | None = None,
     snapshots: Snapshots | None = None,
     evaluation: Evaluation | None = None,
     batch_ids: Callable[[int], str] = str,
@@ -83,18 +83,20 @@ def train(
 
     Args:
         accumulate: leaves step n's gradients in the parameters and returns its losses by kind.
+        store: where moments are made; with the parameters where None.
         batch_ids: the ids of step n's samples, for messages.
 
     Raises:
         UnusableData: naming step, tensor and samples, where a loss or gradient is not finite.
-        MachineFault: if a snapshot cannot be written.
+        MachineFault: if a snapshot cannot be written, or there is no room for moments in files.
         Interrupted: after a snapshot, where a signal asked for it.
     """
+    store = store or Store()
     optimizer = _optimizer(update.trainable, optimisation)
-    saved = snapshots.load(progress) if snapshots is not None else None
+    saved = None if snapshots is None else _fitting(snapshots, update.trainable, progress)
     history = History() if saved is None else History(**saved[0])
     if saved is not None:
-        _restore(update.trainable, optimizer, saved[1])
+        _restore(update.trainable, optimizer, store, saved[1])
         update.restore()
     with progress.stage(what, steps) as advance, contextlib.nullcontext() if snapshots is None else snapshots.taking():
         advance(history.steps)
@@ -103,8 +105,8 @@ def train(
         for step in range(history.steps, steps):
             optimizer.zero_grad(set_to_none=True)
             losses = _finite(accumulate(step), step, batch_ids, update.trainable)
-            update.mask_gradient()
             norm = _clip(update.trainable, optimisation.clip_norm, step, batch_ids)
+            _begin(update.trainable, optimizer, store)
             optimizer.param_groups[0]["lr"] = optimisation.learning_rate(step)
             optimizer.step()
             update.restore()
@@ -123,6 +125,21 @@ def _optimizer(trainable: Mapping[str, torch.nn.Parameter], optimisation: Optimi
     return torch.optim.AdamW(
         trainable.values(), lr=1.0, betas=optimisation.betas, weight_decay=optimisation.weight_decay, fused=True
     )
+
+
+def _begin(trainable: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, store: Store) -> None:
+    """Give every parameter that a gradient reaches for the first time its moments, zeros, before AdamW would."""
+    for parameter in trainable.values():
+        if parameter.grad is not None and parameter not in optimizer.state:
+            optimizer.state[parameter] = _zeros(parameter, store)
+
+
+def _zeros(parameter: torch.nn.Parameter, store: Store) -> dict[str, torch.Tensor]:
+    """A parameter's moments, float32, and how many steps it was moved in."""
+    import torch
+
+    found = {kind: store.zeros(parameter.shape, torch.float32, parameter.device) for kind in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.zeros((), dtype=torch.float32, device=parameter.device), **found}
 
 
 def _finite(
@@ -177,8 +194,23 @@ def _state(trainable: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.O
     return arrays
 
 
+def _fitting(
+    snapshots: Snapshots, trainable: Mapping[str, torch.nn.Parameter], progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The newest whole snapshot, if it is of what is trained now."""
+    saved = snapshots.load(progress)
+    if saved is None or all(saved[1][f"weight.{name}"].shape == tuple(p.shape) for name, p in trainable.items()):
+        return saved
+    progress.note("the interrupted run kept other numbers of its weights: starting anew")
+    snapshots.discard()
+    return None
+
+
 def _restore(
-    trainable: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, arrays: Mapping[str, Any]
+    trainable: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    store: Store,
+    arrays: Mapping[str, Any],
 ) -> None:
     import torch
 
@@ -186,6 +218,6 @@ def _restore(
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(arrays[f"weight.{name}"]))
         if f"step.{name}" in arrays:
-            optimizer.state[parameter] = {
-                kind: torch.from_numpy(arrays[f"{kind}.{name}"]).to(parameter.device) for kind in _MOMENTS
-            }
+            optimizer.state[parameter] = _zeros(parameter, store)
+            for kind, value in optimizer.state[parameter].items():
+                value.copy_(torch.from_numpy(arrays[f"{kind}.{name}"]))

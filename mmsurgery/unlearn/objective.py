@@ -107,7 +107,7 @@ class Unlearning:
         if not places:
             return None
         chosen = [samples[place] for place in places]
-        device = next(iter(self.update.trainable.values())).device
+        device = next(self.loaded.model.parameters()).device
         batch = self.loaded.backbone.collate(self.loaded.processor, chosen, cache=self._cache)
         batch = {name: value.to(device) for name, value in batch.items()}
         return Passage(self.loaded.model, batch, chosen, places, self.references)

@@ -20,6 +20,7 @@ from mmsurgery.methods.base import Method
 from mmsurgery.methods.registry import method as find_method
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import provenance
+from mmsurgery.recipes.recipe import PRECISIONS
 from mmsurgery.settings import RecipeSettings
 from mmsurgery.unlearn.deletions import earlier_requests
 from mmsurgery.unlearn.lora import LoRA
@@ -66,6 +67,7 @@ class Request:
         learning_rate: float | None,
         epochs: int | None,
         seed: int | None,
+        precision: str | None,
         forget_weight: float,
         **others: Any,
     ) -> Request:
@@ -78,7 +80,12 @@ class Request:
         found = find_method(method)
         if mask is None and found.requires_mask:
             mask = "default"
-        given: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "seed": seed}
+        given: dict[str, Any] = {
+            "learning_rate": learning_rate,
+            "epochs": epochs,
+            "seed": seed,
+            "precision": precision,
+        }
         recipe = dataclasses.replace(workspace.settings.recipe, **{k: v for k, v in given.items() if v is not None})
         name = check_artifact_name(name or ".".join(part for part in (found.name, mask) if part))
         request = cls(name=name, method=found, mask=mask, recipe=recipe, forget_weight=float(forget_weight), **others)
@@ -86,6 +93,8 @@ class Request:
         return request
 
     def _check(self) -> None:
+        if self.recipe.precision not in PRECISIONS:
+            raise unknown("precision", self.recipe.precision, PRECISIONS)
         if self.scope is not None and self.scope not in SCOPES:
             raise unknown("scope", self.scope, SCOPES)
         if self.protocol not in PROTOCOLS:
@@ -132,6 +141,11 @@ class Request:
     def retain_size(self) -> int:
         """Samples of a retain batch."""
         return self.recipe.batch_size if self.retain_batch is None else self.retain_batch
+
+    @property
+    def low(self) -> bool:
+        """Whether the model computes in bfloat16."""
+        return self.recipe.precision == "bf16"
 
     @property
     def takes_reference(self) -> bool:
@@ -193,7 +207,7 @@ class Run:
         return plan
 
     def provenance(self) -> dict[str, Any]:
-        """Settings and inputs; the key over them tells runs apart."""
+        """Settings and inputs; the key over them tells runs apart. How memory is used is none of them."""
         request = self.request
         settings = {
             "method": request.method.name,
@@ -207,6 +221,8 @@ class Run:
             "eval_every": request.eval_every,
             **dataclasses.asdict(request.recipe),
         }
+        if not request.low:  # as it was before there was another
+            del settings["precision"]
         if request.lora is not None:
             settings["lora"] = dataclasses.asdict(request.lora)
         inputs: dict[str, Any] = {

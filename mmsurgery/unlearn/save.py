@@ -10,7 +10,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmsurgery.artifacts import files
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companion_files, companions_sha256
@@ -45,7 +45,7 @@ def commit(
     folder: Path,
     start: CheckpointFiles,
     family: Backbone,
-    trained: Mapping[str, torch.nn.Parameter],
+    trained: Mapping[str, Trained],
     body: Mapping[str, Any],
     *,
     mask: Mask | None = None,
@@ -56,7 +56,7 @@ def commit(
     """Save a trained model with its record, after an audit of what was written; its snapshots are removed.
 
     Args:
-        trained: canonical name -> float32 parameter.
+        trained: as for `save_model`.
         body: the record without what is found here: claim, identity of the weights, what moved.
         mask, claim: what the audit holds the files against (`record.CLAIMS`).
 
@@ -93,27 +93,29 @@ def commit(
     return record
 
 
-def save_model(
-    folder: Path, start: CheckpointFiles, backbone: Backbone, trained: Mapping[str, torch.nn.Parameter]
-) -> None:
+def save_model(folder: Path, start: CheckpointFiles, backbone: Backbone, trained: Mapping[str, Trained]) -> None:
     """Fill an empty folder with the start checkpoint, trained parameters in place of its own.
 
     Args:
-        trained: canonical name -> float32 parameter; written in the dtype the start has it in, round
-            to nearest even.
+        trained: canonical name -> float32 parameter, or what its values become; written in the dtype the start
+            has it in, rounded to nearest even.
 
     Raises:
         MachineFault: if it cannot be written.
     """
 
-    def writer(parameter: torch.nn.Parameter) -> Rewritten:
-        return lambda _, dtype: as_stored(parameter, dtype)
+    def writer(value: Trained) -> Rewritten:
+        import torch
 
-    rewrite(folder, start, backbone, {name: writer(parameter) for name, parameter in trained.items()})
+        return (lambda _, dtype: as_stored(value, dtype)) if isinstance(value, torch.Tensor) else value
+
+    rewrite(folder, start, backbone, {name: writer(value) for name, value in trained.items()})
 
 
 Rewritten = Callable[["np.ndarray[Any, Any]", str], "np.ndarray[Any, Any]"]
 """Values of a tensor and its safetensors dtype code -> the values to be written, in the same dtype."""
+Trained: TypeAlias = "torch.nn.Parameter | Rewritten"
+"""What was trained of a tensor: all of it, or something that knows what becomes of its stored values."""
 
 
 def rewrite(folder: Path, start: CheckpointFiles, backbone: Backbone, changed: Mapping[str, Rewritten]) -> None:

@@ -32,10 +32,9 @@ from mmsurgery.unlearn.save import check_space, commit
 from mmsurgery.workspace import SILENT, Progress
 
 if TYPE_CHECKING:
-    import torch
-
     from mmsurgery.backbones.loading import Loaded
     from mmsurgery.unlearn.masked import Update
+    from mmsurgery.unlearn.save import Trained
 
 START = "base"
 """The model that is fine-tuned, by its name in the workspace."""
@@ -197,10 +196,8 @@ class Tuning:
                 "changes below half a unit in the last place are rounded away"
             )
 
-    def _train(
-        self, snapshots: TrainingSnapshots, progress: Progress
-    ) -> tuple[dict[str, torch.nn.Parameter], dict[str, Any]]:
-        """The trained parameters by canonical name, and what the run's record says of the training."""
+    def _train(self, snapshots: TrainingSnapshots, progress: Progress) -> tuple[dict[str, Trained], dict[str, Any]]:
+        """What was trained by canonical name, and what the run's record says of the training."""
         recipe, loaded = self.recipe, self._load()
         update, trained = self._update(loaded)
         if recipe.checkpointing:
@@ -254,21 +251,15 @@ class Tuning:
         bf16 = self.recipe.adapter == "lora" and self.recipe.precision == "bf16"
         return load(self.files.path, torch.bfloat16 if bf16 else torch.float32)
 
-    def _update(self, loaded: Loaded) -> tuple[Update, Callable[[], dict[str, torch.nn.Parameter]]]:
-        """What is trained of the model, and what gives the parameters to be saved once it is."""
+    def _update(self, loaded: Loaded) -> tuple[Update, Callable[[], dict[str, Trained]]]:
+        """What is trained of the model, and what gives what is to be saved once it is."""
         recipe, names = self.recipe, self._trained_names()
         if recipe.adapter == "lora":
             from mmsurgery.unlearn.adapters import LowRankUpdate
 
             adapters = LowRankUpdate(loaded.model, self._lora, names, None, seed=recipe.seed, alpha=recipe.alpha)
-            return adapters, functools.partial(adapters.merged_into, self._stored)
+            return adapters, adapters.merged_into
         from mmsurgery.unlearn.weights import MasterUpdate, WeightUpdate
 
         update = (MasterUpdate if recipe.precision == "bf16" else WeightUpdate)(loaded.model, names)
         return update, update.trained
-
-    def _stored(self, name: str) -> torch.Tensor:
-        """A weight of the base as its checkpoint has it, in float32."""
-        import torch
-
-        return torch.tensor(self.files.float32(name))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmsurgery.memory import Store
 from mmsurgery.unlearn.masked import Update
-
-if TYPE_CHECKING:
-    import torch
+from mmsurgery.unlearn.masters import Master
 
 
 class WeightUpdate(Update):
@@ -46,35 +45,15 @@ class MasterUpdate(Update):
     def __init__(self, model: Any, names: Collection[str]) -> None:
         import torch
 
-        self.trainable = {}
-        self._weights: dict[str, torch.nn.Parameter] = {}
+        self._masters: dict[str, Master] = {}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
+            values, parameter.data = parameter.data, parameter.data.to(torch.bfloat16)
             if name in names:
-                self.trainable[name] = torch.nn.Parameter(parameter.data)
-                self._weights[name] = parameter
-                parameter.register_post_accumulate_grad_hook(_hand_over(self.trainable[name]))
-            parameter.data = parameter.data.to(torch.bfloat16)
+                self._masters[name] = Master(parameter, values, Store())
+        self.trainable = {name: master.parameter for name, master in self._masters.items()}
 
     def restore(self) -> None:
         """Round the masters into the weights, to nearest even."""
-        import torch
-
-        with torch.no_grad():
-            for name, master in self.trainable.items():
-                self._weights[name].copy_(master)
-
-
-def _hand_over(master: torch.nn.Parameter) -> Any:
-    """What moves a weight's gradient to its master as soon as a backward pass has made it."""
-
-    def hook(weight: torch.nn.Parameter) -> None:
-        gradient, weight.grad = weight.grad, None
-        if gradient is None:
-            return
-        if master.grad is None:
-            master.grad = gradient.float()
-        else:
-            master.grad.add_(gradient)
-
-    return hook
+        for master in self._masters.values():
+            master.give()

@@ -28,6 +28,7 @@ from mmsurgery.unlearn import loop
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.masked import MaskedUpdate, PackedBits
+from mmsurgery.unlearn.masters import Selection
 from mmsurgery.unlearn.objective import Unlearning
 from mmsurgery.unlearn.plan import PROTOCOLS, StepPlan
 from mmsurgery.unlearn.verify import verify
@@ -82,22 +83,44 @@ def drop(patch: Patch, owner: Any, name: str) -> None:
 
 def wrong_names(place: Place, patch: Patch) -> None:
     """The trainer looks its bits up under wrapped names, finds none, and goes on."""
-    built = MaskedUpdate.__init__
+    whole_tensors(patch)
+    build = MaskedUpdate.__init__
+    patch.setattr(MaskedUpdate, "__init__", lambda self, *a, **o: (build(self, *a, **o), self._bits.clear())[-1])
 
-    def build(self: MaskedUpdate, model: Any, mask: Mask | None, **options: Any) -> None:
+
+def whole_tensors(patch: Patch) -> list[MaskedUpdate]:
+    """The optimizer is given all weights of the mask's modules in scope `all`, too.
+
+    Returns:
+        The updates that are built, as they are.
+    """
+    built, updates = MaskedUpdate.__init__, list[MaskedUpdate]()
+
+    def build(self: MaskedUpdate, model: Any, mask: Mask | None, *, strict: bool = False, **options: Any) -> None:
         built(self, model, mask, **options)
-        self._bits = {}
-        self._original = {}
+        updates.append(self)
 
     patch.setattr(MaskedUpdate, "__init__", build)
+    return updates
+
+
+def before_clipping(patch: Patch, do: Callable[[dict[str, torch.nn.Parameter]], object]) -> None:
+    """Something is done to the gradient after all terms."""
+    clip = loop._clip
+    patch.setattr(loop, "_clip", lambda trainable, *rest: (do(trainable), clip(trainable, *rest))[1])
 
 
 def inverted(place: Place, patch: Patch) -> None:
     """Exactly the weights that the mask keeps are moved (xzz81/MMUnlearner's port)."""
-    clear, restore = PackedBits.clear_outside, PackedBits.restore_outside
+    clear, restore, select = PackedBits.clear_outside, PackedBits.restore_outside, Selection.__init__
 
     def complement(bits: PackedBits) -> PackedBits:
         return PackedBits(~bits.bits, bits.numel)
+
+    def others(self: Selection, bits: np.ndarray, numel: int, device: torch.device) -> None:
+        select(self, pack(np.unpackbits(bits, bitorder="little")[:numel] == 0), numel, device)
+
+    patch.setattr(Selection, "__init__", others)
 
     patch.setattr(PackedBits, "clear_outside", lambda self, values: clear(complement(self), values))
     patch.setattr(PackedBits, "restore_outside", lambda self, v, original: restore(complement(self), v, original))
@@ -106,22 +129,22 @@ def inverted(place: Place, patch: Patch) -> None:
 def decay_on_frozen(place: Place, patch: Patch) -> None:
     """Everything is trained; outside the mask's modules the gradient is zero, and AdamW decays the weights."""
     named: list[str] = []
-    built, forget, whole = MaskedUpdate.__init__, MaskedUpdate.mask_forget_gradient, MaskedUpdate.mask_gradient
+    built, forget = MaskedUpdate.__init__, MaskedUpdate.mask_forget_gradient
 
     def build(self: MaskedUpdate, model: Any, mask: Mask | None, **options: Any) -> None:
         built(self, model, mask, **options)
         named.extend(self.trainable)
         model.requires_grad_(True)
-        self.trainable = dict(model.named_parameters())
+        self.trainable = {**dict(model.named_parameters()), **self.trainable}
 
-    def clear(self: MaskedUpdate) -> None:
-        for name, parameter in self.trainable.items():
+    def clear(trainable: dict[str, torch.nn.Parameter]) -> None:
+        for name, parameter in trainable.items():
             if name not in named and parameter.grad is not None:
                 parameter.grad.zero_()
 
     patch.setattr(MaskedUpdate, "__init__", build)
-    patch.setattr(MaskedUpdate, "mask_forget_gradient", lambda self: (forget(self), clear(self)))
-    patch.setattr(MaskedUpdate, "mask_gradient", lambda self: (whole(self), clear(self)))
+    patch.setattr(MaskedUpdate, "mask_forget_gradient", lambda self: (forget(self), clear(self.trainable)))
+    before_clipping(patch, clear)
     decay(place)
 
 
@@ -148,14 +171,14 @@ def decay(place: Place) -> None:
 
 def momentum_leak(place: Place, patch: Patch) -> None:
     """The first step's moments hold the whole gradient; later gradients are masked, updates are not."""
-    mask_gradient, calls = MaskedUpdate.mask_gradient, iter(range(100))
-    patch.setattr(MaskedUpdate, "mask_gradient", lambda self: mask_gradient(self) if next(calls) else None)
-    drop(patch, MaskedUpdate, "restore")
+    updates, calls = whole_tensors(patch), iter(range(100))
+    before_clipping(patch, lambda _: updates[0].mask_forget_gradient() if next(calls) else None)
 
 
 def gradient_only(place: Place, patch: Patch) -> None:
     """`grad = 0` taken for `update = 0`: AdamW's weight decay moves what has no gradient."""
-    drop(patch, MaskedUpdate, "restore")
+    updates = whole_tensors(patch)
+    before_clipping(patch, lambda _: updates[0].mask_forget_gradient())
     decay(place)
 
 
@@ -218,15 +241,13 @@ def no_update(place: Place, patch: Patch) -> None:
 
 def not_a_number(place: Place, patch: Patch) -> None:
     """One value of the gradient is NaN."""
-    mask_gradient = MaskedUpdate.mask_gradient
 
-    def spoil(self: MaskedUpdate) -> None:
-        mask_gradient(self)
-        gradient = self.trainable["model.language_model.layers.0.mlp.up_proj.weight"].grad
+    def spoil(trainable: dict[str, torch.nn.Parameter]) -> None:
+        gradient = trainable["model.language_model.layers.0.mlp.up_proj.weight"].grad
         assert gradient is not None
-        gradient[0, 0] = torch.nan
+        gradient.view(-1)[0] = torch.nan
 
-    patch.setattr(MaskedUpdate, "mask_gradient", spoil)
+    before_clipping(patch, spoil)
 
 
 def not_a_number_last(place: Place, patch: Patch) -> None:
@@ -234,9 +255,8 @@ def not_a_number_last(place: Place, patch: Patch) -> None:
     trained = MaskedUpdate.trained
 
     def spoil(self: MaskedUpdate) -> Any:
-        weights = trained(self)
-        weights["model.language_model.layers.0.mlp.up_proj.weight"].data[0, 0] = torch.nan
-        return weights
+        name = "model.language_model.layers.0.mlp.up_proj.weight"
+        return {**trained(self), name: lambda array, dtype: np.full_like(array, np.nan)}
 
     patch.setattr(MaskedUpdate, "trained", spoil)
 

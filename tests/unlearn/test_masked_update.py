@@ -12,8 +12,9 @@ import torch
 
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.errors import Mismatch, UnusableData
-from mmsurgery.unlearn import masked
+from mmsurgery.unlearn import masked, masters
 from mmsurgery.unlearn.masked import MaskedUpdate, PackedBits
+from mmsurgery.unlearn.masters import Selection
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,31 +76,82 @@ def test_without_a_mask_everything_is_trained(loaded: Loaded) -> None:
     for parameter in update.trainable.values():
         parameter.grad = torch.ones_like(parameter)
     update.mask_forget_gradient()
-    update.mask_gradient()
+    update.restore()
     assert all(bool((p.grad == 1).all()) for p in update.trainable.values())
 
 
-def test_scopes_differ_in_what_happens_to_the_whole_gradient(loaded: Loaded, random_mask: Callable[..., Mask]) -> None:
+def test_scope_forget_masks_the_forget_gradient_and_moves_everything(
+    loaded: Loaded, random_mask: Callable[..., Mask]
+) -> None:
     mask = random_mask(loaded, "connector")
-    for strict in (False, True):
-        update = MaskedUpdate(loaded.model, mask, strict=strict)
-        for name, parameter in update.trainable.items():
-            parameter.grad = torch.full_like(parameter, float("nan"))
-            update.mask_forget_gradient()
-            if strict:  # the whole gradient is masked, in one go
-                update.mask_gradient()
-            assert np.array_equal(torch.isnan(parameter.grad).numpy(), mask[name])
-            parameter.grad.fill_(1.0)
-            update.mask_gradient()
-            assert np.array_equal(parameter.grad.bool().numpy(), mask[name] if strict else np.ones_like(mask[name]))
-            original = parameter.detach().clone()
-            with torch.no_grad():
-                parameter += 1.0
-            update.restore()
-            moved = (parameter.detach() != original).numpy()
-            assert np.array_equal(moved, mask[name] if strict else np.ones_like(mask[name]))
-            with torch.no_grad():
-                parameter.copy_(original)
+    update = MaskedUpdate(loaded.model, mask)
+    for name, parameter in update.trainable.items():
+        assert parameter is loaded.model.get_parameter(name)
+        parameter.grad = torch.full_like(parameter, float("nan"))
+        update.mask_forget_gradient()
+        assert np.array_equal(torch.isnan(parameter.grad).numpy(), mask[name])
+        original = parameter.detach().clone()
+        with torch.no_grad():
+            parameter += 1.0
+        update.restore()
+        assert bool((parameter.detach() != original).all())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scope_all_moves_numbers_of_the_selected_weights_alone(
+    loaded: Loaded, random_mask: Callable[..., Mask], dtype: str
+) -> None:
+    """Gradients of two passes, NaN outside the mask, end as one number for each selected weight."""
+    mask = random_mask(loaded, "connector")
+    stored = {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
+    loaded.model.to(getattr(torch, dtype))
+    weights = {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
+    update = MaskedUpdate(loaded.model, mask, strict=True, stored=stored.__getitem__)
+    assert update.trainable.keys() == mask.in_modules()
+    for name, master in update.trainable.items():
+        weight, inside = loaded.model.get_parameter(name), torch.from_numpy(mask[name])
+        assert (master.dtype, tuple(master.shape)) == (torch.float32, (mask.parameters[name].selected,))
+        assert torch.equal(master, stored[name][inside])
+        for factor in (1.0, 2.0):
+            gradient = torch.arange(weight.numel(), dtype=weight.dtype).view_as(weight) % 256
+            (weight * (factor * gradient).masked_fill(~inside, float("nan"))).sum().backward()
+            assert weight.grad is None
+        assert master.grad is not None
+        assert torch.equal(master.grad, 3 * gradient[inside].float())
+        with torch.no_grad():
+            master += 1.0
+    update.restore()
+    for name, parameter in loaded.model.named_parameters():
+        inside = torch.from_numpy(mask[name]) if name in update.trainable else torch.zeros_like(parameter).bool()
+        moved = (stored[name] + 1.0).to(parameter.dtype)
+        assert torch.equal(parameter.detach(), torch.where(inside, moved, weights[name]))
+
+
+def test_a_tensor_that_is_selected_whole_is_trained_as_it_is(loaded: Loaded, random_mask: Callable[..., Mask]) -> None:
+    update = MaskedUpdate(loaded.model, random_mask(loaded, "connector", density=1.0), strict=True)
+    assert all(moved is loaded.model.get_parameter(name) for name, moved in update.trainable.items())
+
+
+@pytest.mark.parametrize("numel", [1, 9, 64, 1000])
+def test_places_of_a_selection(numel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masters, "BLOCK", 64)
+    chosen = np.random.default_rng(numel).random(numel) < 0.5
+    selection = Selection(np.packbits(chosen, bitorder="little"), numel, torch.device("cpu"))
+    assert np.array_equal(selection.places.numpy(), np.flatnonzero(chosen))
+    values = torch.arange(numel, dtype=torch.float32)
+    assert np.array_equal(selection.gather(values).numpy(), np.flatnonzero(chosen))
+    selection.scatter(torch.full((int(chosen.sum()),), -1.0), values)
+    assert np.array_equal(values.numpy(), np.where(chosen, -1.0, np.arange(numel)))
+
+
+def test_bits_expand_alike_on_both_kinds_of_machine() -> None:
+    packed = torch.arange(256, dtype=torch.uint8)
+    looked_up = masked._looked_up(masked.BLOCK)(packed)
+    assert looked_up.dtype == torch.int32
+    assert torch.equal(masked._shifted(packed), looked_up)
+    assert np.array_equal(
+        looked_up.numpy() == -1, np.unpackbits(packed.numpy(), bitorder="little").reshape(256, 8).astype(bool)
+    )
 
 
 def test_a_mask_of_another_model_is_refused_naming_three_differences(

@@ -500,7 +500,10 @@ def test_adapters_are_float32_over_a_base_in_bf16_and_merged_in_float32(ws: Work
     for parameter in update.trainable.values():
         parameter.data.normal_()
     files = CheckpointFiles(ws.model_dir("base"), loaded.backbone.canonical)
-    merged = update.merged_into(lambda name: torch.tensor(files.float32(name)))
+    merged = {
+        name: torch.tensor(stored(files.array(name), files.dtype(name)))
+        for name, stored in update.merged_into().items()
+    }
     assert sorted(merged) == sorted(targets)
     for name, parameter in merged.items():
         module = name.removesuffix(".weight")
