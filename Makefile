@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-browser test-releases results check dist lock clean
+.PHONY: demo test test-slow test-browser test-releases results bench check dist lock clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -c 'import sys; sys.exit("mmsurgery needs Python 3.11 or newer; set PY=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
@@ -46,6 +46,11 @@ results: $(STAMP)
 	@$(EXPERIMENT) table1 --seeds $(SEEDS) --tune $(BOTH)
 	@$(BIN)/mmsurgery --workspace results report
 	@$(BIN)/python benchmarks/results_page.py results docs/results.md
+
+# what everything costs beside what it cannot be cheaper than: a table, and build/bench/bench.json; an hour on two cores
+# (BENCH_ARGS="diff --sizes 1M" for less)
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,111 @@
+"""What was measured, for people: lines in a terminal, and the Markdown page of the documentation."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+LINE = f"{'model':18} {'figure':58} {'':>9} {'range':>15} {'wall':>7} {'plain':>9} {'limit':>7}"
+TITLES = {
+    "saliency": "Saliency",
+    "masks": "Masks",
+    "training": "Training",
+    "diff": "Diff",
+    "evaluation": "Evaluation",
+}
+HEAD = """# What it costs
+
+Made by `make bench` and `python benchmarks/bench.py --page docs/performance.md` on models of random weights; nothing
+here is written by hand. A figure is a ratio of two sides that took turns in one process: its median over the rounds,
+the least and the greatest, by CPU time and beside it by the wall clock. "Plain" is the straightforward way, written
+down in `benchmarks/baseline.py`, as a ratio to the same side. Limits hold from 30 million weights on; in brackets
+stands what a limit might become.
+"""
+
+
+def number(value: float | None) -> str:
+    """Three digits that mean something."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def span(figure: Mapping[str, Any]) -> str:
+    return "" if figure["low"] is None else f"{number(figure['low'])} - {number(figure['high'])}"
+
+
+def limit(figure: Mapping[str, Any]) -> str:
+    if figure["limit"] is None:
+        return ""
+    return number(figure["limit"]) + (f" [{number(figure['stretch'])}]" if figure["stretch"] is not None else "")
+
+
+def line(figure: Mapping[str, Any]) -> str:
+    what = f"{figure['what']}{' / ' + figure['against'] if figure['against'] else ''}"
+    value = f"{number(figure['value'])} {figure['unit']}" if figure["unit"] != "x" else f"{number(figure['value'])}x"
+    return (
+        f"{figure['model']:18} {what:58} {value:>9} {span(figure):>15} {number(figure['wall']):>7} "
+        f"{number(figure['baseline']):>9} {limit(figure):>7} {figure['verdict']}"
+    )
+
+
+def page(runs: Sequence[Mapping[str, Any]], grown: Sequence[Mapping[str, Any]]) -> str:
+    """The whole page.
+
+    Args:
+        grown: points of `growth.py`.
+    """
+    text = HEAD
+    for device in dict.fromkeys(run["device"] for run in runs):
+        mine = [run for run in runs if run["device"] == device]
+        text += f"\n## On {'a GPU' if device.startswith('cuda') else 'a CPU'}\n\n{described(mine)}"
+        for run in mine:
+            text += f"\n### {TITLES[run['stage']]}\n\n{table(run['figures'])}"
+    if not any(run["device"].startswith("cuda") for run in runs):
+        text += "\nNo GPU was there: figures of one are left out.\n"
+    if grown:
+        import growth
+
+        text += f"\n## Growth\n\n{growth.markdown(grown)}"
+    return text
+
+
+def described(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Machine, versions and dates; those of the first run, and which runs are of others."""
+    machine = runs[0]["machine"]
+    shown = {key: value for key, value in machine.items() if key not in ("note", "load") and value is not None}
+    text = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
+    other = [run["stage"] for run in runs if {**run["machine"], "load": 0} != {**machine, "load": 0}]
+    rounds = "; ".join(
+        f"{run['stage']} {run['when']}, {run['settings']['rounds']} rounds, load {run['machine']['load']}"
+        for run in runs
+    )
+    note = f" Of another machine or other versions: {', '.join(other)}." if other else ""
+    return f"{text}. {rounds}.{note}\n"
+
+
+def table(figures: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| model | figure | against | | range | by wall | plain | limit | |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for each in figures:
+        unit = "" if each["unit"] == "x" else f" {each['unit']}"
+        verdict = f"**{each['verdict']}**" if each["verdict"] == "missed" else each["verdict"]
+        cells = [
+            each["model"], each["what"], each["against"], number(each["value"]) + unit, span(each),
+            number(each["wall"]), number(each["baseline"]), limit(each), verdict,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def points(store: Path) -> list[dict[str, Any]]:
+    return [json.loads(each) for each in store.read_text().splitlines()] if store.exists() else []
