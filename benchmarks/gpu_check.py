@@ -1,36 +1,31 @@
 """mmsurgery on a GPU: the same numbers as on a CPU, and what a large model takes there beside what `--plan` said.
 
-    python benchmarks/gpu_check.py --out DIR [--weights 7b|3b|1b|micro] [--stages micro,kernels,peaks,steps,verbs]
+    python benchmarks/gpu_check.py --out DIR [--weights 7b|3b|1b|micro] [--stages micro,peaks,verbs]
                                    [--work DIR] [--seconds 480] [--start PREPARED]
     python benchmarks/gpu_check.py --out PREPARED --prepare
 
     micro     both micro families, GPU against CPU: saliency, mask, apply, eval, diff, verify
-    kernels   the two loops over all weights, each against another way to write it
-    peaks     a LLaVA-1.5-7B of random weights in the GPU's memory alone: saliency and LoRA, ratios and peaks
-    steps     a masked against an unmasked optimizer step, in layers of 7B's size
+    peaks     a LLaVA-1.5-7B of random weights in the GPU's memory alone: saliency and LoRA
     verbs     a checkpoint of random weights and the size of --weights, through every verb, on disk
 
-Nothing is downloaded. Each stage adds a line to DIR/results.jsonl as it ends and writes DIR/table.md anew. A stage
-that would end after `--seconds` is left out, and says so. Without a GPU, `micro` has nothing to compare with and
-the others run at micro size on the CPU: their figures are of the CPU then, which every line names.
+Times beside limits are `bench.py`'s, which runs on a GPU as it is. Nothing is downloaded. Each stage adds a line to
+DIR/results.jsonl as it ends and writes DIR/table.md anew. A stage that would end after `--seconds` is left out, and
+says so. Without a GPU, `micro` has nothing to compare with and the others run at micro size on the CPU: their figures
+are of the CPU then, which every line names.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +33,10 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
+from measure import free, machine, wait
 
-STAGES = ("micro", "kernels", "peaks", "steps", "verbs")
-ESTIMATE = {"micro": 110, "kernels": 10, "peaks": 75, "steps": 45}
+STAGES = ("micro", "peaks", "verbs")
+ESTIMATE = {"micro": 110, "peaks": 150}
 """Seconds of a stage on a card of 2023 with 16 CPU cores, guessed before the first run there."""
 VERBS_SECONDS = {"micro": 60, "1b": 110, "3b": 250, "7b": 440}
 
@@ -109,37 +105,6 @@ class Recorder:
         free()
 
 
-def machine() -> dict[str, Any]:
-    found: dict[str, Any] = {"cpu_threads": torch.get_num_threads(), "python": platform.python_version()}
-    for library in ("torch", "transformers", "peft", "h5py", "numpy"):
-        found[library] = metadata.version(library)
-    found["host_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
-    if not torch.cuda.is_available():
-        return {**found, "card": None, "note": "no GPU is visible: nothing below was measured on one"}
-    card = torch.cuda.get_device_properties(0)
-    found |= {"card": card.name, "card_gb": round(card.total_memory / 1e9, 1), "cuda": torch.version.cuda}
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        found["driver"] = subprocess.check_output(command, text=True).strip().splitlines()[0]
-    return found
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
 def reset_host_peak() -> None:
     """Where the system allows it; else the peak is the process's since its start."""
     with contextlib.suppress(OSError):
@@ -196,9 +161,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     runs: dict[str, Callable[[], None]] = {
         "micro": lambda: gpu_micro.compare_families(recorder, work / "micro", given.start),
-        "kernels": lambda: gpu_large.kernels(recorder),
         "peaks": lambda: gpu_large.peaks(recorder, work / "peaks"),
-        "steps": lambda: gpu_large.steps(recorder, work / "steps"),
         "verbs": lambda: gpu_large.verbs(recorder, work / "verbs", weights),
     }
     try:

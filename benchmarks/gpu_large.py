@@ -1,4 +1,5 @@
-"""Stages of `gpu_check.py` on models of random weights and LLaVA-1.5-7B's shape."""
+"""Stages of `gpu_check.py` on models of random weights and LLaVA-1.5-7B's shape: memory beside its plan. Times beside
+limits are `bench.py`'s."""
 
 from __future__ import annotations
 
@@ -7,20 +8,21 @@ import copy
 import functools
 import json
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import baseline
 import numpy as np
 import torch
-from gpu_check import Recorder, device, free, wait
+from gpu_check import Recorder
+from measure import device, free, wait
 from PIL import Image
 from plan_7b import LLAVA, LLAVA_TEMPLATE, holes
+from stages.masks import random_mask
 
 from mmsurgery.api import Workspace, open_workspace
-from mmsurgery.artifacts.mask import Mask, MaskParameter
 from mmsurgery.backbones import micro
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import Loaded, addresses, tied
@@ -28,23 +30,15 @@ from mmsurgery.data.samples import Sample
 from mmsurgery.diff.run import diff
 from mmsurgery.evaluate.run import evaluate
 from mmsurgery.masks.build import build_mask
-from mmsurgery.methods.registry import method
-from mmsurgery.methods.step import Answers, References
 from mmsurgery.plans import plan_apply, plan_diff, plan_eval, plan_saliency, probe
-from mmsurgery.saliency.exact import HookedSamples
-from mmsurgery.saliency.measure import _Backward
+from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.saliency.parts import measure_parts
-from mmsurgery.saliency.sums import Sums
 from mmsurgery.start import initialise
 from mmsurgery.unlearn.adapters import LowRankUpdate
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.loop import deterministic
 from mmsurgery.unlearn.lora import LoRA
-from mmsurgery.unlearn.masked import MaskedUpdate, PackedBits
-from mmsurgery.unlearn.objective import Unlearning
-from mmsurgery.unlearn.plan import StepPlan
 from mmsurgery.unlearn.verify import verify
-from mmsurgery.unlearn.weights import WeightUpdate
 
 LAYERS = {"7b": 32, "3b": 16, "1b": 4}
 """Layers of the language model: 7.06, 3.82 and 1.39 billion weights in all."""
@@ -55,7 +49,8 @@ FORGET, RETAIN = 8, 16
 BATCH = 4
 WORDS = ("This", "is", "a", "person", "who", "lives", "near", "the", "harbour", "and", "works", "as", "chef")
 PIXELS = 336
-REPEATS = 5
+BATCHES = 8
+"""Of a long measurement; a short one has one, and what both cost beside their batches is the same."""
 
 
 def config(weights: str, layers: int | None = None) -> dict[str, Any]:
@@ -140,55 +135,6 @@ def no_probe() -> Iterator[None]:
         probe.SHARE = share
 
 
-def in_turn(sides: dict[str, Callable[[], object]], base: str, repeats: int = REPEATS) -> dict[str, Any]:
-    """Seconds of each side, run in turn after a warm-up, and the median ratio to one of them."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
-        for name, side in sides.items():
-            wait()
-            begun = time.perf_counter()
-            side()
-            wait()
-            if repeat:
-                times[name].append(time.perf_counter() - begun)
-    return {
-        name: {
-            "seconds": round(statistics.median(found), 4),
-            "ratio": round(statistics.median(a / b for a, b in zip(found, times[base], strict=True)), 3),
-            "range": [round(min(found), 4), round(max(found), 4)],
-        }
-        for name, found in times.items()
-    }
-
-
-# kernels
-
-
-def kernels(recorder: Recorder) -> None:
-    """The squared sum of a bfloat16 gradient and the clearing of a masked one, a large layer's."""
-    shape = (11008, 4096) if torch.cuda.is_available() else (256, 64)
-    where = device()
-    gradient = torch.randn(shape, device=where).bfloat16()
-    total, scratch, values = (torch.zeros(shape, device=where) for _ in range(3))
-
-    def converted() -> None:
-        total.addcmul_(scratch.copy_(gradient), scratch)
-
-    with recorder.stage("kernels: squares of a 16-bit gradient") as row:
-        one, other = torch.zeros_like(total), torch.zeros_like(total)
-        one.addcmul_(gradient.float(), gradient.float())
-        other.addcmul_(gradient, gradient)
-        row["same bits"] = torch.equal(one, other)
-        sides = {"read as it is": lambda: total.addcmul_(gradient, gradient), "through a float32 copy": converted}
-        row |= in_turn(sides, "through a float32 copy", 20)
-    with recorder.stage("kernels: gradient outside the mask cleared") as row:
-        bits = torch.randint(0, 256, (values.numel() // 8,), dtype=torch.uint8, device=where)
-        packed = PackedBits(bits, values.numel())
-        mask = torch.rand(shape, device=where) < 0.5
-        sides = {"packed": lambda: packed.clear_outside(values), "bool mask": lambda: values.mul_(mask)}
-        row |= in_turn(sides, "bool mask", 20)
-
-
 # peaks
 
 
@@ -197,143 +143,70 @@ def peaks(recorder: Recorder, work: Path) -> None:
     with recorder.stage("peaks: drawn in memory") as row:
         loaded, ws = in_memory(work, described, torch.bfloat16)
         row["weights"] = sum(p.numel() for p in loaded.model.parameters())
-    samples = ws.samples("retain_vqa")[:BATCH]
-    with (
-        no_probe(),
-        recorder.stage("peaks: saliency sample, batch of 4", lambda: plan_saliency(ws, "retain_vqa")) as row,
-    ):
-        _saliency_steps(loaded, samples, row)
+    samples = ws.samples("retain_vqa")
     with no_probe():
-        _low_rank(recorder, loaded, ws, samples)
+        _saliency(recorder, loaded, ws, samples)
+        _low_rank(recorder, loaded, ws, samples[:BATCH])
     del loaded
     shutil.rmtree(work)
 
 
-def _inputs(loaded: Loaded, samples: Sequence[Sample]) -> tuple[Any, Callable[[], torch.Tensor]]:
-    """The batch on the host, and what computes its losses `[B]`."""
-    batch = loaded.backbone.collate(loaded.processor, samples)
-    there = {name: value.to(device()) for name, value in batch.items()}
-    return batch, lambda: Answers.of(loaded.model, there).nll()
-
-
-def _saliency_steps(loaded: Loaded, samples: Sequence[Sample], row: dict[str, Any]) -> None:
-    """Bare forward and backward against `batch` and `sample`, with deterministic kernels, as measuring has them,
-    and without."""
+def _saliency(recorder: Recorder, loaded: Loaded, ws: Workspace, samples: Sequence[Sample]) -> None:
+    """Memory of `batch` and `sample`, and a batch's seconds over those of a bare forward and backward: of a long
+    measurement less a short one, since both copy the sums into main memory."""
     model = loaded.model
-    batch, losses = _inputs(loaded, samples)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    sums = Sums(names)
-    exact, whole = HookedSamples(loaded, sums), _Backward(names, sums.add_square, torch.mean)
-    row["tokens"] = list(batch["input_ids"].shape)
+    shown, cache = [*samples, *samples, *samples][: BATCHES * BATCH], dict[Any, Any]()
 
-    def bare() -> None:
+    def bare(batches: int) -> None:
         model.requires_grad_(True)
-        losses().mean().backward()
-        model.zero_grad(set_to_none=True)
+        for start in range(0, batches * BATCH, BATCH):
+            batch = loaded.backbone.collate(loaded.processor, shown[start : start + BATCH], cache=cache)
+            baseline.losses(loaded, batch).mean().backward()
+            model.zero_grad(set_to_none=True)
 
-    def through(way: Any) -> Callable[[], None]:
-        def run() -> None:
-            with way:
-                way.step(batch, losses, 1.0)
+    def of_a_batch(run: Callable[[int], object]) -> float:
+        run(1)
+        short, long = (_seconds(functools.partial(run, count)) for count in (1, BATCHES))
+        return (long - short) / (BATCHES - 1)
 
-        return run
-
-    sides = {"bare": bare, "batch": through(whole), "sample": through(exact)}
-    with deterministic(torch.get_num_threads()):
-        sides["sample"]()
-        wait()
-        if torch.cuda.is_available():
-            row["one step allocated_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-        row["deterministic"] = in_turn(sides, "bare")
-    row["free kernels"] = in_turn(sides, "bare")
+    with recorder.stage("peaks: bare forward and backward, batch of 4") as row, deterministic(torch.get_num_threads()):
+        limit = row["seconds_of_a_batch"] = of_a_batch(bare)
+    for estimator in ("batch", "sample"):
+        plan = functools.partial(plan_saliency, ws, "retain_vqa", estimator=estimator)
+        with recorder.stage(f"peaks: saliency {estimator}, batch of 4", plan) as row:
+            found = of_a_batch(
+                lambda batches, estimator=estimator: measure_saliency(
+                    loaded, shown[: batches * BATCH], estimator=estimator, batch_size=BATCH
+                )
+            )
+            row |= {"seconds_of_a_batch": round(found, 4), "ratio to bare": round(found / limit, 3)}
     model.requires_grad_(False)
 
 
-def _random_mask(loaded: Loaded, modules: str, groups: Sequence[str]) -> Mask:
-    """Independent bits of one half in some module groups, none elsewhere."""
-    rng, found = np.random.default_rng(0), {}
-    for name, parameter in loaded.model.named_parameters():
-        size_ = -(-parameter.numel() // 8)
-        chosen = loaded.addresses[name].group in groups
-        bits = np.frombuffer(rng.bytes(size_), np.uint8) if chosen else np.zeros(size_, np.uint8)
-        if spare := 8 * size_ - parameter.numel():
-            bits = bits.copy()
-            bits[-1] &= 255 >> spare
-        found[name] = MaskParameter(tuple(parameter.shape), loaded.addresses[name], bits)
-    base = {"model_type": "llava", "model_sha256": "0" * 64}
-    rest: dict[str, Any] = {"rule": "ratio", "beta": 1.0, "estimator": "sample", "mixture": "pooled"}
-    return Mask(parameters=found, base=base, modules=modules, **rest)
+def _seconds(run: Callable[[], object]) -> float:
+    wait()
+    begun = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - begun
 
 
 def _low_rank(recorder: Recorder, loaded: Loaded, ws: Workspace, samples: Sequence[Sample]) -> None:
-    """Forward and backward of LoRA in float32 with and without a mask; one set of adapters, forwards exchanged."""
+    """Forward and backward of masked LoRA in float32."""
     lora = LoRA(rank=16)
-    mask = _random_mask(loaded, "lm", ["lm"])
+    shapes = {name: tuple(p.shape) for name, p in loaded.model.named_parameters()}
+    mask = random_mask("llava", shapes, 0).restrict("lm")
     selection = {name: mask.parameters[name].selected for name in mask.in_modules()}
     plan = functools.partial(plan_apply, ws, "mmunlearner", mask="default", lora=lora, selection=selection)
-    with recorder.stage("peaks: LoRA in float32, batch of 4", plan) as row:
-        loaded.model.requires_grad_(False)
+    with recorder.stage("peaks: masked LoRA in float32, batch of 4", plan), deterministic(torch.get_num_threads()):
         loaded.model.float()
         free()
-        targets = lora.targets(loaded.addresses, loaded.backbone, mask)
-        update = LowRankUpdate(loaded.model, lora, targets, mask, seed=0)
-        _, losses = _inputs(loaded, samples)
-        masked = {layer: layer.__dict__["forward"] for layer in update._layers.values()}
-
-        def step(with_mask: bool) -> Callable[[], None]:
-            def run() -> None:
-                for layer, forward in masked.items():
-                    layer.__dict__.pop("forward", None)
-                    if with_mask:
-                        layer.forward = forward
-                losses().mean().backward()
-                for parameter in update.trainable.values():
-                    parameter.grad = None
-
-            return run
-
-        with deterministic(torch.get_num_threads()):
-            row |= in_turn({"no mask": step(False), "masked": step(True)}, "no mask", 2)
-
-
-# steps
-
-
-def steps(recorder: Recorder, work: Path) -> None:
-    """Whole optimizer steps of `ga_diff`'s kind in float32: the modules trained without a mask, and with one in
-    each scope; one optimizer for all, since they move the same parameters."""
-    layers = 8
-    with recorder.stage(f"steps: masked against unmasked, {layers} layers") as row:
-        loaded, ws = in_memory(work, config(size(), layers), torch.float32)
-        row["weights"] = sum(p.numel() for p in loaded.model.parameters())
-        mask = _random_mask(loaded, "lm", ["lm"])
-        forget, retain = ws.samples("forget_vqa")[:BATCH], ws.samples("retain_vqa")[:BATCH]
-        plan = [StepPlan(tuple(range(BATCH)), tuple(range(BATCH)))]
-        updates = {
-            "no mask": WeightUpdate(loaded.model, mask.in_modules()),
-            "scope forget": MaskedUpdate(loaded.model, mask, strict=False),
-            "scope all": MaskedUpdate(loaded.model, mask, strict=True),
-        }
-        optimizer = torch.optim.AdamW(updates["no mask"].trainable.values(), lr=1e-5, fused=True)
-
-        def step(update: Any) -> Callable[[], None]:
-            terms = Unlearning(loaded, method("mmunlearner"), update, forget, retain, plan, References())
-
-            def run() -> None:
-                optimizer.zero_grad(set_to_none=True)
-                terms(0)
-                update.mask_gradient()
-                gradients = [p.grad for p in update.trainable.values() if p.grad is not None]
-                total = torch.nn.utils.get_total_norm(gradients)
-                torch.nn.utils.clip_grads_with_norm_(update.trainable.values(), 1.0, total)
-                optimizer.step()
-                update.restore()
-
-            return run
-
-        with deterministic(torch.get_num_threads()):
-            row |= in_turn({name: step(update) for name, update in updates.items()}, "no mask", 3)
-    shutil.rmtree(work, ignore_errors=True)
+        update = LowRankUpdate(loaded.model, lora, lora.targets(loaded.addresses, loaded.backbone, mask), mask, seed=0)
+        batch = loaded.backbone.collate(loaded.processor, samples)
+        for _ in range(2):
+            baseline.losses(loaded, batch).mean().backward()
+            for parameter in update.trainable.values():
+                parameter.grad = None
 
 
 # verbs

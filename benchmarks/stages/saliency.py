@@ -23,6 +23,9 @@ from stages import SCRIPT, Setup, forwards, weights
 BATCH = 4
 BATCHES = {"tiny": 2, "1M": 16, "30M": 6, "190M": 3}
 """Batches of one call, by size of the model; 2 of any other."""
+ON_GPU = 16
+"""So many times as many on a GPU, where what a call costs beside its batches (the sums go to main memory) would
+outweigh them."""
 PEAK_FROM = 190e6
 """Weights from which the limit of the peak holds: activations weigh more in smaller models."""
 MASKS: list[dict[str, Any]] = [
@@ -36,7 +39,8 @@ MASKS: list[dict[str, Any]] = [
 def run(setup: Setup) -> Iterator[measure.Figure]:
     for family, size, model in setup.models():
         loaded = load(models.checkpoint(setup.work, family, size))
-        shown = models.samples(family, size, BATCH * BATCHES.get(size, 2))
+        batches = BATCHES.get(size, 2) * (ON_GPU if torch.cuda.is_available() else 1)
+        shown = models.samples(family, size, BATCH * batches)
         yield from times(setup, model, loaded, shown)
         del loaded
         measure.free()
