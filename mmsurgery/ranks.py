@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from mmsurgery.errors import MachineFault, MmsurgeryError, UsageError
+from mmsurgery.interruption import Interrupted
 from mmsurgery.workspace import SILENT, Progress
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def together(self, held: AbstractContextManager[Any] | None = None) -> Iterator[None]:
-        """Work inside with the other ranks; all of them begin, and end, together.
+        """Work inside with the other ranks; all of them begin, and end, together. Such blocks may stand in each other.
 
         Args:
             held: what the first rank alone holds meanwhile, such as the workspace's lock.
@@ -117,14 +118,14 @@ class Ranks:
             with held:
                 yield
             return
-        _Meeting.open(self)
+        meeting = _Meeting.open(self)
         try:
             with held if self.first else nullcontext():
                 self.barrier()
                 yield
                 self.barrier()
         except BaseException as error:
-            _Meeting.open(self).leave(self, error)
+            meeting.leave(self, error)
             raise
 
     def gather(self, value: T) -> list[T] | None:
@@ -267,10 +268,13 @@ class _Meeting:
         raise MachineFault(who, "see what that rank printed, then run the same command again") from error
 
     def leave(self, ranks: Ranks, error: BaseException) -> None:
-        """Leave word of a failure, unless there is an earlier one, and close the connections."""
+        """Leave word of a failure, unless there is an earlier one, and close the connections; once."""
         import torch.distributed
 
+        if type(self)._now is not self:
+            return
         line = error.what if isinstance(error, MmsurgeryError) else f"{type(error).__name__}: {error}"
+        line = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else line
         with contextlib.suppress(RuntimeError):
             if not self.store.check([_FAILED]):
                 self.store.set(_FAILED, f"rank {ranks.rank} of {ranks.count} failed: {line}")

@@ -235,9 +235,10 @@ def evaluate(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Score what models forgot and what they kept."""
+    """Score what models forgot and what they kept; under torchrun each process its share."""
     from mmsurgery.evaluate import evaluate as score
     from mmsurgery.evaluate import gate
+    from mmsurgery.ranks import Ranks
 
     output = Output(as_json=as_json)
     under, over = fail_under or [], fail_over or []
@@ -253,8 +254,12 @@ def evaluate(
     if plan:
         from mmsurgery.plans import plan_eval
 
+        if not Ranks.here().first:
+            return
         return planning.show(output, plan_eval(open_here(), models or None, **options))
     results = score(open_here(), models or None, gates=[*under, *over], **options)
+    if not Ranks.here().first:  # one process speaks, and checks the gates
+        return
     output.show(*show.scored(results))
     output.document(results)
     for expression in under:

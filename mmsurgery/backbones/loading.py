@@ -18,6 +18,7 @@ from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UnusableData
 from mmsurgery.names import Address, unwrapped
 from mmsurgery.provenance import sha256_json
+from mmsurgery.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +89,12 @@ def load(path: Path, dtype: torch.dtype | None = None) -> Loaded:
 
 
 def device() -> torch.device:
-    """Where models are put: the first visible CUDA device, else the CPU. (`CUDA_VISIBLE_DEVICES` chooses.)"""
+    """Where models are put: the first visible CUDA device, else the CPU (`CUDA_VISIBLE_DEVICES` chooses); of several
+    ranks each takes a device of its own.
+
+    Raises:
+        UsageError: if there are more ranks here than devices.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -97,6 +103,8 @@ def device() -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # whole float32 in convolutions, as everywhere else: by default they cut their inputs to 10 bits
     torch.backends.cudnn.allow_tf32 = False
+    if (ranks := Ranks.here()).count > 1:
+        torch.cuda.set_device(ranks.device_index(torch.cuda.device_count()))
     return torch.device("cuda")
 
 

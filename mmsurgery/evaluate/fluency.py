@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmsurgery.data.leakage import normalised
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import UnusableData
+from mmsurgery.evaluate.remembered import Remembered
 from mmsurgery.evaluate.scoring import eval_mode
 from mmsurgery.methods.step import Answers
 from mmsurgery.workspace import SILENT, Progress
@@ -29,6 +30,7 @@ def median_probabilities(
     *,
     budget: int = BUDGET,
     cache: dict[Any, Any] | None = None,
+    remembered: Remembered | None = None,
     what: str = "fluency",
     progress: Progress = SILENT,
 ) -> list[float | None]:
@@ -42,6 +44,7 @@ def median_probabilities(
         texts: one per item; control tokens in them are taken out.
         budget: largest number of tokens of one batch, padding included; at least one row.
         cache: a dictionary kept between calls with the same processor, see `Backbone.collate`.
+        remembered: kept between calls with the same model.
 
     Raises:
         UnusableData: if an item cannot be encoded, a row exceeds the model's positions, or logits are not finite.
@@ -49,6 +52,7 @@ def median_probabilities(
     import torch
 
     cache = {} if cache is None else cache
+    remembered = remembered or Remembered(loaded)
     found: dict[int, float | None] = {}
     rows: dict[int, tuple[Sample, int]] = {}
     for place, (item, text) in enumerate(zip(items, texts, strict=True)):
@@ -67,7 +71,9 @@ def median_probabilities(
             while size < len(order) and (size + 1) * rows[order[size]][1] <= budget:
                 size += 1
             places, order = order[:size], order[size:]
-            found.update(zip(places, _medians(loaded, [rows[place][0] for place in places], cache), strict=True))
+            samples = [rows[place][0] for place in places]
+            with remembered.pictures(samples, cache):
+                found.update(zip(places, _medians(loaded, samples, cache), strict=True))
             advance(size)
     return [found[place] for place in range(len(items))]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.errors import UnusableData
+from mmsurgery.evaluate.remembered import Remembered
 from mmsurgery.workspace import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def greedy(
     new_tokens: int,
     budget: int,
     cache: dict[Any, Any],
+    remembered: Remembered | None = None,
     what: str = "generating",
     progress: Progress = SILENT,
 ) -> list[str]:
@@ -37,6 +39,7 @@ def greedy(
         shown: per item, whose pictures stand in its prompt.
         new_tokens: most tokens of an answer.
         budget: largest number of tokens of one batch, padding and answers included; at least one row.
+        remembered: kept between calls with the same model.
 
     Raises:
         UnusableData: naming the item, for a prompt that with its answer exceeds the model's positions, or
@@ -44,6 +47,7 @@ def greedy(
     """
     import torch
 
+    remembered = remembered or Remembered(loaded)
     rows = list(zip(items, prompts, shown, strict=True))
     lengths = [int(_batch(loaded, [row], cache)["input_ids"].shape[1]) for row in rows]
     most = loaded.model.config.get_text_config().max_position_embeddings
@@ -63,7 +67,9 @@ def greedy(
             places, order = order[:size], order[size:]
             batch = _batch(loaded, [rows[place] for place in places], cache)
             asked = [items[place] for place in places]
-            answers.update(zip(places, _continued(loaded, asked, batch, new_tokens), strict=True))
+            with remembered.pictures([each for place in places for each in shown[place]], cache):
+                written = _continued(loaded, asked, batch, new_tokens)
+            answers.update(zip(places, written, strict=True))
             advance(size)
     return [answers[place] for place in range(len(items))]
 

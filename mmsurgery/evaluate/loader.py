@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.errors import InputRefused
+from mmsurgery.evaluate.remembered import Remembered
 
 if TYPE_CHECKING:
     from mmsurgery.backbones.loading import Loaded
@@ -18,6 +19,8 @@ class Loader:
     def __init__(self) -> None:
         self.cache: dict[Any, Any] = {}
         """For the processor of the model loaded last, see `Backbone.collate`."""
+        self.remembered: Remembered | None = None
+        """Of the model loaded last."""
         self._loaded: Loaded | None = None
         self._template: str | None = None
 
@@ -35,7 +38,7 @@ class Loader:
         if self._loaded is not None and self._loaded.path == folder:
             return self._loaded
         processor = None if self._loaded is None else self._loaded.processor
-        self._loaded = None  # before the next is read: two models may not fit into memory
+        self._loaded = self.remembered = None  # before the next is read: two models may not fit into memory
         loaded = load(folder)
         template = loaded.backbone.template_digest(loaded.processor)
         if template == self._template:
@@ -44,5 +47,5 @@ class Loader:
             self.cache = {}
         if loaded.model_sha256 != model_sha256:
             raise InputRefused(f"{folder} changed while it was being scored", again)
-        self._loaded, self._template = loaded, template
+        self._loaded, self._template, self.remembered = loaded, template, Remembered(loaded)
         return loaded

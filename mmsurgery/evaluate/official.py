@@ -18,6 +18,7 @@ from mmsurgery.data.leakage import normalised
 from mmsurgery.data.samples import Item
 from mmsurgery.evaluate.asking import NEW_TOKENS, Asking
 from mmsurgery.evaluate.generation import greedy
+from mmsurgery.evaluate.remembered import Remembered
 from mmsurgery.evaluate.rouge import RougeL, rouge_l
 from mmsurgery.evaluate.scoring import eval_mode
 from mmsurgery.provenance import sha256_json
@@ -94,6 +95,7 @@ def answers(
     demonstrations: Sequence[Item] = (),
     budget: int = BUDGET,
     cache: dict[Any, Any] | None = None,
+    remembered: Remembered | None = None,
     what: str = "scoring",
     progress: Progress = SILENT,
 ) -> list[Answer]:
@@ -104,6 +106,7 @@ def answers(
         demonstrations: solved questions of the items' kind, which stand before each of them.
         budget: largest number of tokens of one batch, see `generation.greedy`.
         cache: a dictionary kept between calls with the same processor, see `Backbone.prompts`.
+        remembered: kept between calls with the same model.
         what: name of the stage that `progress` shows.
 
     Raises:
@@ -122,6 +125,7 @@ def answers(
             new_tokens=NEW_TOKENS,
             budget=budget,
             cache={} if cache is None else cache,
+            remembered=remembered,
             what=what,
             progress=progress,
         )

@@ -16,6 +16,7 @@ from mmsurgery.evaluate import outcomes
 from mmsurgery.evaluate.asking import NEW_TOKENS
 from mmsurgery.evaluate.generation import greedy
 from mmsurgery.evaluate.others import Others
+from mmsurgery.evaluate.remembered import Remembered
 from mmsurgery.evaluate.scoring import eval_mode, option_samples, prompt_sha256
 from mmsurgery.workspace import SILENT, Progress
 
@@ -89,6 +90,7 @@ def write(
     *,
     budget: int = BUDGET,
     cache: dict[Any, Any] | None = None,
+    remembered: Remembered | None = None,
     what: str = "writing",
     progress: Progress = SILENT,
 ) -> list[Written]:
@@ -97,6 +99,7 @@ def write(
     Args:
         budget: largest number of tokens of one batch, see `generation.greedy`.
         cache: a dictionary kept between calls with the same processor, see `Backbone.prompts`.
+        remembered: kept between calls with the same model.
         what: name of the stage that `progress` shows.
 
     Raises:
@@ -116,6 +119,7 @@ def write(
             new_tokens=NEW_TOKENS,
             budget=budget,
             cache=cache,
+            remembered=remembered,
             what=what,
             progress=progress,
         )

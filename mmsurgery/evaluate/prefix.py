@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmsurgery.evaluate.remembered import Remembered
 from mmsurgery.methods.step import check_positions
 
 if TYPE_CHECKING:
@@ -84,7 +85,14 @@ def common_prefix(rows: Sequence[Row]) -> int:
     return int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum())
 
 
-def score(loaded: Loaded, choices: Sequence[Choice], *, budget: int, cache: Cache) -> Iterator[tuple[int, list[float]]]:
+def score(
+    loaded: Loaded,
+    choices: Sequence[Choice],
+    *,
+    budget: int,
+    cache: Cache,
+    remembered: Remembered | None = None,
+) -> Iterator[tuple[int, list[float]]]:
     """Yield (place of a choice, mean log-probability in nats of each option's labelled tokens `[O]`).
 
     Args:
@@ -92,10 +100,13 @@ def score(loaded: Loaded, choices: Sequence[Choice], *, budget: int, cache: Cach
     """
     import torch
 
+    remembered = remembered or Remembered(loaded)
     for length, groups in _chunks(loaded, choices, budget):
         first = min(choices[place].first_answer for group in groups for place in group)
         roots = [choices[group[0]].samples[0] for group in groups]
-        known, prefix = _encode_roots(loaded, roots, length, max(1, length - first + 1), cache)
+        keep = max(1, length - first + 1)
+        with remembered.pictures(roots, cache):
+            known, prefix = _encode_roots(loaded, roots, length, keep, cache)
         questions: dict[int, list[tuple[int, int]]] = {}
         for root, group in enumerate(groups):
             for place in group:

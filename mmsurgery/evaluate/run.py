@@ -6,31 +6,25 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.files import read_json
 from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import device_name
-from mmsurgery.data.samples import Item, data_sha256
-from mmsurgery.errors import InputRefused, InternalError, Mismatch, UsageError
+from mmsurgery.data.samples import data_sha256
+from mmsurgery.errors import InputRefused, Mismatch, UsageError
 from mmsurgery.evaluate import columns as tables
-from mmsurgery.evaluate import fluency, official, open_answers, records, truth
+from mmsurgery.evaluate import records, truth
 from mmsurgery.evaluate.asked import Asked, what_is_asked
 from mmsurgery.evaluate.gates import check_column, gate, read_gate
-from mmsurgery.evaluate.loader import Loader
-from mmsurgery.evaluate.open_answers import Answered, Written
-from mmsurgery.evaluate.others import Others
 from mmsurgery.evaluate.protocols import LIKELIHOOD, OPEN, Protocol
-from mmsurgery.evaluate.scoring import score
-from mmsurgery.evaluate.unfinished import Unfinished
+from mmsurgery.evaluate.scorer import Plan, Scorer, command
 from mmsurgery.provenance import differences, provenance
+from mmsurgery.ranks import Ranks
 from mmsurgery.unlearn.trained_models import check_trained
 from mmsurgery.workspace import SILENT, Progress, Workspace
-
-if TYPE_CHECKING:
-    from mmsurgery.backbones.loading import Loaded
 
 __all__ = ["EvalResult", "evaluate", "gate"]
 
@@ -50,22 +44,6 @@ class EvalResult:
     """CLEAR's, where the benchmark has columns for them; see `truth.metrics`."""
 
 
-@dataclass(frozen=True)
-class _Plan:
-    asked: Asked
-    name: str
-    folder: Path
-    path: Path
-    provenance: dict[str, Any]
-    vanilla: Path | None
-    """Folder of the model under which written answers are judged, of protocol `open`."""
-    finished: EvalResult | None
-
-    @property
-    def unfinished(self) -> Unfinished:
-        return Unfinished.of(self.path, self.name, self.provenance["key"])
-
-
 def evaluate(
     workspace: Workspace,
     models: Sequence[str] | None = None,
@@ -82,7 +60,8 @@ def evaluate(
     """Score models and write `evals/MODEL.json` and `evals/MODEL.items.jsonl`.
 
     A model that was scored already is returned as it is, without a lock. An interrupted run goes on with
-    the column it was at.
+    the column it was at. Of several ranks (see `ranks`) each scores its share of every column's pictures, the first one
+    writes, and all return the same.
 
     Args:
         models: names, or paths of checkpoint folders; by default every model of the workspace but `base`.
@@ -106,40 +85,46 @@ def evaluate(
         InputRefused: if a model, the benchmark's files or earlier scores are damaged.
         Mismatch: if the name holds scores of another model or of other items.
         UnusableData: if the benchmark has nothing to score, or a model's scores are not finite.
+        MachineFault: if another rank failed.
     """
-    chosen_protocol = Protocol(protocol, shots, demonstrations)
-    if subset is not None and subset < 1:
-        raise UsageError(f"a subset of {subset} items is impossible", "use 1 or more")
-    wanted = [read_gate(expression)[0] for expression in gates]
-    names = list(models or ["vanilla", *(name for name in workspace.models() if name not in ("vanilla", "base"))])
-    found: dict[str, Path] = {}
-    for name, folder in map(workspace.find_model, names):
-        if found.setdefault(name, folder).resolve() != folder.resolve():
-            raise UsageError(f"two models are called '{name}': {found[name]} and {folder}", "rename a folder")
-    check_trained(workspace, *found)
-    vanilla = workspace.existing_model("vanilla") if protocol == OPEN else None
-    asked = what_is_asked(workspace, chosen_protocol, request, subset, progress)
-    for column in wanted:
-        check_column(column, asked.columns)
+    ranks = Ranks.here()
+    progress = ranks.watched(progress)
+    with ranks.together():
+        chosen_protocol = Protocol(protocol, shots, demonstrations)
+        if subset is not None and subset < 1:
+            raise UsageError(f"a subset of {subset} items is impossible", "use 1 or more")
+        wanted = [read_gate(expression)[0] for expression in gates]
+        names = list(models or ["vanilla", *(name for name in workspace.models() if name not in ("vanilla", "base"))])
+        found: dict[str, Path] = {}
+        for name, folder in map(workspace.find_model, names):
+            if found.setdefault(name, folder).resolve() != folder.resolve():
+                raise UsageError(f"two models are called '{name}': {found[name]} and {folder}", "rename a folder")
+        check_trained(workspace, *found)
+        vanilla = workspace.existing_model("vanilla") if protocol == OPEN else None
+        asked = what_is_asked(workspace, chosen_protocol, request, subset, progress)
+        for column in wanted:
+            check_column(column, asked.columns)
 
-    def plans() -> list[_Plan]:
-        made = [_plan(workspace, asked, name, folder, vanilla) for name, folder in found.items()]
-        return made if force else _finished(made)
+        def plans() -> list[Plan]:
+            made = [_plan(workspace, asked, name, folder, vanilla) for name, folder in found.items()]
+            made = made if force else _finished(made)
+            finished = ranks.told([plan.finished for plan in made])  # the first rank may write before others look
+            return [dataclasses.replace(plan, finished=each) for plan, each in zip(made, finished, strict=True)]
 
-    looked_up = plans()
-    _note_others(looked_up, progress)
-    if all(plan.finished for plan in looked_up):
-        return _with_metrics(workspace, [plan.finished for plan in looked_up if plan.finished], progress)
-    with workspace.lock():
-        scorer = _Scorer()
-        waiting = plans()  # again: another process may have scored them meanwhile
-        if vanilla is not None:
-            _write_answers(workspace, waiting, scorer, progress)
-        results = [plan.finished or _score_model(workspace, plan, scorer, progress) for plan in waiting]
-    return _with_metrics(workspace, results, progress)
+        looked_up = plans()
+        _note_others(looked_up, progress)
+        if all(plan.finished for plan in looked_up):
+            return _with_metrics(workspace, [plan.finished for plan in looked_up if plan.finished], ranks, progress)
+        with ranks.together(workspace.lock()):
+            scorer = Scorer(workspace.threads, ranks, progress)
+            waiting = plans()  # again: another process may have scored them meanwhile
+            if vanilla is not None:
+                _write_answers(waiting, scorer, ranks)
+            results = [plan.finished or _score_model(workspace, plan, scorer, ranks) for plan in waiting]
+        return _with_metrics(workspace, results, ranks, progress)
 
 
-def _plan(workspace: Workspace, asked: Asked, name: str, folder: Path, vanilla: Path | None) -> _Plan:
+def _plan(workspace: Workspace, asked: Asked, name: str, folder: Path, vanilla: Path | None) -> Plan:
     """What is to be scored."""
     path = workspace.eval_path(name, asked.protocol.id, asked.request, asked.subset)
     inputs = {
@@ -151,14 +136,14 @@ def _plan(workspace: Workspace, asked: Asked, name: str, folder: Path, vanilla: 
         inputs["vanilla_sha256"] = _digest(vanilla)
         inputs["known"] = {column: data_sha256(items) for column, items in asked.every.items()}
     made = provenance("eval", asked.settings(workspace.threads), inputs)
-    return _Plan(asked, name, folder, path, made, vanilla, None)
+    return Plan(asked, name, folder, path, made, vanilla, None)
 
 
 def _digest(folder: Path) -> str:
     return CheckpointFiles(folder, backbone(model_config(folder)["model_type"]).canonical).digest()
 
 
-def _finished(plans: Sequence[_Plan]) -> list[_Plan]:
+def _finished(plans: Sequence[Plan]) -> list[Plan]:
     """The plans, with the scores of those that are there already.
 
     Raises:
@@ -175,12 +160,12 @@ def _finished(plans: Sequence[_Plan]) -> list[_Plan]:
     if others:
         (first, why), *rest = others
         more = f"; so do those of {', '.join(plan.name for plan, _ in rest)}" if rest else ""
-        again = _command(*(plan for plan, _ in others))
+        again = command(*(plan for plan, _ in others))
         raise Mismatch(f"{first.path} holds scores with other inputs ({why}){more}", again)
     return found
 
 
-def _note_others(plans: Sequence[_Plan], progress: Progress) -> None:
+def _note_others(plans: Sequence[Plan], progress: Progress) -> None:
     """Say which other models' scores beside these are about other items: their numbers do not compare."""
     ours = {plan.path for plan in plans}
     for path in sorted(plans[0].path.parent.glob("[!.]*.json")) if plans else ():
@@ -194,49 +179,55 @@ def _note_others(plans: Sequence[_Plan], progress: Progress) -> None:
                 progress.note(f"the scores of '{path.stem}' are about other items, they do not compare with these")
 
 
-def _command(*plans: _Plan) -> str:
-    """The command that scores them again."""
-    return f"mmsurgery eval {' '.join(plan.name for plan in plans)}{plans[0].asked.options} --force"
-
-
-def _result(plan: _Plan, record: Mapping[str, Any], *, up_to_date: bool) -> EvalResult:
+def _result(plan: Plan, record: Mapping[str, Any], *, up_to_date: bool) -> EvalResult:
     order = [*plan.provenance["inputs"]["items"]]
     columns = {column: record["columns"][column] for column in order}
     return EvalResult(plan.name, plan.path, columns, record["remarks"], up_to_date)
 
 
-def _score_model(workspace: Workspace, plan: _Plan, scorer: _Scorer, progress: Progress) -> EvalResult:
-    unfinished, scores = plan.unfinished, dict[str, list[Any]]()
-    for column, items in plan.asked.columns.items():
-        if (found := unfinished.scores(column)) is None:
-            found = scorer.score(workspace, plan, column, items, progress)
-            unfinished.keep_scores(column, found)
-        scores[column] = found
+def _score_model(workspace: Workspace, plan: Plan, scorer: Scorer, ranks: Ranks) -> EvalResult:
+    unfinished, scores = plan.unfinished if ranks.first else None, dict[str, list[Any]]()
+    for column in plan.asked.columns:
+        found = unfinished.scores(column) if unfinished else None
+        if ranks.told(found is None):
+            written = ranks.told(unfinished.written(column) if unfinished and plan.vanilla else None)
+            found = scorer.score(plan, column, written)
+            if unfinished:
+                unfinished.keep_scores(column, found)
+        scores[column] = found or []
+    return ranks.told(_record(workspace, plan, scores, ranks) if ranks.first else None)  # type: ignore[return-value]
+
+
+def _record(workspace: Workspace, plan: Plan, scores: Mapping[str, list[Any]], ranks: Ranks) -> EvalResult:
+    """Write what was scored."""
     leaked = read_json(plan.folder / RUN_FILE).get(SCORED_TEXT) if (plan.folder / RUN_FILE).exists() else None
+    beside: dict[str, Any] = {"device": device_name(), **({"ranks": ranks.count} if ranks.count > 1 else {})}
     body = {
         "model": plan.name,
         "columns": {column: tables.summary(each, plan.asked.protocol.id) for column, each in scores.items()},
         "remarks": {
             column: found for column, each in scores.items() if (found := _remarks(plan, leaked, column, each))
         },
-        "provenance": {**plan.provenance, "device": device_name()},
+        "provenance": {**plan.provenance, **beside},
     }
     record = records.write_eval(plan.path, body, [item for each in scores.values() for item in each])
-    unfinished.remove()
+    plan.unfinished.remove()
     workspace.journal("eval", model=plan.name, protocol=plan.asked.protocol.id)
     return _result(plan, record, up_to_date=False)
 
 
-def _write_answers(workspace: Workspace, plans: Sequence[_Plan], scorer: _Scorer, progress: Progress) -> None:
+def _write_answers(plans: Sequence[Plan], scorer: Scorer, ranks: Ranks) -> None:
     """Have all models write before anything is judged, vanilla last: each is loaded once."""
     for plan in sorted(plans, key=lambda plan: plan.folder == plan.vanilla):
-        unfinished = plan.unfinished
-        for column, items in plan.asked.columns.items() if plan.finished is None else ():
-            if unfinished.written(column) is None:
-                unfinished.keep_written(column, scorer.write(workspace, plan, column, items, progress))
+        unfinished = plan.unfinished if ranks.first else None
+        for column in plan.asked.columns if plan.finished is None else ():
+            if ranks.told(unfinished is not None and unfinished.written(column) is None):
+                written = scorer.write(plan, column)
+                if unfinished:
+                    unfinished.keep_written(column, written)
 
 
-def _remarks(plan: _Plan, leaked: int | None, column: str, scores: Sequence[Any]) -> list[str]:
+def _remarks(plan: Plan, leaked: int | None, column: str, scores: Sequence[Any]) -> list[str]:
     """What a reader of a column of this model must know; `leaked` text samples behind it are scored."""
     asked, name = plan.asked, column.partition(".")[0]
     found = [asked.notes[name]] if name in asked.notes else []
@@ -247,7 +238,14 @@ def _remarks(plan: _Plan, leaked: int | None, column: str, scores: Sequence[Any]
     return [*found, *tables.remarks(scores)]
 
 
-def _with_metrics(workspace: Workspace, results: Sequence[EvalResult], progress: Progress) -> list[EvalResult]:
+def _with_metrics(
+    workspace: Workspace, results: Sequence[EvalResult], ranks: Ranks, progress: Progress
+) -> list[EvalResult]:
+    """The results with metrics, as the first rank finds them."""
+    return ranks.told(_measured(workspace, results, progress) if ranks.first else [])
+
+
+def _measured(workspace: Workspace, results: Sequence[EvalResult], progress: Progress) -> list[EvalResult]:
     """The results with CLEAR's metrics, where there are columns for them; against the gold model that was scored
     beside them, if one was and still is what the settings ask for."""
     if not results or not any(name.endswith(f".{truth.TASK}") for name in results[0].columns):
@@ -264,55 +262,3 @@ def _with_metrics(workspace: Workspace, results: Sequence[EvalResult], progress:
     except (InputRefused, Mismatch) as problem:
         progress.note(f"Forget Quality is left out: {problem}")
         return [dataclasses.replace(each, metrics=truth.metrics(each.columns, items, None)) for each, items in asked]
-
-
-class _Scorer:
-    """Has models score or answer the items of columns."""
-
-    def __init__(self) -> None:
-        self._loader = Loader()
-        self._others: Others | None = None
-
-    def score(
-        self, workspace: Workspace, plan: _Plan, column: str, items: Sequence[Item], progress: Progress
-    ) -> list[Any]:
-        from mmsurgery.unlearn.loop import deterministic
-
-        with deterministic(workspace.threads):
-            if plan.vanilla is not None:
-                return self._judge(plan, plan.vanilla, column, items, progress)
-            loaded = self._load(plan)
-            common = self._common(plan, column, progress)
-            if plan.asked.protocol.name == LIKELIHOOD:
-                return list(score(loaded, items, **common))
-            shown = plan.asked.demonstrations.items.get(column, ())
-            return list(official.answers(loaded, items, plan.asked.asking, demonstrations=shown, **common))
-
-    def write(
-        self, workspace: Workspace, plan: _Plan, column: str, items: Sequence[Item], progress: Progress
-    ) -> list[Written]:
-        """The model's open answers."""
-        from mmsurgery.unlearn.loop import deterministic
-
-        with deterministic(workspace.threads):
-            loaded = self._load(plan)
-            return open_answers.write(loaded, items, **self._common(plan, column, progress))
-
-    def _judge(
-        self, plan: _Plan, vanilla: Path, column: str, items: Sequence[Item], progress: Progress
-    ) -> list[Answered]:
-        """What the model has written, judged with the help of vanilla."""
-        written = plan.unfinished.written(column)
-        if written is None:
-            raise InternalError(f"nothing was written of {column}")
-        self._others = self._others or Others(plan.asked.every)
-        loaded = self._loader.load(vanilla, plan.provenance["inputs"]["vanilla_sha256"], _command(plan))
-        common = self._common(plan, f"{column}, fluency", progress)
-        likely = fluency.median_probabilities(loaded, items, [each.text for each in written], **common)
-        return open_answers.judged(items, written, self._others, likely)
-
-    def _common(self, plan: _Plan, column: str, progress: Progress) -> dict[str, Any]:
-        return {"cache": self._loader.cache, "what": f"{plan.name}: {column}", "progress": progress}
-
-    def _load(self, plan: _Plan) -> Loaded:
-        return self._loader.load(plan.folder, plan.provenance["inputs"]["model_sha256"], _command(plan))

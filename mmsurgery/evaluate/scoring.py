@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import UnusableData
 from mmsurgery.evaluate import prefix
+from mmsurgery.evaluate.remembered import Remembered
 from mmsurgery.methods.step import Answers
 from mmsurgery.provenance import sha256_json
 from mmsurgery.workspace import SILENT, Progress
@@ -73,6 +74,7 @@ def score(
     *,
     budget: int = BUDGET,
     cache: dict[Any, Any] | None = None,
+    remembered: Remembered | None = None,
     what: str = "scoring",
     progress: Progress = SILENT,
 ) -> list[ItemScore]:
@@ -84,6 +86,7 @@ def score(
     Args:
         budget: largest number of tokens of one pass.
         cache: a dictionary kept between calls with the same processor, see `Backbone.collate`.
+        remembered: kept between calls with the same model.
         what: name of the stage that `progress` shows.
 
     Raises:
@@ -93,14 +96,16 @@ def score(
     import torch
 
     cache = {} if cache is None else cache
+    remembered = remembered or Remembered(loaded)
     with eval_mode(loaded.model), torch.no_grad(), progress.stage(what, len(items)) as advance:
         choices = [prefix.encode(loaded, option_samples(item), cache) for item in items]
         scores: dict[int, list[float]] = {}
-        if prefixes_hold(loaded, choices, cache):
-            scored = prefix.score(loaded, choices, budget=budget, cache=cache)
+        common: dict[str, Any] = {"budget": budget, "cache": cache, "remembered": remembered}
+        if prefixes_hold(loaded, choices, cache, remembered):
+            scored = prefix.score(loaded, choices, **common)
         else:
             progress.note(f"{loaded.backbone.title} cannot continue from shared prefixes: scoring row by row")
-            scored = row_scores(loaded, choices, budget=budget, cache=cache)
+            scored = row_scores(loaded, choices, **common)
         for place, values in scored:
             _check_finite(items[place], values)
             scores[place] = values
@@ -126,9 +131,15 @@ def option_samples(item: Item) -> list[Sample]:
 
 
 def row_scores(
-    loaded: Loaded, choices: Sequence[prefix.Choice], *, budget: int, cache: dict[Any, Any]
+    loaded: Loaded,
+    choices: Sequence[prefix.Choice],
+    *,
+    budget: int,
+    cache: dict[Any, Any],
+    remembered: Remembered | None = None,
 ) -> Iterator[tuple[int, list[float]]]:
     """As `prefix.score`, every option a whole row of its own; rows of similar length together."""
+    remembered = remembered or Remembered(loaded)
     order = sorted(range(len(choices)), key=lambda place: max(len(row.ids) for row in choices[place].rows))
     start = 0
     while start < len(order):
@@ -139,7 +150,9 @@ def row_scores(
         samples = [sample for place in places for sample in choices[place].samples]
         batch = loaded.backbone.collate(loaded.processor, samples, cache=cache)
         device = next(loaded.model.parameters()).device
-        values = iter((-Answers.of(loaded.model, {k: v.to(device) for k, v in batch.items()}).nll()).tolist())
+        with remembered.pictures(samples, cache):
+            answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()})
+        values = iter((-answers.nll()).tolist())
         yield from [(place, [next(values) for _ in choices[place].samples]) for place in places]
         start = stop
 
@@ -149,24 +162,50 @@ def _tokens(choices: Sequence[prefix.Choice]) -> int:
     return len(rows) * max(len(row.ids) for row in rows)
 
 
-def prefixes_hold(loaded: Loaded, choices: Sequence[prefix.Choice], cache: dict[Any, Any]) -> bool:
+def look_at_prefixes(loaded: Loaded, items: Sequence[Item], cache: dict[Any, Any], remembered: Remembered) -> None:
+    """Have it remembered whether prefixes may be shared, as `score` of these items does."""
+    import torch
+
+    places = [place for some in _probes([item.image_sha256 for item in items]).values() for place in some]
+    choices = [prefix.encode(loaded, option_samples(items[place]), cache) for place in places]
+    with eval_mode(loaded.model), torch.no_grad():
+        prefixes_hold(loaded, choices, cache, remembered)
+
+
+def prefixes_hold(
+    loaded: Loaded,
+    choices: Sequence[prefix.Choice],
+    cache: dict[Any, Any],
+    remembered: Remembered | None = None,
+) -> bool:
     """Whether scores from shared prefixes equal those of whole rows, on the first picture asked about
-    more than once (two questions of it), else the first picture, and on the first text question."""
-    by_picture: dict[str, list[prefix.Choice]] = {}
-    probes: list[prefix.Choice] = []
-    for choice in choices:
-        picture = choice.samples[0].image_sha256
+    more than once (two questions of it), else the first picture, and on the first text question. What is remembered
+    of the model is not compared again."""
+    remembered = remembered or Remembered(loaded)
+    probes = _probes([choice.samples[0].image_sha256 for choice in choices])
+    for pictured, places in probes.items():
+        if pictured not in remembered.prefixes_hold:
+            chosen = [choices[place] for place in places]
+            remembered.prefixes_hold[pictured] = _agree(loaded, chosen, cache, remembered)
+    return all(remembered.prefixes_hold[pictured] for pictured in probes)
+
+
+def _probes(pictures: Sequence[str | None]) -> dict[bool, list[int]]:
+    """Whether with a picture -> places of the questions to look at, of questions with these pictures."""
+    texts = [place for place, picture in enumerate(pictures) if picture is None]
+    about: dict[str, list[int]] = {}
+    for place, picture in enumerate(pictures):
         if picture is not None:
-            by_picture.setdefault(picture, []).append(choice)
-        elif not probes:
-            probes.append(choice)
-    probes += max(by_picture.values(), key=lambda group: min(len(group), 2), default=[])[:2]
-    shared = dict(prefix.score(loaded, probes, budget=BUDGET, cache=cache))
+            about.setdefault(picture, []).append(place)
+    pictured = max(about.values(), key=lambda places: min(len(places), 2), default=[])
+    return {kind: places for kind, places in ((False, texts[:1]), (True, pictured[:2])) if places}
+
+
+def _agree(loaded: Loaded, probes: Sequence[prefix.Choice], cache: dict[Any, Any], remembered: Remembered) -> bool:
+    shared = dict(prefix.score(loaded, probes, budget=BUDGET, cache=cache, remembered=remembered))
     tolerance = TOLERANCE[min(4, next(loaded.model.parameters()).element_size())]
-    for place, values in row_scores(loaded, probes, budget=BUDGET, cache=cache):
-        if any(abs(a - b) > tolerance for a, b in zip(values, shared[place], strict=True)):
-            return False
-    return True
+    rows = row_scores(loaded, probes, budget=BUDGET, cache=cache, remembered=remembered)
+    return all(abs(a - b) <= tolerance for place, values in rows for a, b in zip(values, shared[place], strict=True))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Item
 from mmsurgery.errors import GateMissed, InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
-from mmsurgery.evaluate import asked, evaluate, gate, records, run
+from mmsurgery.evaluate import asked, evaluate, gate, records, run, scorer
 from mmsurgery.evaluate.scoring import score
 from mmsurgery.provenance import canonical_json, seal, sha256
 from mmsurgery.settings import Settings
@@ -106,7 +106,7 @@ def test_scores_are_those_of_score(workspace: Workspace, questions: Questions, l
 def test_the_same_again_is_up_to_date(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     (first,) = evaluate(workspace)
     before = contents(workspace)
-    monkeypatch.setattr(run, "score", None)
+    monkeypatch.setattr(scorer, "score", None)
     (again,) = evaluate(workspace)
     assert again.up_to_date
     assert (again.columns, again.remarks) == (first.columns, first.remarks)
@@ -156,7 +156,7 @@ def test_another_model_under_the_name_is_refused_before_anything_is_scored(
     shutil.copytree(workspace.model_dir("vanilla"), other)
     evaluate(workspace, ["npo"])
     _change_a_weight(other)
-    monkeypatch.setattr(run, "score", None)
+    monkeypatch.setattr(scorer, "score", None)
     with pytest.raises(Mismatch, match=r"npo.json holds scores with other inputs \(model_sha256 "):
         evaluate(workspace)
     assert not workspace.eval_path("vanilla").exists()
@@ -199,7 +199,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         return score(loaded, items, **options)
 
-    monkeypatch.setattr(run, "score", interrupted)
+    monkeypatch.setattr(scorer, "score", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(workspace)
     assert not workspace.eval_path("vanilla").exists()

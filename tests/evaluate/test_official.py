@@ -15,7 +15,7 @@ import pytest
 from mmsurgery.data.samples import Item
 from mmsurgery.errors import InputRefused, MachineFault, UnusableData, UsageError
 from mmsurgery.evaluate import asked as asked_module
-from mmsurgery.evaluate import columns, evaluate, gate, official, records, run
+from mmsurgery.evaluate import columns, evaluate, gate, official, records, scorer
 from mmsurgery.evaluate.asked import TASKS_OF
 from mmsurgery.evaluate.asking import ASKINGS
 from mmsurgery.evaluate.official import Answer, answers, read_letter
@@ -392,7 +392,7 @@ def test_up_to_date_needs_no_lock(workspace: Workspace) -> None:
 
 def test_gates_are_read_before_anything_is_scored(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(official, "answers", None)
-    monkeypatch.setattr(run, "score", None)
+    monkeypatch.setattr(scorer, "score", None)
     with pytest.raises(UsageError, match="'retain_qa' is no gate"):
         evaluate(workspace, gates=["forget_vqa=0.1", "retain_qa"])
     with pytest.raises(UsageError, match=r"no column 'retain_qas'.*did you mean 'retain_qa'"):
