@@ -1,12 +1,12 @@
-"""HDF5 with care: files are built in memory, and read without following anything out of them."""
+"""HDF5 with care: every dataset is checked before data is read, and nothing is followed out of a file."""
 
 from __future__ import annotations
 
-import io
+import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from mmsurgery.errors import InputRefused
 from mmsurgery.names import check_parameter_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Spans = Sequence[tuple[int, int]]
+"""Place in the file and number of elements of each run, in C order of the dataset."""
 
-CHUNKED_FROM = 1 << 20
-"""Datasets of at least this many elements are chunked, smaller ones contiguous."""
 MAX_DATASETS = 100_000
 
-_ENCODED = 1 << 18
-"""Elements that are encoded at a time: they stay in the cache, and their memory with the process."""
+_SLAB = 1 << 20
+"""Elements that are read through the library at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,61 +32,25 @@ class Dataset:
     path: Path
     key: str
     shape: tuple[int, ...]
-    bfloat16: bool
+    dtype: np.dtype[Any]
+    """As stored: float32, float64, or uint16 for the bit patterns of bfloat16."""
+    identity: tuple[int, ...] = field(repr=False)
+    """Of the file when it was checked."""
+    spans: Spans | None = field(repr=False)
+    """Where its values lie; None where they do not lie in runs, so that the library has to find them."""
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
 
 
-def _h5py() -> Any:
+def library() -> Any:
+    """h5py, which is slow to import."""
     # Filter plugins are native code; the variable must be set before the library starts.
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
     import h5py
 
     return h5py
-
-
-def to_bfloat16(values: Array) -> Array:
-    """Bit patterns of float values rounded to the nearest bfloat16 (ties to even), uint16."""
-    bits = np.asarray(values, np.float32).reshape(-1).view(np.uint32)
-    encoded = np.empty(bits.shape, np.uint16)
-    for start in range(0, bits.size, _ENCODED):
-        block = slice(start, start + _ENCODED)
-        rounded = bits[block] >> 16
-        rounded &= 1
-        rounded += 0x7FFF
-        rounded += bits[block]
-        rounded >>= 16
-        encoded[block] = rounded
-    return encoded.reshape(np.shape(values))
-
-
-def image(group: str, arrays: Iterable[tuple[str, Array]], store: str) -> bytes:
-    """The bytes of an HDF5 file with one dataset per array below `/group`.
-
-    Built in memory: the C library dies on a full disk, and the atomic writer does not.
-    """
-    h5py = _h5py()
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        parent = file.create_group(group)
-        for name, array in arrays:
-            values = to_bfloat16(array) if store == "bfloat16" else np.asarray(array)
-            values = values.astype(values.dtype.newbyteorder("<"))
-            options: dict[str, Any] = {"track_times": False}
-            if array.size >= CHUNKED_FROM:
-                options["chunks"] = _chunks(array.shape)
-            dataset = parent.create_dataset(name, data=values, **options)
-            if store == "bfloat16":
-                dataset.attrs["encoding"] = "bfloat16"
-    return buffer.getvalue()
-
-
-def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
-    chunks = list(shape)
-    for axis in range(len(chunks)):
-        rest = math.prod(chunks[axis + 1 :])
-        chunks[axis] = max(1, min(chunks[axis], CHUNKED_FROM // max(rest, 1)))
-        if math.prod(chunks) <= CHUNKED_FROM and chunks[axis] > 1:
-            break
-    return tuple(chunks)
 
 
 def datasets(path: Path, group: str) -> dict[str, Dataset]:
@@ -96,26 +60,23 @@ def datasets(path: Path, group: str) -> dict[str, Dataset]:
         InputRefused: for a file that cannot be opened, links of any kind, external or virtual
             storage, filters, other objects, dtypes, or more bytes declared than the file holds.
     """
-    h5py = _h5py()
-    size = path.stat().st_size
+    h5py = library()
     found: dict[str, Dataset] = {}
     try:
+        status = path.stat()
         with h5py.File(path, "r") as file:
             if list(file) != [group] or not isinstance(file.get(group, getlink=True), h5py.HardLink):
                 raise InputRefused(f"{path} should hold one group '{group}'")
-            parent = file[group]
-            if len(parent) > MAX_DATASETS:
+            checker = _Checker(h5py, path, group, file, status)
+            names = list(file[group])
+            if len(names) > MAX_DATASETS:
                 raise InputRefused(f"{path} holds too many datasets")
             declared = 0
-            for name in parent:
-                check_parameter_name(name)
-                if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
-                    raise InputRefused(f"{path}: '{name}' is a link, not a dataset")
-                dataset = parent[name]
-                found[name] = _checked(h5py, path, group, name, dataset)
-                declared += dataset.size * dataset.dtype.itemsize
-                if declared > size:
-                    raise InputRefused(f"{path} declares {declared:,} bytes of data in a file of {size:,}")
+            for name in names:
+                found[name] = checker.dataset(name)
+                declared += found[name].numel * found[name].dtype.itemsize
+                if declared > status.st_size:
+                    raise InputRefused(f"{path} declares {declared:,} bytes of data in a file of {status.st_size:,}")
     except InputRefused:
         raise
     except Exception as error:
@@ -123,17 +84,86 @@ def datasets(path: Path, group: str) -> dict[str, Dataset]:
     return found
 
 
-def _checked(h5py: Any, path: Path, group: str, name: str, dataset: Any) -> Dataset:
-    if not isinstance(dataset, h5py.Dataset) or dataset.external is not None or dataset.is_virtual:
-        raise InputRefused(f"{path}: '{name}' is not a plain dataset in this file")
-    if dataset.id.get_create_plist().get_nfilters():
-        raise InputRefused(f"{path}: '{name}' needs a filter; only unfiltered data is read")
-    bfloat16 = dataset.dtype == np.dtype("<u2")
-    if bfloat16 and dataset.attrs.get("encoding") != "bfloat16":
-        raise InputRefused(f"{path}: '{name}' is uint16 without encoding bfloat16")
-    if not bfloat16 and dataset.dtype not in (np.dtype("<f4"), np.dtype("<f8")):
-        raise InputRefused(f"{path}: '{name}' has dtype {dataset.dtype}, float32 expected")
-    return Dataset(path, f"/{group}/{name}", tuple(dataset.shape), bfloat16)
+class _Checker:
+    """Checks the datasets of one open file by the library's own calls: h5py's objects take three times as long,
+    which is longer than reading a small model's values."""
+
+    def __init__(self, h5py: Any, path: Path, group: str, file: Any, status: os.stat_result) -> None:
+        self._h5py, self._path, self._group = h5py, path, group
+        self._parent = file[group].id
+        self._links = self._parent.links
+        self._identity = _identity(status)
+        self._plain = file.id.get_create_plist().get_userblock() == 0
+        self._float32 = h5py.h5t.IEEE_F32LE
+
+    def dataset(self, name: str) -> Dataset:
+        h5py, path, key = self._h5py, self._path, name.encode()
+        check_parameter_name(name)
+        if self._links.get_info(key).type != h5py.h5l.TYPE_HARD:
+            raise InputRefused(f"{path}: '{name}' is a link, not a dataset")
+        try:
+            found = h5py.h5d.open(self._parent, key)
+        except KeyError as error:
+            raise self._not_plain(name) from error
+        properties = found.get_create_plist()
+        layout = properties.get_layout()
+        if properties.get_external_count() or layout == h5py.h5d.VIRTUAL:
+            raise self._not_plain(name)
+        if properties.get_nfilters():
+            raise InputRefused(f"{path}: '{name}' needs a filter; only unfiltered data is read")
+        dtype, shape = self._dtype(name, found), found.get_space().shape
+        spans: Spans | None = None
+        if self._plain and layout == h5py.h5d.CONTIGUOUS:
+            spans = _whole(found, math.prod(shape), dtype.itemsize)
+        elif self._plain and layout == h5py.h5d.CHUNKED:
+            spans = _chunked(found, shape, properties.get_chunk(), dtype.itemsize)
+        return Dataset(path, f"/{self._group}/{name}", tuple(shape), dtype, self._identity, spans)
+
+    def _not_plain(self, name: str) -> InputRefused:
+        return InputRefused(f"{self._path}: '{name}' is not a plain dataset in this file")
+
+    def _dtype(self, name: str, found: Any) -> np.dtype[Any]:
+        kind = found.get_type()
+        if kind.equal(self._float32):
+            return np.dtype("<f4")
+        dtype: np.dtype[Any] = kind.dtype
+        if dtype == np.dtype("<u2"):
+            if self._h5py.Dataset(found).attrs.get("encoding") != "bfloat16":
+                raise InputRefused(f"{self._path}: '{name}' is uint16 without encoding bfloat16")
+        elif dtype != np.dtype("<f8"):
+            raise InputRefused(f"{self._path}: '{name}' has dtype {dtype}, float32 expected")
+        return dtype
+
+
+def _whole(found: Any, numel: int, itemsize: int) -> Spans | None:
+    """The one run of a contiguous dataset."""
+    place = found.get_offset()
+    if numel and (place is None or found.get_storage_size() != numel * itemsize):
+        return None
+    return [(place, numel)] if numel else []
+
+
+def _chunked(found: Any, shape: Sequence[int], chunks: Sequence[int], itemsize: int) -> Spans | None:
+    """The runs of a chunked dataset, where each chunk is one: cut along one axis, at single indices of those before."""
+    axis = next((axis for axis, size in enumerate(chunks) if size > 1), len(chunks) - 1)
+    if any(chunk != size for chunk, size in zip(chunks[axis + 1 :], shape[axis + 1 :], strict=True)):
+        return None
+    steps = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+    stored: list[Any] = []
+    found.chunk_iter(stored.append)
+    runs = [
+        (
+            sum(index * step for index, step in zip(chunk.chunk_offset, steps, strict=True)),
+            chunk.byte_offset,
+            min(chunks[axis], shape[axis] - chunk.chunk_offset[axis]) * steps[axis],
+        )
+        for chunk in stored
+        if chunk.filter_mask == 0 and chunk.size == math.prod(chunks) * itemsize
+    ]
+    ends = itertools.accumulate((count for _, _, count in runs), initial=0)
+    if [*(first for first, _, _ in runs), math.prod(shape)] != [*ends]:
+        return None
+    return [(place, count) for _, place, count in runs]
 
 
 def read(dataset: Dataset) -> Array:
@@ -142,58 +172,90 @@ def read(dataset: Dataset) -> Array:
     Raises:
         InputRefused: if the file changed or cannot be read.
     """
-    h5py = _h5py()
-    try:
-        with h5py.File(dataset.path, "r") as file:
-            values = np.asarray(file[dataset.key][()])
-            if values.shape != dataset.shape:
-                raise ValueError("the shape changed")
-    except Exception as error:
-        raise _unreadable(dataset.path, error) from error
-    return _decoded(values, dataset.bfloat16)
+    return next(blocks(dataset, max(dataset.numel, 1))).reshape(dataset.shape)
 
 
-def blocks(dataset: Dataset) -> Iterator[Array]:
-    """The values of a dataset in C order, one flat slab of `slab_rows` after the other.
+def blocks(dataset: Dataset, size: int) -> Iterator[Array]:
+    """The values of a dataset in C order, flat, `size` at a time, float32 (float64 where stored so).
 
-    A slab is only valid until the next one is asked for: they share one buffer.
+    A block is only valid until the next one is asked for: they share one buffer.
 
     Raises:
         InputRefused: if the file changed or cannot be read.
     """
-    h5py = _h5py()
-    rows = slab_rows(dataset.shape)
+    found = _through_library(dataset, size) if dataset.spans is None else _straight(dataset, size)
     try:
-        # without the library's chunk cache, chunks are read straight into the buffer: three times as fast
-        with h5py.File(dataset.path, "r", rdcc_nbytes=0) as file:
-            source = file[dataset.key]
-            if source.shape != dataset.shape:
-                raise ValueError("the shape changed")
-            if rows is None:
-                yield _decoded(np.asarray(source[()]), dataset.bfloat16).reshape(-1)
-                return
-            buffer = np.empty((rows, *dataset.shape[1:]), source.dtype)
-            for first in range(0, dataset.shape[0], rows):
-                slab = buffer[: min(rows, dataset.shape[0] - first)]
-                source.read_direct(slab, np.s_[first : first + rows])
-                yield _decoded(slab, dataset.bfloat16).reshape(-1)
+        yield from _decoded(found, min(size, dataset.numel)) if dataset.dtype == np.dtype("<u2") else found
     except Exception as error:
         raise _unreadable(dataset.path, error) from error
 
 
-def slab_rows(shape: tuple[int, ...]) -> int | None:
-    """How many leading rows of an array to read at a time: about a chunk, and a multiple of 8
-    elements so that packed bits of slabs join; None for an array that is one slab."""
-    if math.prod(shape) <= CHUNKED_FROM:
-        return None
-    row = math.prod(shape[1:])
-    step = 8 // math.gcd(row, 8)
-    rows = max(step, CHUNKED_FROM // row // step * step)
-    return rows if rows < shape[0] else None
+def _decoded(blocks: Iterator[Array], size: int) -> Iterator[Array]:
+    """float32 of the bit patterns of bfloat16."""
+    buffer = np.empty(size, np.uint32)
+    for patterns in blocks:
+        bits = buffer[: patterns.size]
+        np.copyto(bits, patterns)
+        np.left_shift(bits, 16, out=bits)
+        yield bits.view(np.float32)
 
 
-def _decoded(values: Array, bfloat16: bool) -> Array:
-    return np.asarray(values.astype(np.uint32) << 16).view(np.float32) if bfloat16 else values
+def _straight(dataset: Dataset, size: int) -> Iterator[Array]:
+    """Blocks read from where they lie, without the library."""
+    buffer = np.empty(min(size, dataset.numel), dataset.dtype)
+    spans, itemsize = iter(dataset.spans or ()), dataset.dtype.itemsize
+    handle = os.open(dataset.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _identity(os.fstat(handle)) != dataset.identity:
+            raise ValueError("the file changed")
+        place, left = 0, 0  # of the run that is being read
+        for start in range(0, max(dataset.numel, 1), size):
+            values = buffer[: dataset.numel - start]
+            rest = memoryview(values.data).cast("B") if values.size else memoryview(b"")
+            while rest:
+                if not left:
+                    place, left = next(spans)
+                part = rest[: left * itemsize]
+                _fill(handle, part, place)
+                place, left, rest = place + len(part), left - len(part) // itemsize, rest[len(part) :]
+            yield values
+    finally:
+        os.close(handle)
+
+
+def _fill(handle: int, rest: memoryview, place: int) -> None:
+    """Read as many bytes as were asked for; the system may give them in several goes."""
+    while rest:
+        count = os.preadv(handle, [rest], place)
+        if not count:
+            raise ValueError("the file was cut")
+        rest, place = rest[count:], place + count
+
+
+def _through_library(dataset: Dataset, size: int) -> Iterator[Array]:
+    """Blocks cut from slabs of whole rows that the library reads."""
+    shape, buffer, filled = dataset.shape, np.empty(min(size, dataset.numel), dataset.dtype), 0
+    rows = max(_SLAB // max(math.prod(shape[1:]), 1), 1)
+    # without the library's chunk cache, chunks are read straight into an array: three times as fast
+    with library().File(dataset.path, "r", rdcc_nbytes=0) as file:
+        source = file[dataset.key]
+        if source.shape != shape or source.dtype != dataset.dtype:
+            raise ValueError("the dataset changed")
+        for first in range(0, shape[0] if shape else 1, rows):
+            rest = np.asarray(source[first : first + rows] if shape else source[()]).reshape(-1)
+            while rest.size:
+                part = rest[: buffer.size - filled]
+                buffer[filled : filled + part.size] = part
+                filled, rest = filled + part.size, rest[part.size :]
+                if filled == buffer.size:
+                    yield buffer
+                    filled = 0
+    if filled or not buffer.size:
+        yield buffer[:filled]
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _unreadable(path: Path, error: Exception) -> InputRefused:

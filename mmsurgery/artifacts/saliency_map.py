@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.artifacts import hdf5
+from mmsurgery.artifacts import hdf5, hdf5_write
 from mmsurgery.artifacts.files import atomic_folder, cached_sha256, read_json, write_bytes
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.names import check_parameter_name
@@ -96,16 +96,14 @@ class SaliencyMap:
         mean = self.arrays[name].astype(np.float64) / self.units
         return mean * mean if self.estimator == "dataset" else mean
 
-    def blocks(self, name: str) -> Iterator[Array]:
-        """The stored sums of a parameter in C order as flat slabs, each valid until the next is asked
-        for; equal shapes are cut alike, at multiples of 8 elements. Raises KeyError as above."""
+    def blocks(self, name: str, size: int = 1 << 20) -> Iterator[Array]:
+        """The stored sums of a parameter in C order, flat, `size` at a time, each block valid until the next
+        is asked for; an empty parameter is one empty block. Raises KeyError as above."""
         if isinstance(self.arrays, _Stored):
-            yield from self.arrays.blocks(name)
+            yield from self.arrays.blocks(name, size)
             return
-        array = self.arrays[name]
-        flat, rows = array.reshape(-1), hdf5.slab_rows(array.shape)
-        step = max(flat.size, 1) if rows is None else rows * math.prod(array.shape[1:])
-        yield from (flat[start : start + step] for start in range(0, max(flat.size, 1), step))
+        flat = self.arrays[name].reshape(-1)
+        yield from (flat[start : start + size] for start in range(0, max(flat.size, 1), size))
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The parameter's shape; None for one without gradient whose shape is not recorded."""
@@ -188,7 +186,7 @@ class SaliencyMap:
             blocks = list(self._blocks())
             for index, names in enumerate(blocks):
                 file = "saliency.h5" if len(blocks) == 1 else f"saliency-{index + 1:05d}-of-{len(blocks):05d}.h5"
-                data = hdf5.image(group, ((name, self.arrays[name]) for name in names), store)
+                data = hdf5_write.image(group, ((name, self.arrays[name]) for name in names), store)
                 (temporary / file).write_bytes(data)
                 files[file] = {"bytes": len(data), "sha256": sha256(data)}
             (temporary / MANIFEST).write_bytes(canonical_json(self._manifest(files)) + b"\n")
@@ -344,8 +342,8 @@ class _Stored(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         return hdf5.read(self._where[name])
 
-    def blocks(self, name: str) -> Iterator[Array]:
-        return hdf5.blocks(self._where[name])
+    def blocks(self, name: str, size: int) -> Iterator[Array]:
+        return hdf5.blocks(self._where[name], size)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)

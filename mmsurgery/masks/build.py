@@ -12,7 +12,8 @@ from mmsurgery.artifacts.saliency_map import SaliencyMap, content_sha256, read_m
 from mmsurgery.data.benchmark import SETS, benchmark, source_of
 from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
 from mmsurgery.masks import controls
-from mmsurgery.masks.rule import MIXTURES, SCOPES, Ratio, check_beta, check_density, ratio_mask
+from mmsurgery.masks.ratio import MIXTURES, Ratio
+from mmsurgery.masks.rule import SCOPES, check_beta, check_density, ratio_mask
 from mmsurgery.masks.stale import check_fresh, saliency_command, vanilla_files
 from mmsurgery.names import Selector
 from mmsurgery.provenance import differences, provenance

@@ -14,7 +14,7 @@ from mmsurgery.artifacts.mask import Mask, MaskParameter, scored_text
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.errors import Mismatch, UnusableData
 from mmsurgery.masks import top
-from mmsurgery.masks.rule import BLOCK, Ratio
+from mmsurgery.masks.ratio import BLOCK, Ratio
 from mmsurgery.provenance import provenance
 
 CONTROLS = ("random", "inverse", "magnitude", "forget-only")

@@ -11,132 +11,25 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mmsurgery.artifacts.mask import SCORED_TEXT, Bytes, Mask, MaskParameter
+from mmsurgery.artifacts.bits import Bytes, Layout, Packed
+from mmsurgery.artifacts.mask import SCORED_TEXT, Mask
 from mmsurgery.artifacts.saliency_map import SaliencyMap
-from mmsurgery.errors import Mismatch, UnusableData, UsageError, unknown
+from mmsurgery.errors import UnusableData, UsageError, unknown
 from mmsurgery.masks import top
+from mmsurgery.masks.compare import Comparison
+from mmsurgery.masks.ratio import Ratio
 from mmsurgery.names import GROUPS, Address, Selector
 from mmsurgery.provenance import provenance, sha256_json
 
-Float64 = np.ndarray[Any, np.dtype[np.float64]]
-
 _NUMBER = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-MIXTURES = ("pooled", "equal")
 SCOPES = ("overall", "tensor")
-_BITS: dict[str, tuple[Any, int]] = {"<f4": ("<u4", 0xFF << 23), "<f8": ("<u8", 0x7FF << 52)}
-"""Float dtype -> its bits as unsigned integers, and what infinity is as one."""
-BLOCK = 1 << 18
-"""Weights that are compared at a time; a multiple of 8."""
-
-
-class Ratio:
-    """Forget and preserve saliency of the same model side by side, read block by block.
-
-    Args:
-        forget: S_T.
-        preserve: the parts of S_P; a part without gradient for a parameter counts as 0 there.
-        mixture: `pooled` (sum of the sums over sum of the units) or `equal` (mean of the parts' S).
-
-    Raises:
-        Mismatch: if the maps differ in model, estimator, batch size, template, names or shapes.
-        UsageError: for no preserve map or an unknown mixture.
-    """
-
-    def __init__(self, forget: SaliencyMap, preserve: Sequence[SaliencyMap], mixture: str = "pooled") -> None:
-        if mixture not in MIXTURES:
-            raise unknown("mixture", mixture, MIXTURES)
-        if not preserve:
-            raise UsageError("a mask needs preserve saliency", "name at least one preserve map")
-        for other in preserve:
-            forget.same_kind(other)
-        self.forget, self.preserve, self.mixture = forget, tuple(preserve), mixture
-        self.shapes = {name: self._shape(name) for name in forget.names}
-        self._squared = forget.estimator == "dataset"
-        self._units = sum(part.units for part in preserve)
-        self._buffers = np.empty((3, BLOCK))
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        known = {shape for each in (self.forget, *self.preserve) if (shape := each.shape(name)) is not None}
-        if len(known) != 1:
-            what = "have different shapes for" if known else "do not say the shape of"
-            raise Mismatch(f"the saliency maps {what} {name}", "measure all of them again with --force")
-        return known.pop()
-
-    def blocks(self, name: str) -> Iterator[tuple[Float64, Float64]]:
-        """S_T and S_P of a parameter with forget gradient, flat, float64, at most `BLOCK` at a time;
-        valid until the next pair is asked for.
-
-        Raises:
-            UnusableData: for NaN, infinity or negative saliency, naming part and parameter.
-        """
-        maps = [self.forget, *(part for part in self.preserve if name in part.arrays)]
-        for slabs in zip(*(each.blocks(name) for each in maps), strict=True):
-            for start in range(0, slabs[0].size, BLOCK):
-                pieces = [slab[start : start + BLOCK] for slab in slabs]
-                for each, values in zip(maps, pieces, strict=True):
-                    self._check(values, each.part, name)
-                target, kept = (buffer[: pieces[0].size] for buffer in self._buffers[:2])
-                self._mean(pieces[0], self.forget.units, target)
-                self._mix(pieces[1:], [each.units for each in maps[1:]], kept)
-                yield target, kept
-
-    def _check(self, values: Float64, part: str, name: str) -> None:
-        bits, infinity = _BITS.get(values.dtype.str, (None, 0))
-        if not self._squared and bits is not None and values.view(bits).max() < infinity:
-            return  # as bits, non-negative finite values are those below infinity: one pass instead of two
-        least = values.min()
-        if not ((least > -math.inf if self._squared else least >= 0) and values.max() < math.inf):
-            what = "NaN or infinite" if self._squared else "NaN, infinite or negative"
-            raise UnusableData(f"saliency '{part}' of {name} holds {what} values", "measure it again with --force")
-
-    def _mean(self, sums: Float64, units: int, out: Float64) -> None:
-        if sums is not out:
-            np.copyto(out, sums)
-        np.divide(out, float(units), out=out)
-        if self._squared:
-            np.square(out, out=out)
-
-    def _mix(self, pieces: Sequence[Float64], units: Sequence[int], out: Float64) -> None:
-        if self.mixture == "pooled" and pieces:
-            np.copyto(out, pieces[0])
-            for sums in pieces[1:]:
-                np.add(out, sums, out=out, dtype=np.float64)
-            self._mean(out, self._units, out)
-            return
-        out.fill(0)
-        mean = self._buffers[2, : out.size]
-        for sums, count in zip(pieces, units, strict=True):
-            self._mean(sums, count, mean)
-            np.add(out, mean, out=out)
-        np.divide(out, len(self.preserve), out=out)
-
-    def keys(self, name: str, counts: dict[str, int] | None = None) -> Iterator[top.Keys]:
-        """Keys that sort as S_T / S_P: infinite where S_P = 0, never (0) where S_T = 0.
-
-        Args:
-            counts: its `zero_over_zero` grows by the entries with S_T = S_P = 0.
-        """
-        for target, kept in self.blocks(name):
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = np.divide(target, kept, out=self._buffers[2, : target.size])
-            if counts is not None:
-                counts["zero_over_zero"] += int(np.count_nonzero(np.isnan(ratio)))
-            yield np.where(target > 0, top.order(ratio), np.uint64(0))
-
-
-@dataclass
-class _Selection:
-    """What a rule selects: packed bits by parameter, and counts of entries inside the modules."""
-
-    bits: dict[str, Bytes]
-    counts: dict[str, int]
 
 
 def ratio_mask(
@@ -192,9 +85,19 @@ def ratio_mask(
     groups = {each.group for each in addresses.values()}
     selector = Selector(modules or ",".join(group for group in GROUPS if group in groups))
     names = sorted(selector.select(addresses))
-    chosen = _by_beta(ratio, names, threshold) if density is None else _by_density(ratio, names, density, per)
-    rule: dict[str, Any] = {"beta": threshold} if density is None else {"density": density, "per": per}
-    return _mask(ratio, addresses, chosen, {**rule, "mixture": mixture, "modules": str(selector)})
+    layout = Layout(ratio.shapes, addresses)
+    words = np.zeros(layout.words, np.uint64)
+    bits = {name: layout.of(words, name) for name in names if name in forget.arrays}
+    silent = sum(math.prod(ratio.shapes[name]) for name in names if name not in bits)
+    counts = {"zero_over_zero": 0, "no_gradient": silent}
+    if density is None:
+        rule: dict[str, Any] = {"beta": threshold}
+        counts["zero_over_zero"] = _by_beta(ratio, bits, threshold)
+    else:
+        rule = {"density": density, "per": per}
+        _by_density(ratio, names, bits, density, per, counts)
+    settings = {**rule, "mixture": mixture, "modules": str(selector)}
+    return _mask(ratio, Packed(layout, words), counts, settings)
 
 
 def check_beta(text: str | float) -> float:
@@ -220,57 +123,38 @@ def check_density(density: float) -> float:
     return density
 
 
-def _by_beta(ratio: Ratio, names: Sequence[str], beta: float) -> _Selection:
-    chosen = _Selection({}, {"zero_over_zero": 0, "no_gradient": 0})
-    buffers = np.empty((2, BLOCK), np.bool_)  # fresh arrays would cost more than the arithmetic
-    for name in names:
-        if name not in ratio.forget.arrays:
-            chosen.counts["no_gradient"] += math.prod(ratio.shapes[name])
-            continue
-        packed = []
-        for target, kept in ratio.blocks(name):
-            positive, enough = buffers[:, : target.size]
-            np.greater(target, 0, out=positive)
-            if not positive.all():
-                chosen.counts["zero_over_zero"] += int(np.count_nonzero(kept[~positive] == 0))
-            if beta != 1:
-                np.multiply(kept, beta, out=kept)
-            np.greater_equal(target, kept, out=enough)
-            np.logical_and(positive, enough, out=enough)
-            packed.append(np.packbits(enough, bitorder="little"))
-        chosen.bits[name] = np.concatenate(packed) if packed else np.zeros(0, np.uint8)
-    return chosen
+def _by_beta(ratio: Ratio, bits: Mapping[str, Bytes], beta: float) -> int:
+    """Write the bits of parameters; returns how many are 0 for S_T = S_P = 0."""
+    comparison = Comparison(ratio, beta)
+    for name, out in bits.items():
+        comparison.write(name, out)
+    return comparison.zero_over_zero
 
 
-def _by_density(ratio: Ratio, names: Sequence[str], density: float, per: str) -> _Selection:
+def _by_density(
+    ratio: Ratio, names: Sequence[str], bits: Mapping[str, Bytes], density: float, per: str, counts: dict[str, int]
+) -> None:
+    """Write the bits of parameters, and what is counted on the way."""
     sizes = {name: math.prod(ratio.shapes[name]) for name in names}
-    silent = sum(sizes[name] for name in names if name not in ratio.forget.arrays)
-    chosen = _Selection({}, {"zero_over_zero": 0, "no_gradient": silent})
-    moving = [name for name in names if name in ratio.forget.arrays and sizes[name]]
+    moving = [name for name in bits if sizes[name]]
     if per == "overall":
-        chosen.counts["wanted"] = round(density * sum(sizes.values()))
+        counts["wanted"] = round(density * sum(sizes.values()))
         everything = partial(_chained, ratio, moving)
-        key, ties = top.threshold(everything, chosen.counts["wanted"])
+        key, ties = top.threshold(everything, counts["wanted"])
     for name in moving:
         if per == "tensor":
             wanted = round(density * sizes[name])
-            chosen.counts["wanted"] = chosen.counts.get("wanted", 0) + wanted
+            counts["wanted"] = counts.get("wanted", 0) + wanted
             key, ties = top.threshold(partial(ratio.keys, name), wanted)
-        chosen.bits[name], ties = top.take(ratio.keys(name, chosen.counts), key, ties)
-    return chosen
+        bits[name][:], ties = top.take(ratio.keys(name, counts), key, ties)
 
 
 def _chained(ratio: Ratio, names: Sequence[str]) -> Iterator[top.Keys]:
     return itertools.chain.from_iterable(ratio.keys(name) for name in names)
 
 
-def _mask(ratio: Ratio, addresses: dict[str, Address], chosen: _Selection, settings: dict[str, Any]) -> Mask:
+def _mask(ratio: Ratio, parameters: Packed, found: Mapping[str, int], settings: dict[str, Any]) -> Mask:
     forget = ratio.forget
-    empty = {name: np.zeros((math.prod(shape) + 7) // 8, np.uint8) for name, shape in ratio.shapes.items()}
-    parameters = {
-        name: MaskParameter(ratio.shapes[name], addresses[name], chosen.bits.get(name, empty[name]))
-        for name in ratio.shapes
-    }
     parents = tuple(_parent(each) for each in (forget, *ratio.preserve))
     mask = Mask(
         rule="ratio" if "beta" in settings else "density",
@@ -283,13 +167,13 @@ def _mask(ratio: Ratio, addresses: dict[str, Address], chosen: _Selection, setti
         parents=parents,
         provenance={**provenance("mask", settings, {"saliency": sha256_json(parents)}), "tied": dict(forget.tied)},
     )
-    inside = sum(parameters[name].numel for name in mask.in_modules())
     if not mask.selected:
+        inside = sum(parameters[name].numel for name in mask.in_modules())
         raise UnusableData(
             f"the mask selects 0 of {inside:,} weights in {mask.modules}",
             "pass a lower --beta" if "beta" in settings else "pass a higher --density",
         )
-    counts = {"selected": mask.selected, "total": mask.total, **chosen.counts}
+    counts = {"selected": mask.selected, "total": mask.total, **found}
     if leaked := sum(int(each.provenance.get(SCORED_TEXT, 0)) for each in (forget, *ratio.preserve)):
         counts[SCORED_TEXT] = leaked
     return replace(mask, counts=counts)

@@ -14,7 +14,8 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import SETS, Source, benchmark, source_of
 from mmsurgery.data.samples import data_sha256
 from mmsurgery.errors import Mismatch, MmsurgeryError
-from mmsurgery.masks.rule import MIXTURES, SCOPES
+from mmsurgery.masks.ratio import MIXTURES
+from mmsurgery.masks.rule import SCOPES
 from mmsurgery.provenance import parse_json, sha256_json, versions
 from mmsurgery.workspace import ESTIMATORS
 

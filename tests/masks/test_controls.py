@@ -13,7 +13,8 @@ from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.errors import Mismatch, UnusableData
 from mmsurgery.masks.controls import forget_only_mask, inverse_mask, magnitude_mask, random_mask
-from mmsurgery.masks.rule import Ratio, ratio_mask
+from mmsurgery.masks.ratio import Ratio
+from mmsurgery.masks.rule import ratio_mask
 from mmsurgery.names import Address
 
 SHAPES = {f"lm.{i}.mlp.up_{i}": shape for i, shape in enumerate([(1,), (7,), (8,), (17, 3), (), (0, 3), (40, 40)])}

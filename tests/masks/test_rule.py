@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.errors import Mismatch, UnusableData, UsageError
-from mmsurgery.masks import rule as rule_module
+from mmsurgery.masks import ratio as ratio_module
 from mmsurgery.masks.rule import ratio_mask
 from mmsurgery.names import Address
 
@@ -405,7 +405,7 @@ def test_blocks_of_any_size_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) 
     maps = [saliency({"lm.0.attn.q_0": generator.chisquare(1, (37, 11)).astype(np.float32)}) for _ in range(2)]
     masks = []
     for block in (8, 64, 1 << 18):
-        monkeypatch.setattr(rule_module, "BLOCK", block)
+        monkeypatch.setattr(ratio_module, "BLOCK", block)
         masks.append(ratio_mask(*maps, address=address).content_sha256)
         masks.append(ratio_mask(*maps, density=0.3, address=address).content_sha256)
     assert len(set(masks[::2])) == len(set(masks[1::2])) == 1
