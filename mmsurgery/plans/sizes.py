@@ -16,6 +16,8 @@ from mmsurgery.plans.plan import ModelSize
 
 FLOAT32 = 4
 """Bytes."""
+BF16 = 2
+"""Bytes."""
 KEPT = 1.25
 """Saved for the backward pass, in units of the inputs and outputs of all linear layers. Measured with torch's
 saved-tensor hooks on LLaVA and Qwen2-VL of 8 layers, float32 and bfloat16: 1.10 to 1.30."""

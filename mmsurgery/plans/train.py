@@ -13,16 +13,13 @@ from mmsurgery.plans import plan as terms
 from mmsurgery.plans.lengths import Lengths, lengths
 from mmsurgery.plans.plan import Passes, Plan, free_below, fullest
 from mmsurgery.plans.probe import backward, probed
-from mmsurgery.plans.sizes import FLOAT32, Sizes
+from mmsurgery.plans.sizes import BF16, FLOAT32, Sizes
 from mmsurgery.plans.trained import ADAMW
 from mmsurgery.recipes import Recipe
 from mmsurgery.training import TRAINABLE, tuning_of
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.tuning import START
 from mmsurgery.workspace import SILENT, Progress, Workspace
-
-BF16 = 2
-"""Bytes."""
 
 
 def plan_train(
@@ -100,7 +97,6 @@ def _moments(
     weights: float32, or bfloat16 with `precision = "bf16"`; all weights that are trained have float32 masters then,
         and the model is loaded in float32 before. Adapters, gradients (4) and moments (8 bytes) are float32.
     temporary: the gradient of one tensor before it is added, in the weights' dtype.
-    merged: when the training has ended, a float32 copy of every weight that had an adapter.
     activations: of the larger of a batch with pictures and one without, see `Sizes.kept`.
     """
     low = recipe.precision == "bf16"
@@ -125,9 +121,7 @@ def _moments(
             ),
         }
     }
-    if lora:
-        moments["adapters are merged"] = {**static, terms.MERGED: FLOAT32 * sizes.count(names), **files}
-    elif low:
+    if low and not lora:
         moments["the model is loaded"] = {terms.WEIGHTS: FLOAT32 * sizes.count(), **files}
     return moments
 

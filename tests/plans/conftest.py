@@ -85,8 +85,7 @@ def ws(tmp_path: Path, micro: Path, make_sample: Callable[..., Sample], monkeypa
     from mmsurgery.unlearn import request
 
     found = Benchmark(make_sample)
-    rooms = ["apply", "saliency"]
-    rooms = ("mmsurgery.plans.apply", "mmsurgery.plans.saliency")
+    rooms = ("mmsurgery.plans.unlearned", "mmsurgery.plans.saliency")
     for module in (request, applying, parts, asked, *map(importlib.import_module, rooms)):
         monkeypatch.setattr(module, "benchmark", lambda name: found)
     workspace = Workspace(tmp_path, Settings(recipe=RecipeSettings(learning_rate=1e-3, batch_size=2, epochs=1)))

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from mmsurgery.plans import Plan, plan_apply, plan_saliency
+from mmsurgery.errors import MachineFault
+from mmsurgery.memory import Layout, Store
+from mmsurgery.plans import Plan, apply_layout, plan_apply, plan_saliency
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.sizes import Sizes
+from mmsurgery.plans.unlearned import Unlearned
 from mmsurgery.saliency.parts import measure_parts
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.lora import LoRA
@@ -19,7 +22,7 @@ from mmsurgery.workspace import Workspace
 @pytest.fixture(autouse=True)
 def _what_is_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Activations are gone when a unit is done, and files that are being written are no tensors."""
-    monkeypatch.setattr(Sizes, "kept", lambda *arguments: 0)
+    monkeypatch.setattr(Sizes, "kept", lambda *arguments, **options: 0)
     monkeypatch.setattr("mmsurgery.plans.saliency.FILE_BYTES", 0)
 
 
@@ -42,6 +45,15 @@ def test_saliency_of_text_reaches_the_language_model_alone(ws: Workspace, census
     assert plan.memory[terms.ACCUMULATORS] < 0.8 * plan.memory[terms.WEIGHTS]
 
 
+ASKED: dict[str, Any] = {
+    **dict.fromkeys(("mask", "scope", "lora", "name", "retain_batch", "learning_rate", "epochs", "seed", "precision")),
+    "protocol": "equations",
+    "start": "vanilla",
+    "reference": "vanilla",
+    "forget_weight": 1.0,
+    "eval_every": 0,
+}
+"""Options of `apply` by their defaults."""
 APPLIED = {
     "full": ("npo", {}),
     "full masked forget": ("ga_diff", {"mask": "default"}),
@@ -50,6 +62,11 @@ APPLIED = {
     "lora masked": ("ga_diff", {"mask": "default", "lora": LoRA(rank=8)}),
     "kept outputs": ("kl_min", {}),
     "another reference": ("npo", {"reference": "reference", "lora": LoRA(rank=4)}),
+    "full in bf16": ("npo", {"precision": "bf16"}),
+    "full masked forget in bf16": ("ga_diff", {"mask": "default", "precision": "bf16"}),
+    "full masked all in bf16": ("ga_diff", {"mask": "default", "scope": "all", "precision": "bf16"}),
+    "lora masked in bf16": ("ga_diff", {"mask": "default", "lora": LoRA(rank=8), "precision": "bf16"}),
+    "kept outputs in bf16": ("kl_min", {"precision": "bf16"}),
 }
 
 
@@ -59,6 +76,45 @@ def test_apply(ws: Workspace, census: Any, case: str) -> None:
     plan = plan_apply(ws, method, **options)
     apply(ws, method, **options, progress=census)
     close(plan, census)
+
+
+@pytest.mark.parametrize("case", ["full", "full masked forget", "full masked all", "full in bf16"])
+def test_state_in_files(ws: Workspace, census: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is mapped is what is said to lie elsewhere; all else is what is said to be in memory."""
+    method, options = APPLIED[case]
+    layout, mapped = Layout(state="disk"), []
+    make = Store._mapped
+
+    def mapping(self: Store, count: int, dtype: Any) -> Any:
+        mapped.append(count * dtype.itemsize)
+        return make(self, count, dtype)
+
+    monkeypatch.setattr(Store, "_mapped", mapping)
+    plan = plan_apply(ws, method, layout=layout, **options)
+    apply(ws, method, layout=layout, **options, progress=census)
+    census.most -= sum(mapped)
+    close(plan, census)
+    known = Unlearned.of(ws, method, selection=None, device="cpu", **{**ASKED, **options})
+    assert known.moments(layout)[1] == pytest.approx(sum(mapped), rel=0.05)  # some tensors get no gradient
+    assert plan.memory_total == plan.layouts[str(layout)]
+    with pytest.raises(MachineFault, match="this needs at least"):
+        apply_layout(ws, method, plan.memory_total // 2, **{**ASKED, **options})
+    assert apply_layout(ws, method, plan.memory_total, **{**ASKED, **options}) == layout
+
+
+def test_beside_a_gpu_there_are_weights_places_and_one_gradient(ws: Workspace) -> None:
+    options: dict[str, Any] = {"mask": "default", "scope": "all", "precision": "bf16", "device": "cuda"}
+    with_model = plan_apply(ws, "ga_diff", **options)
+    beside = plan_apply(ws, "ga_diff", layout=Layout(state="host"), **options)
+    gone = with_model.memory.keys() - beside.memory.keys()
+    assert gone == {terms.MASTERS, terms.MOMENTS, terms.GRADIENTS}
+    assert {**with_model.memory, **dict.fromkeys(gone, 0)} == {**beside.memory, **dict.fromkeys(gone, 0)}
+    size = with_model.memory_total - beside.memory_total
+    assert f"{size / 1e9:.2f} GB of state lie elsewhere (main memory)" in beside.notes
+    assert beside.memory[terms.WEIGHTS] == 2 * Sizes.of("vanilla", ws.model_dir("vanilla")).count()
+    assert list(beside.layouts.values())[::2] == [with_model.memory_total, *2 * [beside.memory_total]]
+    budgeted = plan_apply(ws, "ga_diff", memory=with_model.memory_total - 1, **options)
+    assert budgeted.memory == beside.memory
 
 
 def test_weights_held_in_steps_without_retain_terms(

@@ -141,8 +141,12 @@ def test_a_selection_stands_for_a_mask_that_is_not_made(ws: Workspace) -> None:
         plan_apply(ws, "mmunlearner")
     sizes = Sizes.of("vanilla", ws.model_dir("vanilla"))
     plan = plan_apply(ws, "mmunlearner", scope="all", selection=dict.fromkeys(sizes.within("connector"), 1))
-    assert plan.memory[terms.MOMENTS] == 8 * sizes.count(sizes.within("connector"))
-    assert plan.memory[terms.ORIGINAL] == 4 * sizes.count(sizes.within("connector"))
+    count = len(sizes.within("connector"))
+    assert [plan.memory[each] for each in (terms.MOMENTS, terms.MASTERS, terms.PLACES)] == [
+        8 * count,
+        4 * count,
+        4 * count,
+    ]
 
 
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing(ws: Workspace) -> None:

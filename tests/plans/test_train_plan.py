@@ -43,17 +43,7 @@ def recipe(tmp_path: Path, text: str) -> str:
 
 @pytest.mark.parametrize("text", [FULL, FULL + BF16, FULL + 'modules = "lm"\n', LORA, LORA + BF16])
 def test_memory(trainable: Workspace, census: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    from mmsurgery.unlearn.adapters import LowRankUpdate
-
     monkeypatch.setattr(Sizes, "kept", lambda *arguments, **options: 0)
-    merge = LowRankUpdate.merged_into
-
-    def merged_into(self: LowRankUpdate, weight: Any) -> Any:
-        merged = merge(self, weight)
-        census.count()
-        return merged
-
-    monkeypatch.setattr(LowRankUpdate, "merged_into", merged_into)
     plan = plan_train(trainable, "gold", recipe=recipe(tmp_path, text))
     train(trainable, "gold", recipe=recipe(tmp_path, text), progress=census)
     said = sum(size for term, size in plan.memory.items() if term != terms.SAMPLES)
