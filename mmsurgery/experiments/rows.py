@@ -13,6 +13,8 @@ POINTS = 8
 """Evaluations along a run of the fixed budget, after the one at its start."""
 FURTHER = 3
 """How many fixed budgets a run may take to reach matched forgetting."""
+_LATER = {"precision": "float32"}
+"""Settings of a recipe that there were not always, as they were then: they are in no model's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,8 @@ class Row:
 
     def model_name(self, recipe: Mapping[str, Any]) -> str:
         """The model's name under a recipe; the same for rows of two experiments that are one run."""
-        asked = {"method": self.method, "mask": self.mask and dict(self.mask), **self.settings, "recipe": dict(recipe)}
+        named = {key: value for key, value in recipe.items() if _LATER.get(key) != value}
+        asked = {"method": self.method, "mask": self.mask and dict(self.mask), **self.settings, "recipe": named}
         return f"{self.method}-{sha256_json(asked)[:8]}"
 
     def at(self, learning_rate: float) -> Row:

@@ -24,6 +24,7 @@ from mmsurgery.experiments.results import assemble
 from mmsurgery.experiments.tables import glance, tables
 from mmsurgery.experiments.texts import curves_csv, to_markdown
 from mmsurgery.provenance import check_seal
+from mmsurgery.settings import RecipeSettings
 
 PEOPLE = {"forget_vqa": [f"f{i // 4}" for i in range(40)], "retain_qa": [f"r{i // 4}" for i in range(80)]}
 GA_DIFF = catalogue.TABLE1.row("ga_diff")
@@ -235,6 +236,14 @@ def test_names_of_rows() -> None:
     assert not catalogue.CONTROLS.needs_reference
     with pytest.raises(UsageError, match="table1"):
         catalogue.find("tabel1")
+
+
+def test_names_of_models_stay() -> None:
+    """Grids that ran for hours find their models under these names, whatever settings a recipe has got since."""
+    recipe = dataclasses.asdict(RecipeSettings(learning_rate=3e-4))
+    names = ["ga-c62d741a", "ga_diff-0c6acb62", "kl_min-7da1a5bb", "npo-6470059d", "mmunlearner-6601db97"]
+    assert [row.model_name(recipe) for row in catalogue.TABLE1.rows] == names
+    assert catalogue.TABLE1.rows[0].model_name({**recipe, "precision": "bf16"}) != names[0]
 
 
 def test_runs_of_one_level_are_one_set_of_items() -> None:
