@@ -99,12 +99,16 @@ class Ranks:
         if devices == 1:
             return 0
         if self.local >= devices:
-            raise UsageError(f"rank {self.rank} is the {self.local + 1}. here, on {devices} devices", "use fewer ranks")
+            raise UsageError(
+                f"rank {self.rank} is number {self.local + 1} of this machine, which has {devices} devices",
+                "use fewer ranks",
+            )
         return self.local
 
     @contextlib.contextmanager
     def together(self, held: AbstractContextManager[Any] | None = None) -> Iterator[None]:
-        """Work inside with the other ranks; all of them begin, and end, together. Such blocks may stand in each other.
+        """Work inside with the other ranks; all of them begin, and end, together. Such blocks may stand in each other,
+        and after each other as long as none failed.
 
         Args:
             held: what the first rank alone holds meanwhile, such as the workspace's lock.
@@ -208,6 +212,7 @@ class _Meeting:
     """The connections of this process to the other ranks; one at a time, opened when they are first needed."""
 
     _now: _Meeting | None = None
+    _parted = False
 
     def __init__(self, store: Any, group: Any) -> None:
         self.store, self.group = store, group
@@ -220,14 +225,16 @@ class _Meeting:
             MachineFault: if the ranks do not find each other.
             UsageError: if the launcher did not say where to.
         """
+        if cls._now is not None:
+            return cls._now
+        if cls._parted:
+            raise MachineFault("the ranks have parted after a failure", "start them again")
+        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise UsageError(f"{ranks.count} ranks, but {' and '.join(missing)} not set", "start it with torchrun")
         # its warnings say once more, with a stack of addresses, what we say; read when torch is first imported
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         import torch.distributed
 
-        if cls._now is not None:
-            return cls._now
-        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-            raise UsageError(f"{ranks.count} ranks, but {' and '.join(missing)} not set", "start it with torchrun")
         try:
             if not torch.distributed.is_initialized():
                 torch.distributed.init_process_group("gloo", timeout=MEETING, rank=ranks.rank, world_size=ranks.count)
@@ -278,6 +285,6 @@ class _Meeting:
         with contextlib.suppress(RuntimeError):
             if not self.store.check([_FAILED]):
                 self.store.set(_FAILED, f"rank {ranks.rank} of {ranks.count} failed: {line}")
-        type(self)._now = None
+        type(self)._now, type(self)._parted = None, True
         with contextlib.suppress(RuntimeError, ValueError):
             torch.distributed.destroy_process_group()
