@@ -20,6 +20,7 @@ from mmsurgery.evaluate.acceptance import unknown_columns
 from mmsurgery.evaluate.records import read_eval
 from mmsurgery.hub_models import pinned_model
 from mmsurgery.masks.stale import stale, vanilla_files
+from mmsurgery.provenance import check_seal
 from mmsurgery.unlearn.interrupted import interrupted_trainings, train_command
 from mmsurgery.unlearn.trained_models import stale_models
 
@@ -60,8 +61,10 @@ def status(workspace: Workspace) -> Status:
     others = [p for p in others if p.parent != workspace.path("evals")]
     diffs = _names(workspace.path("diffs"), "*.json", lambda p: p.stem)
     models = workspace.models()
-    problems = _problems(workspace, models)
+    problems = [*_problems(workspace, models), *_damaged_results(workspace)]
     chain = _chain(workspace, models, problems)
+    experiments = _names(workspace.path("experiments"), "*/results.json", lambda p: p.parent.name)
+    unfinished = _unfinished(workspace)
     return Status(
         root=workspace.root,
         benchmark=settings.benchmark.name + ("" if own else f", forget {settings.benchmark.forget} %"),
@@ -73,11 +76,12 @@ def status(workspace: Workspace) -> Status:
         evals=[*evals, *sorted(p.relative_to(workspace.path("evals")).with_suffix("").as_posix() for p in others)],
         diffs=diffs,
         stability=_names(workspace.path("stability"), "*.json", lambda p: p.stem),
-        experiments=_names(workspace.path("experiments"), "*/results.json", lambda p: p.parent.name),
-        unfinished=_unfinished(workspace),
+        experiments=experiments,
+        unfinished=unfinished,
         chain=chain,
         problems=list(dict.fromkeys(str(problem) for problem in problems)),
         next_command=(problems[0].next_step if problems else None)
+        or _next_experiment(models, saliency, experiments, unfinished)
         or _resumed(workspace, _next(workspace, models, saliency, evals, diffs)),
     )
 
@@ -129,6 +133,35 @@ def _unfinished(workspace: Workspace) -> list[str]:
     begun = workspace.path("experiments").glob("*/metrics.jsonl")
     found |= {f"experiments/{p.parent.name}" for p in begun if not p.with_name("results.json").exists()}
     return sorted(found)
+
+
+def _damaged_results(workspace: Workspace) -> list[MmsurgeryError]:
+    found: list[MmsurgeryError] = []
+    for path in sorted(workspace.path("experiments").glob("*/results.json")):
+        try:
+            check_seal(read_json(path), str(path), kind="experiment")
+        except Mismatch as problem:
+            found.append(problem)
+        except InputRefused as problem:
+            found.append(InputRefused(problem.what, _experiment(path.parent.name)))
+    return found
+
+
+def _next_experiment(
+    models: list[str], saliency: list[str], experiments: list[str], unfinished: list[str]
+) -> str | None:
+    """What goes on in a workspace that experiments alone were run in, None in any other."""
+    if "vanilla" not in models or saliency:
+        return None
+    begun = [name.removeprefix("experiments/") for name in unfinished if name.startswith("experiments/")]
+    if begun:
+        return _experiment(begun[0])
+    return "mmsurgery report" if experiments else None
+
+
+def _experiment(folder: str) -> str:
+    name = folder.removesuffix("-tuned")
+    return f"mmsurgery experiment {name}{'' if name == folder else ' --tune'}"
 
 
 def _resumed(workspace: Workspace, command: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import COLUMN_LABELS
 from mmsurgery.evaluate.records import write_eval
 from mmsurgery.evaluate.scoring import ItemScore
-from mmsurgery.provenance import provenance
+from mmsurgery.provenance import SCHEMA, provenance, seal
 from mmsurgery.settings import BenchmarkSettings, ModelSettings, Settings
 from mmsurgery.status import status
 from mmsurgery_cli.output import Output
@@ -99,16 +100,31 @@ def test_scores_patches_and_interrupted_runs(workspace: Workspace) -> None:
 
 
 def test_experiments_with_results_and_begun_ones(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("table1", "figure4"):
+    model(workspace, "vanilla", "base", "finetune")
+    whole = {"schema": SCHEMA, "kind": "experiment", "provenance": {}}
+    for name in ("table1", "figure4-tuned"):
         workspace.path("experiments", name).mkdir(parents=True)
         workspace.path("experiments", name, "metrics.jsonl").write_text("")
     workspace.path("experiments", "levels", "llava.0-12345678").mkdir(parents=True)
-    workspace.path("experiments", "table1", "results.json").write_text("{}")
+    results = workspace.path("experiments", "table1", "results.json")
+    results.write_text(json.dumps(seal(whole)))
     found = status(workspace)
     assert found.experiments == ["table1"]
-    assert found.unfinished == ["experiments/figure4"]
+    assert found.unfinished == ["experiments/figure4-tuned"]
+    assert found.problems == []
+    assert found.next_command == "mmsurgery experiment figure4 --tune"
     Output().show(*standing(found))
     assert "experiments  table1" in capsys.readouterr().out
+    workspace.path("experiments", "figure4-tuned", "results.json").write_text(json.dumps(seal(whole)))
+    assert status(workspace).next_command == "mmsurgery report"
+    workspace.path("saliency", "forget_vqa").mkdir(parents=True)
+    workspace.path("saliency", "forget_vqa", "manifest.json").write_text("{}")
+    assert "report" not in status(workspace).next_command  # a chain of its own has begun
+    results.write_text(results.read_text()[:-4])
+    shutil.rmtree(workspace.path("saliency"))
+    found = status(workspace)
+    assert "table1" in found.problems[0]
+    assert found.next_command == "mmsurgery experiment table1"
 
 
 def scored(workspace: Workspace, low: float, model_sha256: str, columns: Sequence[str] = ("retain_vqa",)) -> Path:
