@@ -47,7 +47,7 @@ results: $(STAMP)
 	@$(BIN)/mmsurgery --workspace results report
 	@$(BIN)/python benchmarks/results_page.py results docs/results.md
 
-# what everything costs beside what it cannot be cheaper than: a table, and build/bench/bench.json; an hour on two cores
+# what everything costs beside what it cannot be cheaper than: a table, and build/bench/bench.json; hours on two cores
 # (BENCH_ARGS="diff --sizes 1M" for less)
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)

@@ -139,11 +139,11 @@ def _tidy(point: Point, weights: int, out: Path) -> None:
     if weights > LARGE and point.stage == "masks":
         shutil.rmtree(_maps(point, out))
     if weights > LARGE and point.stage == "diff":
-        shutil.rmtree(out / "models" / f"{point.family}-{point.size}-after")
+        shutil.rmtree(out / "models" / f"{models.named(point.family, point.size)}-after")
 
 
 def _maps(point: Point, out: Path) -> Path:
-    return out / "saliency" / f"{point.family}-{point.size}"
+    return out / "saliency" / models.named(point.family, point.size)
 
 
 def _free() -> int:

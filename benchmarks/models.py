@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mmsurgery.artifacts.checkpoint import SINGLE
 from mmsurgery.backbones import micro
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.samples import Item, Sample
+from mmsurgery.provenance import sha256_json
 from mmsurgery.start import initialise
 from mmsurgery.workspace import Workspace
 from mmsurgery_llava.backbone import CHAT_TEMPLATE as LLAVA_TEMPLATE
@@ -42,8 +43,8 @@ class Size:
     vision: int
     vision_layers: int
     words: int
-    picture: tuple[int, int] = (196, 224)
-    """Pixels a side: LLaVA's picture of 196 is 196 tokens, Qwen2-VL's of 224 is 64."""
+    picture: tuple[int, int] = (112, 224)
+    """Pixels a side, LLaVA's and Qwen2-VL's: 64 tokens in both."""
 
 
 SIZES = {
@@ -51,7 +52,7 @@ SIZES = {
     "1M": Size(96, 256, 6, 64, 3, 1000),
     "3M": Size(160, 432, 7, 96, 3, 1500),
     "10M": Size(256, 704, 9, 160, 4, 2500),
-    "30M": Size(384, 1024, 12, 256, 6, 4000),
+    "30M": Size(384, 1024, 13, 256, 6, 4000),
     "100M": Size(640, 1728, 15, 384, 8, 6000),
     "190M": Size(768, 2048, 22, 512, 8, 8000),
     "400M": Size(1152, 3072, 23, 640, 8, 8000),
@@ -65,9 +66,14 @@ def vocabulary(size: Size) -> list[str]:
     return [f"w{number}" for number in range(size.words)]
 
 
+def named(family: str, size: str) -> str:
+    """What files of a model are called: other shapes under the same size are other files."""
+    return f"{family}-{size}-{sha256_json(asdict(SIZES[size]))[:8]}"
+
+
 def checkpoint(work: Path, family: str, size: str) -> Path:
     """The folder of a model of a family and size below `work`, made where it is missing."""
-    folder = work / "models" / f"{family}-{size}"
+    folder = work / "models" / named(family, size)
     if not (folder / SINGLE).exists():
         partial = folder.with_name(f".{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)

@@ -42,7 +42,7 @@ def run(setup: Setup) -> Iterator[measure.Figure]:
     for family, size, model in setup.models():
         files = CheckpointFiles(models.checkpoint(setup.work, family, size), backbone(family).canonical)
         shapes = {name: files.shape(name) for name in files.names}
-        folders = saliency(setup.work / "saliency" / f"{family}-{size}", family, shapes)
+        folders = saliency(setup.work / "saliency" / models.named(family, size), family, shapes)
         yield from built(setup, model, folders)
         yield from combined(setup, model, family, shapes)
     large = int(setup.options.get("large", LARGE_WEIGHTS))
@@ -139,7 +139,7 @@ def combined(setup: Setup, model: str, family: str, shapes: Shapes, *, plain: bo
     sides["count"] = lambda: [count_ones(parameter.bits) for parameter in a.parameters.values()]
     if plain:
         sides["bool masks"] = lambda: baseline.combine(*bools)
-    found = measure.in_turn(sides, max(setup.rounds, 5), warm_up=2)
+    found = measure.in_turn(sides, setup.rounds, warm_up=2)
     clock, detail = "cpu", {"weights": total, "tensors": len(shapes)}
     for name in (each for each in sides if each != "bool masks"):
         spread = found[name].per(total, clock)

@@ -28,6 +28,8 @@ ON_GPU = 16
 outweigh them."""
 PEAK_FROM = 190e6
 """Weights from which the limit of the peak holds: activations weigh more in smaller models."""
+SHORT = 88
+"""Tokens of the samples that memory is looked at with, 64 of them a picture's."""
 MASKS: list[dict[str, Any]] = [
     {},
     {"name": "sparse", "density": 0.05},
@@ -95,9 +97,11 @@ def times(setup: Setup, model: str, loaded: Loaded, shown: Sequence[Sample]) -> 
 
 
 def peaks(setup: Setup, family: str, size: str, model: str) -> Iterator[measure.Figure]:
-    """Memory above the parameters, in units of theirs; one accumulator of float32 is 1."""
+    """Memory above the parameters, in units of theirs; one accumulator of float32 is 1. Samples are short and alone,
+    so that it is not activations that are looked at."""
     folder = str(models.checkpoint(setup.work, family, size))
     plain = measure.peak(SCRIPT, "saliency straightforward", folder=folder, family=family, size=size)
+    bare = measure.peak(SCRIPT, "saliency bare", folder=folder, family=family, size=size)
     count = plain.found["weights"]
     goal = setup.goal(count, 1.45, 1.3) if count >= min(PEAK_FROM, setup.goals_from) else {}
     for estimator in ("batch", "sample"):
@@ -105,7 +109,7 @@ def peaks(setup: Setup, family: str, size: str, model: str) -> Iterator[measure.
         yield measure.Figure(
             model=model, what=f"peak of saliency `{estimator}` above the parameters", unit="of their bytes",
             value=mine.bytes / (4 * count), baseline=plain.bytes / (4 * count),
-            detail={"bytes": mine.bytes, "weights": count}, **goal,
+            detail={"bytes": mine.bytes, "weights": count, "bytes_of_a_bare_pass": bare.bytes}, **goal,
         )  # fmt: skip
     out = str(setup.work / f"saved-{family}-{size}")
     saved = measure.peak(SCRIPT, "saliency", folder=folder, family=family, size=size, estimator="sample", out=out)
@@ -136,11 +140,11 @@ def passes(setup: Setup, family: str, size: str) -> measure.Figure:
 
 
 def _prepared(folder: str, family: str, size: str) -> tuple[Loaded, list[Sample]]:
-    """Parameters that no file is behind, and one batch's samples; one more batch has been through."""
+    """Parameters that no file is behind, and two samples; one has been through the model."""
     loaded = load(Path(folder))
     for parameter in loaded.model.parameters():
         parameter.data = parameter.data.clone()
-    shown = models.samples(family, size, 2 * BATCH)
+    shown = models.samples(family, size, 2, tokens=SHORT)
     with torch.no_grad():
         baseline.losses(loaded, loaded.backbone.collate(loaded.processor, shown[:1]))
     return loaded, shown
@@ -150,7 +154,7 @@ def _ours(folder: str, family: str, size: str, estimator: str, out: str | None =
     loaded, shown = _prepared(folder, family, size)
 
     def run() -> dict[str, int]:
-        found = measure_saliency(loaded, shown, estimator=estimator, batch_size=BATCH)
+        found = measure_saliency(loaded, shown, estimator=estimator, batch_size=1)
         if out is not None:
             found.save(out, replace=True)
         return {"weights": weights(loaded)}
@@ -162,10 +166,22 @@ def _straightforward(folder: str, family: str, size: str) -> Callable[[], Any]:
     loaded, shown = _prepared(folder, family, size)
 
     def run() -> dict[str, int]:
-        baseline.fisher(loaded, shown, BATCH)
+        baseline.fisher(loaded, shown, 1)
         return {"weights": weights(loaded)}
 
     return run
 
 
-TASKS = {"saliency": _ours, "saliency straightforward": _straightforward}
+def _bare(folder: str, family: str, size: str) -> Callable[[], Any]:
+    loaded, shown = _prepared(folder, family, size)
+
+    def run() -> None:
+        loaded.model.requires_grad_(True)
+        for sample in shown:
+            baseline.losses(loaded, loaded.backbone.collate(loaded.processor, [sample])).mean().backward()
+            loaded.model.zero_grad(set_to_none=True)
+
+    return run
+
+
+TASKS = {"saliency": _ours, "saliency bare": _bare, "saliency straightforward": _straightforward}

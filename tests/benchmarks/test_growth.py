@@ -25,9 +25,17 @@ def _points(along: str = "weights", power: float = 1.0, **rest: Any) -> list[dic
 @pytest.mark.parametrize("power", [0.5, 1.0, 1.5])
 def test_exponents_are_those_of_the_points(power: float) -> None:
     (curve,) = growth.curves(reversed(_points(power=power)))  # type: ignore[arg-type]
+    assert [each["size"] for each in curve.points] == ["1M", "10M", "100M"]
     assert curve.exponent("seconds") == pytest.approx(power)
     assert curve.last("seconds") == pytest.approx(power)
     assert curve.exponent("bytes") == pytest.approx(0, abs=1e-9)
+
+
+def test_the_last_exponent_is_that_of_the_two_largest() -> None:
+    found = _points()
+    found[2]["bytes"] *= 10
+    assert growth.curves(found)[0].last("bytes") == pytest.approx(1)
+    assert growth.curves(found)[0].exponent("bytes") == pytest.approx(0.5)
 
 
 def test_a_curve_has_one_model_where_samples_grow() -> None:

@@ -71,7 +71,10 @@ def test_a_childs_peak_is_what_it_takes_beyond_its_start(tmp_path: Path) -> None
     assert found.found == 364 << 20
     assert 60e6 < found.bytes < 80e6
     script.write_text("raise SystemExit(1)")
-    with pytest.raises(RuntimeError, match="take"):
+    with pytest.raises(RuntimeError, match="take did not get ready"):
+        measure.peak(script, "take", megabytes=64)
+    script.write_text("input(); print('ready', flush=True); input(); raise SystemExit(1)")
+    with pytest.raises(RuntimeError, match="take failed"):
         measure.peak(script, "take", megabytes=64)
 
 
