@@ -110,5 +110,5 @@ def test_checkpointing_is_on_in_passes_alone(ws: Workspace, monkeypatch: pytest.
 
 
 def test_another_precision_is_refused(ws: Workspace) -> None:
-    with pytest.raises(UsageError, match="no precision 'fp16'.*known: bf16, float32"):
+    with pytest.raises(UsageError, match=r"no precision 'fp16'.*known: bf16, float32"):
         apply(ws, "ga", precision="fp16")
