@@ -120,15 +120,9 @@ class Ratio:
             np.add(out, mean, out=out)
         np.divide(out, len(self.preserve), out=out)
 
-    def keys(self, name: str, counts: dict[str, int] | None = None) -> Iterator[top.Keys]:
-        """Keys that sort as S_T / S_P: infinite where S_P = 0, never (0) where S_T = 0.
-
-        Args:
-            counts: its `zero_over_zero` grows by the entries with S_T = S_P = 0.
-        """
-        for target, kept in self.blocks(name):
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = np.divide(target, kept, out=self._buffers[2, : target.size])
-            if counts is not None:
-                counts["zero_over_zero"] += int(np.count_nonzero(np.isnan(ratio)))
-            yield np.where(target > 0, top.order(ratio), np.uint64(0))
+    def keys(self, sums: Sequence[Array], maps: Sequence[SaliencyMap]) -> top.Keys:
+        """Keys that sort as S_T / S_P of what `maps` store for some weights, at most `BLOCK`: infinite where S_P = 0,
+        never (0) where S_T = 0."""
+        target, kept = self.means(sums, maps)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(target > 0, top.order(target / kept), np.uint64(0))

@@ -8,12 +8,10 @@ division by S_P and no epsilon: 0/0 is not selected, x/0 is, S_T = S_P is select
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,8 @@ from mmsurgery.artifacts.bits import Bytes, Layout, Packed
 from mmsurgery.artifacts.mask import SCORED_TEXT, Mask
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.errors import UnusableData, UsageError, unknown
-from mmsurgery.masks import top
 from mmsurgery.masks.compare import Comparison
+from mmsurgery.masks.rank import Ranking
 from mmsurgery.masks.ratio import Ratio
 from mmsurgery.names import GROUPS, Address, Selector
 from mmsurgery.provenance import provenance, sha256_json
@@ -137,20 +135,17 @@ def _by_density(
     """Write the bits of parameters, and what is counted on the way."""
     sizes = {name: math.prod(ratio.shapes[name]) for name in names}
     moving = [name for name in bits if sizes[name]]
+    ranking = Ranking(ratio)
     if per == "overall":
         counts["wanted"] = round(density * sum(sizes.values()))
-        everything = partial(_chained, ratio, moving)
-        key, ties = top.threshold(everything, counts["wanted"])
+        cut = ranking.cut(moving, counts["wanted"])
     for name in moving:
         if per == "tensor":
             wanted = round(density * sizes[name])
             counts["wanted"] = counts.get("wanted", 0) + wanted
-            key, ties = top.threshold(partial(ratio.keys, name), wanted)
-        bits[name][:], ties = top.take(ratio.keys(name, counts), key, ties)
-
-
-def _chained(ratio: Ratio, names: Sequence[str]) -> Iterator[top.Keys]:
-    return itertools.chain.from_iterable(ratio.keys(name) for name in names)
+            cut = ranking.cut([name], wanted)
+        cut = ranking.write(name, cut, bits[name])
+    counts["zero_over_zero"] = ranking.zero_over_zero
 
 
 def _mask(ratio: Ratio, parameters: Packed, found: Mapping[str, int], settings: dict[str, Any]) -> Mask:

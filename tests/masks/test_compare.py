@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmsurgery.artifacts.saliency_map import SaliencyMap
-from mmsurgery.masks import compare as compare_module
 from mmsurgery.masks import ratio as ratio_module
-from mmsurgery.masks.compare import Comparison
+from mmsurgery.masks.compare import Comparison, margin
 from mmsurgery.masks.ratio import MIXTURES, Ratio
 from mmsurgery.masks.rule import ratio_mask
 from mmsurgery.names import Address
@@ -186,8 +185,8 @@ def test_from_files_in_blocks_of_any_size(
 def test_a_mask_of_files_takes_memory_for_its_bits_alone(
     density: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ratio_module, "BLOCK", 1 << 12)
-    monkeypatch.setattr("mmsurgery.masks.top._FEW", 1 << 12)
+    monkeypatch.setattr(ratio_module, "BLOCK", 1 << 14)
+    monkeypatch.setattr("mmsurgery.masks.rank.HELD", 1 << 12)
     numel = 1_500_000  # 6 MB a part
     values = np.random.default_rng(0).chisquare(1, (1500, 1000)).astype(np.float32)
     for units, part in enumerate(PARTS[:3], start=1):
@@ -203,4 +202,4 @@ def test_a_mask_of_files_takes_memory_for_its_bits_alone(
 
 
 def test_the_margin_is_what_the_roundings_can_be() -> None:
-    assert [compare_module._margin(kept) for kept in (0, 1, 3)] == [8, 14, 26]
+    assert [margin(kept) for kept in (0, 1, 3)] == [8, 14, 26]
