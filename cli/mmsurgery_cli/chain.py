@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmsurgery.memory import parse_size
 from mmsurgery_cli.context import Force, Json, Name, open_here
 from mmsurgery_cli.output import Output
 from mmsurgery_cli.show import chain as show
@@ -15,6 +16,12 @@ Estimator = Annotated[
     str, typer.Option(help="sample (Fisher diagonal, exact), batch (the official code's), dataset (Eq. 4 as printed).")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch; changes the result of `batch` only.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="A budget such as 20GiB, which the use of memory is chosen by; --plan shows what fits."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -157,6 +164,10 @@ def apply(
     learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Instead of the recipe's: float32, or bf16 with float32 copies to be trained.")
+    ] = None,
+    memory: Memory = None,
     eval_every: Annotated[int, typer.Option(min=0, metavar="K", help="Score all columns every K steps.")] = 0,
     name: Name = None,
     plan: planning.Wanted = False,
@@ -180,16 +191,21 @@ def apply(
         "learning_rate": learning_rate,
         "epochs": epochs,
         "seed": seed,
+        "precision": precision,
         "eval_every": eval_every,
         "name": name,
-        "force": force,
-        "progress": output,
     }
+    budget = None if memory is None else parse_size(memory)
+    told: dict[str, Any] = {"force": force, "progress": output}
     if plan:
         from mmsurgery.plans import plan_apply
 
-        return planning.show(output, plan_apply(open_here(), method, **options))
-    result = unlearn(open_here(), method, **options)
+        return planning.show(output, plan_apply(open_here(), method, memory=budget, **options, **told))
+    if budget is not None:
+        from mmsurgery.plans import apply_layout
+
+        told["layout"] = apply_layout(open_here(), method, budget, **options)
+    result = unlearn(open_here(), method, **options, **told)
     output.show(*show.applied(result))
     output.document(result)
 

@@ -49,3 +49,15 @@ def test_a_wrong_argument_is_refused_as_without_plan(command: Callable[..., Any]
     ran = command("apply", "--method", "npo", "--scope", "all", "--plan")
     assert ran.code == 2
     assert "scope all is about a mask" in ran.err
+
+
+def test_a_budget_chooses_the_layout(command: Callable[..., Any]) -> None:
+    plain = command(*COMMANDS["apply"], "--plan", "--json").document
+    assert next(iter(plain["layouts"].values())) == plain["memory_total"]
+    least = min(plain["layouts"].values())
+    tight = command(*COMMANDS["apply"], "--plan", "--json", "--memory", f"{least + 1}").document
+    assert tight["memory_total"] == least < plain["memory_total"]
+    assert command(*COMMANDS["apply"], "--plan", "--memory", "20GiB").out.count("fits") == 3 * len(plain["layouts"])
+    refused = command(*COMMANDS["apply"], "--memory", "1MB")
+    assert refused.code == 6
+    assert "the budget is 0.00 GB - next: give --memory" in refused.err
