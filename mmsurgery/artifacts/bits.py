@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.names import Address
+from mmsurgery.errors import unknown
+from mmsurgery.names import Address, model_order
 from mmsurgery.provenance import sha256
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -77,6 +78,32 @@ def _ones(words: Words) -> int:
 
 def _pieces(words: Words) -> Iterator[Words]:
     return (words[start : start + _PIECE] for start in range(0, words.size, _PIECE))
+
+
+def without(mine: Words, theirs: Words, out: Words) -> None:
+    """The ones of the first that are not in the second."""
+    np.bitwise_and(mine, theirs, out=out)
+    np.bitwise_xor(out, mine, out=out)
+
+
+_KEYS: dict[str, Callable[[str, Address], str]] = {
+    "group": lambda name, address: address.group,
+    "layer": lambda name, address: address.layer_key,
+    "component": lambda name, address: str(address),
+    "parameter": lambda name, address: name,
+}
+
+
+def tally(parameters: Mapping[str, MaskParameter], by: str) -> dict[str, tuple[int, int]]:
+    """(selected, total) by key; see `Mask.density`."""
+    if by not in _KEYS:
+        raise unknown("density key", by, _KEYS)
+    sums: dict[str, tuple[int, int]] = {}
+    for name, parameter in sorted(parameters.items()):
+        key = _KEYS[by](name, parameter.address)
+        ones, total = sums.get(key, (0, 0))
+        sums[key] = (ones + parameter.selected, total + parameter.numel)
+    return sums if by == "parameter" else {key: sums[key] for key in sorted(sums, key=model_order)}
 
 
 class Layout:

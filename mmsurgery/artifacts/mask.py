@@ -12,10 +12,21 @@ from typing import Any
 import numpy as np
 
 from mmsurgery.artifacts import mask_file
-from mmsurgery.artifacts.bits import Bools, Bytes, MaskParameter, Operation, Packed, Words, count_ones, pack, unpack
+from mmsurgery.artifacts.bits import (
+    Bools,
+    Bytes,
+    MaskParameter,
+    Operation,
+    Packed,
+    count_ones,
+    pack,
+    tally,
+    unpack,
+    without,
+)
 from mmsurgery.artifacts.files import given_path
-from mmsurgery.errors import Mismatch, unknown
-from mmsurgery.names import GROUPS, Address, Selector, model_order
+from mmsurgery.errors import Mismatch
+from mmsurgery.names import GROUPS, Address, Selector
 from mmsurgery.provenance import canonical_json, sha256_json
 
 __all__ = [
@@ -139,20 +150,7 @@ class Mask:
 
     def tally(self, by: str) -> dict[str, tuple[int, int]]:
         """(selected, total) by key; see `density`."""
-        keys: dict[str, Callable[[str, Address], str]] = {
-            "group": lambda name, address: address.group,
-            "layer": lambda name, address: address.layer_key,
-            "component": lambda name, address: str(address),
-            "parameter": lambda name, address: name,
-        }
-        if by not in keys:
-            raise unknown("density key", by, keys)
-        sums: dict[str, tuple[int, int]] = {}
-        for name, parameter in sorted(self.parameters.items()):
-            key = keys[by](name, parameter.address)
-            ones, total = sums.get(key, (0, 0))
-            sums[key] = (ones + parameter.selected, total + parameter.numel)
-        return sums if by == "parameter" else {key: sums[key] for key in sorted(sums, key=model_order)}
+        return tally(self.parameters, by)
 
     # algebra
 
@@ -166,7 +164,7 @@ class Mask:
         return self._combine(other, "^", np.bitwise_xor)
 
     def __sub__(self, other: Mask) -> Mask:
-        return self._combine(other, "-", _without)
+        return self._combine(other, "-", without)
 
     @functools.cached_property
     def _packed(self) -> Packed:
@@ -305,11 +303,6 @@ class Mask:
         """
         parameters, fields = mask_file.read(Path(path))
         return cls(parameters=parameters, **fields)
-
-
-def _without(mine: Words, theirs: Words, out: Words) -> None:
-    np.bitwise_and(mine, theirs, out=out)
-    np.bitwise_xor(out, mine, out=out)
 
 
 def scored_text(*masks: Mask) -> dict[str, int]:
