@@ -151,6 +151,8 @@ for work in (working, waiting, computing, locked, killed):
     for process in pair:
         process.kill()
         process.join()
+    if "hangs" in every[work.__name__]:
+        break
 print(json.dumps(every))
 """
 

@@ -273,3 +273,47 @@ def test_more_tokens_than_positions_are_refused_before_anything_is_said(loaded_l
     item = Item("long", "p", "Which city ?", options=options, gold="A", column="c")
     with pytest.raises(UnusableData, match=r"item long, with an option, has \d+ tokens, the model has 6 positions"):
         score(dataclasses.replace(loaded_llava, model=short), [item])
+
+
+@pytest.mark.parametrize("family", ["loaded_llava", "loaded_qwen2_vl"])
+def test_a_picture_is_encoded_once_whoever_asks_about_it(
+    family: str, request: pytest.FixtureRequest, items: list[Item]
+) -> None:
+    """By two columns, by written answers and what judges them, with what is remembered of the model; and the answers
+    are those without it."""
+    from mmsurgery.evaluate import fluency, open_answers
+    from mmsurgery.evaluate.remembered import Remembered
+
+    loaded: Loaded = request.getfixturevalue(family)
+    passes: list[int] = []
+    encoder = loaded.model.get_encoder(modality="image")
+    hook = encoder.register_forward_pre_hook(lambda *arguments: passes.append(1))
+
+    def asked(**remembered: Any) -> list[Any]:
+        written = open_answers.write(loaded, items, budget=100, **remembered)
+        texts = [each.text for each in written]
+        return [
+            score(loaded, items[:4], **remembered),
+            score(loaded, items, budget=40, **remembered),
+            written,
+            fluency.median_probabilities(loaded, items, texts, **remembered),
+        ]
+
+    try:
+        found = asked(remembered=Remembered(loaded))
+        assert len(passes) == len({item.image_sha256 for item in items} - {None}) == 3
+        assert asked() == found
+        assert len(passes) > 6
+    finally:
+        hook.remove()
+    assert "get_image_features" not in vars(loaded.model.model)
+
+
+def test_features_that_are_not_kept_change_nothing(
+    loaded_llava: Loaded, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmsurgery.evaluate import remembered
+
+    expected = score(loaded_llava, items)
+    monkeypatch.setattr(remembered, "FEATURE_BYTES", 0)
+    assert score(loaded_llava, items) == expected
