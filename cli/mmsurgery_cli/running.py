@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import Progress, Task, TimeRemainingColumn
+from rich.text import Text
 
 from mmsurgery_cli.context import Json, open_here
 from mmsurgery_cli.output import Output
@@ -15,6 +21,39 @@ from mmsurgery_cli.show import running as show
 def register(app: typer.Typer) -> None:
     app.command()(demo)
     app.command()(experiment)
+
+
+class _GridOutput(Output):
+    """The bar around all others shows the time that the grid says it has to go."""
+
+    _until: float | None = None
+
+    def left(self, seconds: float | None) -> None:
+        """Told by the grid whenever a step ends."""
+        self._until = None if seconds is None else time.monotonic() + seconds
+
+    @contextlib.contextmanager
+    def _bars(self) -> Iterator[Progress]:
+        with super()._bars() as bars:
+            bars.columns = (*bars.columns[:-1], _Left(lambda: self._until))
+            yield bars
+
+
+class _Left(TimeRemainingColumn):
+    """The time that a stage has to go; of the first, outermost one as the grid estimates it."""
+
+    def __init__(self, until: Callable[[], float | None]) -> None:
+        super().__init__()
+        self._until = until
+
+    def render(self, task: Task) -> Text:
+        if task.id:
+            return super().render(task)
+        until = self._until()
+        if until is None:
+            return Text("-:--:--", style="progress.remaining")
+        left = datetime.timedelta(seconds=max(0, round(until - time.monotonic())))
+        return Text(str(left), style="progress.remaining")
 
 
 def demo(
@@ -56,7 +95,7 @@ def experiment(
     """A table or figure of the paper, with intervals and paired tests; goes on where it was stopped."""
     from mmsurgery.experiments.run import experiment as run_experiment
 
-    output = Output(as_json=json)
+    output = _GridOutput(as_json=json)
     families = tuple(family.strip() for family in backbones.split(",") if family.strip())
     result = run_experiment(
         open_here(),

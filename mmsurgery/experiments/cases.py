@@ -15,7 +15,7 @@ RULE = (
     f"Of the items that vanilla answers correctly, on the first level: in Forget VQA the hardest to forget (those that "
     f"the most rows still answer correctly, though not all), elsewhere the hardest to keep (those that the most rows "
     f"lost, though not all); at most one per person, ties in the order of the file, {PER_COLUMN} a column. They are "
-    f"extremes, not averages: the outcomes' shares say how common each is."
+    f"extremes, not averages: what a row says here it need not say often."
 )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmsurgery.errors import unknown
+from mmsurgery.errors import UsageError
 from mmsurgery.experiments.rows import Experiment, Row
 
 MODULES = "lm,connector"
@@ -162,6 +163,10 @@ ABLATIONS = Experiment(
     answers=False,
 )
 
+_ELSEWHERE = {"table3": "cases", "table6": "cases"}
+"""Tables of the paper that have another name here."""
+_ALIKE, _DIGITS = 0.7, "0123456789"
+"""From which likeness on a name is guessed at."""
 EXPERIMENTS = {each.name: each for each in (TABLE1, TABLE2, CONTROLS, CASES, FIGURE4, FIGURE5, FIGURE6, ABLATIONS)}
 
 
@@ -170,6 +175,11 @@ def find(name: str) -> Experiment:
     Raises:
         UsageError: if there is no experiment of that name.
     """
-    if name not in EXPERIMENTS:
-        raise unknown("experiment", name, EXPERIMENTS)
-    return EXPERIMENTS[name]
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
+    if name in _ELSEWHERE:
+        raise UsageError(f"no experiment '{name}'", f"mmsurgery experiment {_ELSEWHERE[name]}, which makes it")
+    # another number is no slip of the pen
+    close = difflib.get_close_matches(name, EXPERIMENTS, n=1, cutoff=_ALIKE)
+    guess = "" if not close or name.rstrip(_DIGITS) == close[0].rstrip(_DIGITS) else f"did you mean '{close[0]}'? "
+    raise UsageError(f"no experiment '{name}'", f"{guess}known: {', '.join(sorted(EXPERIMENTS))}")

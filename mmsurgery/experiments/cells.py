@@ -19,6 +19,7 @@ from mmsurgery.evaluate.records import read_eval, read_items
 from mmsurgery.experiments.deviations import deviation
 from mmsurgery.experiments.level_runs import FORGET, Said, target_of
 from mmsurgery.experiments.levels import Level, prepare
+from mmsurgery.experiments.pace import PREPARED
 from mmsurgery.experiments.rows import FURTHER, POINTS, Experiment, Row
 from mmsurgery.experiments.scores import at_matched_forgetting, unpack
 from mmsurgery.masks.build import build_mask
@@ -46,9 +47,12 @@ class Told:
         inner: Progress | None = None,
     ) -> None:
         self._label, self._note, self.advance, self._log, self._inner = label, note, advance, log, inner
+        self.worked = False
+        """Whether something was made since it was last false: what is found has no stages."""
 
     @contextlib.contextmanager
     def stage(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        self.worked = True
         if total >= _LONG:
             self.tell(what)
         with (
@@ -96,14 +100,15 @@ def _about(level: Level, step: str | None) -> str:
 
 
 def _run_level(level: Level, table: Experiment, told: Told, sides: Sequence[frozenset[str]]) -> list[dict[str, Any]]:
+    begin, told.worked = time.monotonic(), False
     told.log("level")
-    workspace = prepare(level, reference=table.needs_reference, progress=told)
+    workspace = prepare(level, reference=table.needs_reference, progress=told, tell=told.tell)
     models = [model for model in ("vanilla", "gold") if (workspace.model_dir(model) / "config.json").exists()]
     if "vanilla" not in models:
         raise MissingArtifact(f"no vanilla model in {workspace.root}", "mmsurgery train vanilla")
     items = scored_items(workspace)
     start = scored(workspace, table, models, told)
-    told.advance(1)
+    told.log(PREPARED, seconds=round(time.monotonic() - begin, 1), found=not told.worked)
     asked = {column: _asked(each) for column, each in items.items()}
     long_enough = _LongEnough(asked, start, sides)
     found = []
@@ -198,6 +203,7 @@ def _cell(
 ) -> dict[str, Any]:
     """One row on one level: the fixed budget, and a longer run where that does not reach matched forgetting."""
     begin, where = time.monotonic(), {"row": row.key, "unlearning": seed}
+    told.worked = False
     told.log("cell", **where)
     try:
         model, record, density = run_row(workspace, row, seed=seed, progress=told)
@@ -234,8 +240,8 @@ def _cell(
     if table.deviations:
         cell["deviation"] = deviation(workspace, model, n=_counted(workspace, table, told), progress=told)
     seconds = time.monotonic() - begin
-    told.tell(f"{row.label} done ({seconds:.0f} s)")
-    told.log("done", **where, model=model, seconds=round(seconds, 1))
+    told.tell(f"{row.label} done ({seconds:.0f} s)" if told.worked else f"{row.label} found")
+    told.log("done" if told.worked else "found", **where, model=model, seconds=round(seconds, 1))
     return cell
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.experiments.findings import FORGET, correlation, label_of
+from mmsurgery.experiments.findings import FORGET, correlation, label_of, unresolved
 
 Results = Mapping[str, Any]
 HOLDS, FAILS, UNRESOLVED = "holds", "does not hold", "not resolved"
+NO_TEST = "no test"
+"""In the evidence of a verdict by numbers alone, for which there is no test."""
 _ALONE = "; one vanilla model, said of it alone"
 _AT = {"fixed": "at the fixed budget", "matched": "at matched forgetting"}
 
@@ -78,12 +80,23 @@ def _versus(
     verdict = (
         FAILS if -1 in ways else HOLDS if all(way == 1 for way in ways) and len(pairs) == len(others) else UNRESOLVED
     )
-    said = [
-        f"{label_of(results, pair['second'])} {100 * pair['difference']:+.1f}"
-        + ("" if pair["resolved"] else f" (not resolved at n = {pair['n']:,})")
-        for pair in pairs
-    ]
-    yield _claim(f"{claim} {_AT[comparison]}", source, verdict, f"difference in points to {', '.join(said)}")
+    yield _claim(f"{claim} {_AT[comparison]}", source, verdict, _apart(results, quantity, pairs))
+
+
+def _apart(results: Results, quantity: str, pairs: Sequence[Mapping[str, Any]]) -> str:
+    """`Forget VQA higher (less forgotten) by 16.7 points than GA, 14.3 than NPO; lower ...`."""
+    label = "utility" if quantity == "utility" else results["columns"][quantity]["label"]
+    meanings = ("less forgotten", "more forgotten") if quantity == FORGET else ("more kept", "less kept")
+    said = []
+    for way, meaning, sign in zip(("higher", "lower"), meanings, (1, -1), strict=True):
+        rows = [
+            f"{abs(100 * pair['difference']):.1f}{'' if place else ' points'} than {label_of(results, pair['second'])}"
+            + ("" if pair["resolved"] else f" [{unresolved(pair)}]")
+            for place, pair in enumerate(pair for pair in pairs if (1 if pair["difference"] >= 0 else -1) == sign)
+        ]
+        if rows:
+            said.append(f"{way} ({meaning}) by {', '.join(rows)}")
+    return f"{label} {'; '.join(said)}"
 
 
 def _table1(results: Results, panel: str) -> Iterator[dict[str, str]]:
@@ -165,7 +178,7 @@ def _patterns(results: Results, panel: str) -> Iterator[dict[str, str]]:
         "Figure 5, 4.6",
         _by_a_tenth(alike, max(value for value in apart if value is not None)),
         f"correlation of patterns: GA and NPO {alike:.2f}, MMUnlearner with them {apart[0]:.2f} and {apart[1]:.2f}; "
-        "no test, and its mask lies in LM + connector by choice",
+        f"{NO_TEST}, and its mask lies in LM + connector by choice",
     )
     spread = {key: _effective_cells(rows[key]) for key in ("ga", "npo", "mmunlearner")}
     yield _claim(
@@ -174,7 +187,7 @@ def _patterns(results: Results, panel: str) -> Iterator[dict[str, str]]:
         _by_a_tenth(min(spread["ga"], spread["npo"]), spread["mmunlearner"]),
         f"effective number of layer x component cells (exponential of the entropy) inside LM and connector: "
         f"MMUnlearner {spread['mmunlearner']:.1f}, GA {spread['ga']:.1f}, NPO {spread['npo']:.1f}; "
-        "no test, a tenth counts as a difference",
+        f"{NO_TEST}, a tenth counts as a difference",
     )
 
 
@@ -199,9 +212,18 @@ def _ablations(results: Results, panel: str) -> Iterator[dict[str, str]]:
     for group, rows in groups.items():
         pairs = _pairs(results, panel, "matched", "utility", rows)
         resolved = [pair for pair in pairs if pair["resolved"]]
-        said = ", ".join(f"{label_of(results, pair['second'])} {-100 * pair['difference']:+.1f}" for pair in pairs)
+        said = ", ".join(
+            f"{label_of(results, pair['second'])} {-100 * pair['difference']:+.1f}"
+            + ("" if pair["resolved"] else f" [{unresolved(pair)}]")
+            for pair in pairs
+        )
         missed = [row for row in rows if row not in {pair["second"] for pair in pairs}]
         said += f"; never got there: {', '.join(label_of(results, row) for row in missed)}" if missed else ""
         verdict = HOLDS if resolved else UNRESOLVED
         claim = f"{group}: one of the choices makes a difference in utility {_AT['matched']}"
-        yield _claim(claim, "ablation", verdict, f"points against the paper's choice: {said}")
+        yield _claim(
+            claim,
+            "ablation",
+            verdict,
+            f"points of utility, the row minus the paper's choice (plus: it keeps more): {said}",
+        )

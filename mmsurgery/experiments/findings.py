@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmsurgery.figures.looks import fallen
 from mmsurgery.names import GROUPS
 
 Results = Mapping[str, Any]
@@ -32,6 +33,19 @@ def findings(results: Results) -> dict[str, list[str]]:
 def label_of(results: Results, key: str) -> str:
     """What a row is called; vanilla and gold by these words."""
     return next((str(row["label"]) for row in results["rows"] if row["key"] == key), key)
+
+
+def fallen_in(results: Results) -> str:
+    """What runs are called that no longer answer what they should have kept."""
+    return fallen(any(entry["outcomes"] for panel in results["summary"].values() for entry in panel.values()))
+
+
+def unresolved(pair: Mapping[str, Any]) -> str:
+    """Why a difference is not resolved: `not resolved at n = 126 (6 people)`, or that so few people cannot do it."""
+    people = f"{pair['people']} {'person' if pair['people'] == 1 else 'people'}"
+    if pair.get("resolvable", True):  # files of before say nothing of it
+        return f"not resolved at n = {pair['n']:,} ({people})"
+    return f"{people} cannot resolve this: more --seeds or --draws"
 
 
 def _points(difference: float) -> str:
@@ -64,10 +78,9 @@ def _compared(results: Results, panel: str) -> Iterator[str]:
         same = [entry for entry in kept if not entry["resolved"]]
         parts = [f"keeps more than {named(more)}"] if more else []
         parts += [f"keeps less than {named(less)}"] if less else []
-        if same:
-            sizes = sorted({entry["n"] for entry in same})
-            n = f"n = {sizes[0]:,}" if len(sizes) == 1 else f"n = {sizes[0]:,} to {sizes[-1]:,}"
-            parts.append(f"is not resolved from {', '.join(label_of(results, e['second']) for e in same)} ({n})")
+        for why in dict.fromkeys(unresolved(entry) for entry in same):
+            alike = ", ".join(label_of(results, entry["second"]) for entry in same if unresolved(entry) == why)
+            parts.append(f"against {alike}: {why}")
         if parts:
             yield f"{begin}, points of utility: {name} {'; '.join(parts)}."
 
@@ -77,10 +90,12 @@ def _failures(results: Results, panel: str) -> Iterator[str]:
     for row in results["rows"]:
         found, label = results["summary"][panel][row["key"]], row["label"]
         cells = [c for c in results["cells"] if (c["panel"], c["row"]) == (panel, row["key"])]
-        reasons = [cell["collapsed"] for cell in cells if cell.get("collapsed")]
-        if reasons:
-            often = max(dict.fromkeys(reasons), key=reasons.count)
-            yield f"{label} collapsed in {len(reasons)} of {found['cells']} runs at the fixed budget: {often}."
+        fell = [cell for cell in cells if cell.get("collapsed")]
+        if fell:
+            worst = max(fell, key=lambda cell: cell["severity"])["collapsed"]
+            word = fallen_in(results)
+            of = f"{'' if word == 'collapsed' else 'is '}{word} in {len(fell)} of {found['cells']} runs"
+            yield f"{label} {of} at the fixed budget: {'in the worst ' if len(fell) > 1 else ''}{worst}."
         if failed := [cell["failed"] for cell in cells if "failed" in cell]:
             yield f"{label} failed in {len(failed)} of {len(cells)} runs: {failed[0]}."
         reached, runs = found["matched"]["reached"], found["cells"]
@@ -104,7 +119,7 @@ def _patterns(results: Results, rows: Mapping[str, Any]) -> Iterator[str]:
         said = ", ".join(f"{label_of(results, key)} {value:.2f}" for key, value in alike.items() if value is not None)
         yield f"Correlation of the pattern over layers and components with {label_of(results, compared)}'s: {said}."
     if "ga" in rows and "npo" in rows and (value := correlation(rows["ga"], rows["npo"])) is not None:
-        yield f"Between GA and NPO: {value:.2f}."
+        yield f"Correlation of the patterns of GA and NPO with each other: {value:.2f}."
 
 
 def correlation(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:

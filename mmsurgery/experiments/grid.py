@@ -31,8 +31,13 @@ class Work:
 
     @property
     def units(self) -> int:
-        """What `advance` adds up to."""
-        return sum(1 + len(self.table.rows) * len(level.unlearning) for level in self.levels)
+        """What `advance` adds up to: rows, as often as they are run."""
+        return sum(len(rows) for rows in self.steps.values())
+
+    @property
+    def steps(self) -> dict[str, list[str]]:
+        """Label of each level -> keys of its rows, as often as they are run."""
+        return {level.label: [row.key for row in self.table.rows] * len(level.unlearning) for level in self.levels}
 
 
 def works(

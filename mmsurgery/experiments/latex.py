@@ -49,22 +49,36 @@ _PIECES = re.compile(
     r"|."
 )
 """`ligature`: signs that would become another one together with the one before them."""
-_WIDE = 22
-"""Cells longer than this break at their commas."""
+_MANY = 8
+"""Columns beyond which a table is tight."""
+_Break = tuple[re.Pattern[str], int]
+"""Where a cell breaks, if it is longer than so many letters."""
+_COMMAS: _Break = (re.compile(r"(?<=,) "), 22)
+_TIGHT: _Break = (re.compile(r"(?<=,) |(?<=\S) (?=\()"), 8)
+"""Before brackets, too."""
+_WORDS: _Break = (re.compile(r" "), 8)
 
 
-def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """A `table` environment: the first column to the left, the others to the right, as wide as the text at most."""
+def table(title: str, label: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """A `table` environment: the first column to the left, the others to the right, as wide as the text at most.
+
+    Of many columns intervals stand below their numbers, so that less is scaled down.
+
+    Args:
+        label: letters, digits and hyphens, to refer to it by.
+    """
+    tight = len(header) > _MANY
+    places = _TIGHT if tight else _COMMAS
     lines = [
         "\\begin{table}[t]",
         "\\centering",
-        f"\\caption{{{escape(title)}}}\\smallskip",
+        f"\\caption{{{escape(title)}}}\\label{{{label}}}\\smallskip",
         "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         f"\\begin{{tabular}}{{@{{}}l{'r' * (len(header) - 1)}@{{}}}}",
         "\\toprule",
-        _row(header),
+        _row(header, _WORDS if tight else _COMMAS),
         "\\midrule",
-        *_body(rows),
+        *_body(rows, places),
         "\\bottomrule",
         "\\end{tabular}}",
         *(f"\n\\smallskip\n{{\\footnotesize\\raggedright {escape(note)}\\par}}" for note in notes),
@@ -73,25 +87,27 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note
     return "\n".join(lines) + "\n"
 
 
-def _body(rows: Sequence[Sequence[str]]) -> list[str]:
-    broken = any(_breaks(cell) for row in rows for cell in row)
-    return [("\\addlinespace\n" if broken and place else "") + _row(row) for place, row in enumerate(rows)]
+def _body(rows: Sequence[Sequence[str]], places: _Break) -> list[str]:
+    broken = any(len(_lines(cell, places)) > 1 for row in rows for cell in row)
+    return [("\\addlinespace\n" if broken and number else "") + _row(row, places) for number, row in enumerate(rows)]
 
 
-def _row(cells: Sequence[str]) -> str:
+def _row(cells: Sequence[str], places: _Break) -> str:
     first, *others = cells
-    return " & ".join([_cell(first, "l"), *(_cell(cell, "r") for cell in others)]) + " \\\\"
+    return " & ".join([_cell(first, "l", places), *(_cell(cell, "r", places) for cell in others)]) + " \\\\"
 
 
-def _cell(text: str, side: str) -> str:
-    if not _breaks(text):
-        return escape(text)
-    parts = " \\\\ ".join(escape(part) for part in re.sub(", ", ",\n", text).split("\n"))
+def _cell(text: str, side: str, places: _Break) -> str:
+    lines = [escape(line) for line in _lines(text, places)]
+    if len(lines) == 1:
+        return lines[0]
+    parts = " \\\\ ".join(lines)
     return f"\\begin{{tabular}}[t]{{@{{}}{side}@{{}}}}{parts}\\end{{tabular}}"
 
 
-def _breaks(text: str) -> bool:
-    return len(text) > _WIDE and ", " in text
+def _lines(text: str, places: _Break) -> list[str]:
+    where, longest = places
+    return where.split(text) if len(text) > longest else [text]
 
 
 def escape(text: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmsurgery.evaluate.outcomes import outcome_counts
 from mmsurgery.evaluate.statistics import forgetting_target
-from mmsurgery.experiments.collapse import collapsed
+from mmsurgery.experiments.collapse import Collapse, collapsed
 from mmsurgery.experiments.resampling import Asked
 from mmsurgery.experiments.rows import Experiment
 from mmsurgery.experiments.scores import (
@@ -139,7 +139,7 @@ class LevelRuns:
         if "failed" in cell:
             return {"failed": cell["failed"]}
         point, curve = self.matched.get(row, {}).get(seed), self._curves[row, seed]
-        fixed = _columns(self.fixed[row][seed])
+        fixed, fallen = _columns(self.fixed[row][seed]), self.collapsed(row, seed)
         names = ("model", "model_sha256", "run_key", "density", "learning_rate", "steps", "samples")
         return {
             **{key: cell[key] for key in names},
@@ -149,10 +149,11 @@ class LevelRuns:
             "matched": None if point is None else {"step": point.step, **_columns(point.correct)},
             "searched": int(curve[-1].step),
             "curve": [{"step": int(at.step), **_columns(at.correct)} for at in curve],
-            "collapsed": self.collapsed(row, seed),
+            "collapsed": None if fallen is None else fallen.reason,
+            "severity": None if fallen is None else fallen.severity,
         }
 
-    def collapsed(self, row: str, seed: int) -> str | None:
+    def collapsed(self, row: str, seed: int) -> Collapse | None:
         """Why a run counts as collapsed, or None."""
         before, after = (accuracies(self.fixed[name][run]) for name, run in (("vanilla", self.seeds[0]), (row, seed)))
         chances = {column: entry["chance"] for column, entry in self.columns.items()}

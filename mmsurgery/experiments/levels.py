@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from mmsurgery.artifacts.files import atomic_folder, write_bytes
 from mmsurgery.artifacts.saliency_map import read_manifest
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import benchmark
-from mmsurgery.errors import InputRefused, Mismatch, UsageError
+from mmsurgery.data.portraits import check_drawn_for
+from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UsageError
+from mmsurgery.experiments.waiting import PatientWorkspace
 from mmsurgery.hub_models import pinned_model
 from mmsurgery.masks.stale import check_fresh, vanilla_files
 from mmsurgery.portraits.prepare import prepare as prepare_portraits
@@ -152,16 +154,18 @@ def _path(workspace: Workspace, name: str, setting: str) -> str:
     return setting if pinned_model(setting) else str(workspace.model_dir(name))
 
 
-def prepare(level: Level, *, reference: bool, progress: Progress) -> Workspace:
-    """The level's workspace, its data and trained models made as far as they are missing; resumable.
+def prepare(level: Level, *, reference: bool, progress: Progress, tell: Callable[[str], None]) -> Workspace:
+    """The level's workspace, its data and trained models made as far as they are missing; resumable. What is there
+    is used without the lock, for what is missing another process that holds it is waited for.
 
     Args:
         reference: whether the model fine-tuned on the retain set is needed too.
+        tell: told who is waited for.
 
     Raises:
         as `portraits.prepare`.
     """
-    workspace = Workspace(level.folder, level.settings)
+    workspace = PatientWorkspace(level.folder, level.settings, tell)
     text = level.settings.to_toml().encode()
     file = level.folder / SETTINGS_FILE
     if not file.exists() or file.read_bytes() != text:  # the recipe is in no name of a level, but of its models
@@ -172,15 +176,28 @@ def prepare(level: Level, *, reference: bool, progress: Progress) -> Workspace:
             if (other.model_dir(name) / "config.json").exists():
                 _share_model(other, workspace, name)
     if level.settings.benchmark.name == ON_THE_SPOT:
-        prepare_portraits(workspace, progress=progress)
+        if not _is_drawn(workspace):
+            prepare_portraits(workspace, progress=progress)
         for which in ("gold", "reference") if reference else ("gold",):
-            prepare_model(workspace, which, progress=progress)
+            missing = not workspace.model_dir(which).exists()
+            prepare_model(workspace, which, lock=missing, progress=progress)
     for other in others:
         if other.settings.benchmark == level.settings.benchmark:
             for folder in sorted(file.parent for file in other.path("saliency").glob("[!.]*/manifest.json")):
                 if _is_fresh(workspace, folder):
-                    _share(folder, workspace.path("saliency", folder.name))
+                    _share_missing(workspace, folder, workspace.path("saliency", folder.name))
     return workspace
+
+
+def _is_drawn(workspace: Workspace) -> bool:
+    """Whether data, base and vanilla are there, as the settings want them."""
+    try:
+        check_drawn_for(workspace.source)
+        for model in ("base", "vanilla"):
+            workspace.existing_model(model)
+    except (InputRefused, Mismatch, MissingArtifact):
+        return False
+    return workspace.data_dir.exists()
 
 
 def _same_models(level: Level, other: Workspace) -> Iterator[str]:
@@ -207,20 +224,28 @@ def _share_model(other: Workspace, workspace: Workspace, name: str) -> None:
     """A model that was made again since it was shared is shared again, and its scores go."""
     source, target = other.model_dir(name), workspace.model_dir(name)
     if target.exists() and _digest(source) != _digest(target):
-        for file in workspace.path("evals").glob(f"**/{name}.*"):
-            file.unlink()
-        _share(source, target, replace=True)
-    _share(source, target)
+        with workspace.lock():
+            for file in workspace.path("evals").glob(f"**/{name}.*"):
+                file.unlink()
+            _share(source, target, replace=True)
+    _share_missing(workspace, source, target)
 
 
 def _digest(folder: Path) -> str:
     return CheckpointFiles(folder, backbone(model_config(folder)["model_type"]).canonical).digest()
 
 
+def _share_missing(workspace: Workspace, source: Path, target: Path) -> None:
+    if target.exists():
+        return
+    with workspace.lock():
+        if not target.exists():  # shared or made meanwhile
+            _share(source, target)
+
+
 def _share(source: Path, target: Path, *, replace: bool = False) -> None:
-    if replace or not target.exists():
-        with atomic_folder(target, replace=replace) as new:
-            shutil.copytree(source, new, dirs_exist_ok=True, copy_function=_link)
+    with atomic_folder(target, replace=replace) as new:
+        shutil.copytree(source, new, dirs_exist_ok=True, copy_function=_link)
 
 
 def _others(level: Level) -> Iterator[Workspace]:

@@ -94,6 +94,13 @@ class Metrics:
             round(step) if isinstance(step, int | float) else None,
         )
 
+    def earlier(self) -> list[dict[str, Any]]:
+        """What was logged so far, of earlier runs too; nothing where a line cannot be read."""
+        try:
+            return read_metrics(self._path)
+        except InputRefused:
+            return []
+
     def close(self) -> None:
         """Finish the trackers' runs and close the file."""
         self._trackers.close()

@@ -199,7 +199,8 @@ def _paired(panel: _Panel, experiment: Experiment) -> list[dict[str, Any]]:
                 for entry, p_adjusted in zip(family, adjusted, strict=True):
                     low, high = entry["ci95"]
                     resolved = p_adjusted < LEVEL and not low <= 0 <= high
-                    found.append({"panel": panel.key, "backbone": panel.backbone, **entry})
+                    within = {"rows": len(family), "resolvable": statistics.resolvable(entry["people"], len(family))}
+                    found.append({"panel": panel.key, "backbone": panel.backbone, **entry, **within})
                     found[-1] |= {"p_adjusted": p_adjusted, "resolved": resolved}
     return found
 

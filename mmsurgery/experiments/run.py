@@ -20,10 +20,20 @@ from mmsurgery.experiments import catalogue, grid, tuning
 from mmsurgery.experiments.cells import scored_items
 from mmsurgery.experiments.levels import ON_THE_SPOT, Level, levels_of
 from mmsurgery.experiments.metrics import Metrics
+from mmsurgery.experiments.pace import Estimated, Pace
 from mmsurgery.experiments.results import assemble
 from mmsurgery.experiments.rows import Experiment
 from mmsurgery.experiments.tables import tables
-from mmsurgery.experiments.texts import curves_csv, numbers_csv, to_csv, to_latex, to_markdown
+from mmsurgery.experiments.texts import (
+    curves_csv,
+    deviations_csv,
+    numbers_csv,
+    paired_csv,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+from mmsurgery.experiments.waiting import PatientWorkspace
 from mmsurgery.figures.deviations import draw_deviations
 from mmsurgery.figures.heatmap import FORMATS
 from mmsurgery.figures.tradeoff import draw_figures
@@ -81,15 +91,26 @@ class _Grid:
         pieces = grid.works(levels, tables, sides)
         if self.shard is not None:
             if self.shard.count > len(pieces):
-                raise UsageError(f"there are {len(pieces)} vanilla models to share out", "use fewer shares")
+                vanillas = _count(len(pieces), "vanilla model")
+                shares = "leave --shard out" if len(pieces) == 1 else f"use --shard I/{len(pieces)} or fewer shares"
+                raise UsageError(f"{vanillas} cannot be split into {self.shard.count} shares", shares)
             pieces = pieces[self.shard.index - 1 :: self.shard.count]
         first = next(iter(tables.values()))
         jobs = min(self.jobs, len(pieces))
-        progress.note(f"{first.title}: {len(levels)} levels of {len(first.rows)} rows, {jobs} at a time")
-        with progress.stage(first.name, sum(piece.units for piece in pieces)) as advance:
-            return grid.run(
-                pieces, self.jobs, progress=progress, advance=advance, log=lambda event: metrics.log(**event)
-            )
+        progress.note(
+            f"{first.title}: {_count(len(levels), 'level')} of {_count(len(first.rows), 'row')}, {jobs} at a time"
+        )
+        pace = Pace([piece.steps for piece in pieces], jobs, metrics.earlier())
+
+        def log(event: Mapping[str, Any]) -> None:
+            metrics.log(**event)
+            if pace.tell(event) and isinstance(progress, Estimated):
+                progress.left(pace.left())
+
+        with progress.stage(f"{first.name}, rows", sum(piece.units for piece in pieces)) as advance:
+            if isinstance(progress, Estimated):
+                progress.left(pace.left())
+            return grid.run(pieces, self.jobs, progress=progress, advance=advance, log=log)
 
 
 def experiment(
@@ -108,7 +129,8 @@ def experiment(
 ) -> ExperimentResult:
     """Run an experiment of `catalogue.EXPERIMENTS` and write `experiments/NAME/`: `results.json`, its tables as
     `table.md`, `table.tex`, `table.csv`, every number as `numbers.csv`, every point along the runs as `curves.csv`,
-    figures as SVG and PNG, and `metrics.jsonl`.
+    every difference as `paired.csv`, where weights moved as `deviations.csv`, figures as SVG and PNG, and
+    `metrics.jsonl`.
 
     Args:
         seeds: vanilla models per backbone; unlearning seeds where vanilla is given (see `levels.levels_of`).
@@ -149,8 +171,12 @@ def experiment(
         metrics.close()
     if results is None:
         return ExperimentResult(name, path, False, None, time.monotonic() - begin)
-    up_to_date = _write(workspace, path, results, settings)
+    up_to_date = _write(PatientWorkspace(workspace.root, workspace.settings, progress.note), path, results, settings)
     return ExperimentResult(name, path, up_to_date, results, time.monotonic() - begin)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _results(
@@ -181,15 +207,18 @@ def _results(
 
 def _write(workspace: Workspace, path: Path, results: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Write everything that is not there as it should be; whether all of it was."""
-    texts, title = tables(results), str(results["title"])
+    texts, title, name = tables(results), str(results["title"]), path.parent.name
     files = {
         path.with_name("table.md"): to_markdown(texts, title).encode(),
-        path.with_name("table.tex"): to_latex(texts, title).encode(),
+        path.with_name("table.tex"): to_latex(texts, title, name).encode(),
         path.with_name("table.csv"): to_csv(texts).encode(),
         path.with_name("numbers.csv"): numbers_csv(results).encode(),
         path.with_name("curves.csv"): curves_csv(results).encode(),
-        path: canonical_json(results) + b"\n",  # last: it says that the others are there
+        path.with_name("paired.csv"): paired_csv(results).encode(),
     }
+    if "deviations" in results:
+        files[path.with_name("deviations.csv")] = deviations_csv(results).encode()
+    files[path] = canonical_json(results) + b"\n"  # last: it says that the others are there
     if all(file.is_file() and file.read_bytes() == content for file, content in files.items()):
         return True
     with workspace.lock():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.evaluate.statistics import RESAMPLES, percentiles, sign_flips
+from mmsurgery.evaluate.statistics import LEVEL, RESAMPLES, percentiles, sign_flips
 from mmsurgery.experiments.scores import Values
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -29,10 +29,16 @@ def interval(levels: Sequence[Values], *, seed: int = 0) -> tuple[float, float]:
     """95 % interval of `mean` by hierarchical bootstrap (2000 resamples; Davison and Hinkley 1997, 3.8): vanilla
     models, the levels of each, unlearning seeds, people and their items are drawn with replacement.
 
-    (0, 1) where one level holds one person: nothing is known about others.
+    (0, 1) where one level holds one person: nothing is known about others. Where every item is right, or every one
+    wrong, resamples are all alike and say nothing: the other end is then that of Clopper and Pearson (1934), as of
+    independent items.
     """
     if len(levels) == 1 and len(_people(levels)) == 1:
         return 0.0, 1.0
+    found = {value for level in levels for run in level.runs.values() for column in run for value in np.unique(column)}
+    if found in ({0.0}, {1.0}):
+        bound = float((LEVEL / 2) ** (1 / sum(level.n for level in levels)))
+        return (bound, 1.0) if found == {1.0} else (0.0, 1 - bound)
     return percentiles(_resampled(levels, seed))
 
 
@@ -86,6 +92,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
         adjusted[place] = largest
     return adjusted
+
+
+def resolvable(people: int, rows: int) -> bool:
+    """Whether sign flips of so many people can give a p below 0.05 after adjustment for so many rows: of the 2^P
+    flips two are as far out as people who all differ in one sense."""
+    return 2.0 ** (1 - people) * rows < LEVEL
 
 
 def _by_vanilla(levels: Sequence[Values]) -> list[list[Values]]:

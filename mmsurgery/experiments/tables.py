@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmsurgery.data.benchmark import in_order
-from mmsurgery.experiments.findings import FORGET, label_of
+from mmsurgery.experiments.collapse import GIBBERISH
+from mmsurgery.experiments.findings import FORGET, fallen_in, label_of, unresolved
 from mmsurgery.experiments.rows import FURTHER
 
 Results = Mapping[str, Any]
 Panel = Mapping[str, Any]
+_GIBBERISH = f"more than {100 * GIBBERISH:.0f} % of its open answers are gibberish"
 _FEW = 4
 """Runs that a remark names."""
 LONGEST = 80
@@ -68,7 +70,7 @@ def _glance(results: Results, panel: Panel) -> TextTable:
             kept = _cell(matched["columns"].get("utility")) + ("" if reached == runs else f", {reached} of {runs}")
         rows.append(
             (
-                _marked_label(label, found),
+                _marked_label(results, label, found, ", fixed budget"),
                 _cell(fixed.get(FORGET)),
                 _cell(fixed.get("utility")),
                 _verdict(results, panel, "fixed", "utility", key),
@@ -81,7 +83,7 @@ def _glance(results: Results, panel: Panel) -> TextTable:
     note = (
         "In % (95 % interval) at the fixed budget, then where Forget VQA has come down to gold (or chance) + 5 points, "
         f"with their number if not all runs got there. Verdict: {label_of(results, results['compared'])} minus the "
-        "row. Every column stands in table.md beside the results."
+        f"row. {_fallen_note(results)}{_alone(results, panel)}Every column stands in table.md beside the results."
     )
     return TextTable(str(panel["label"]), header, tuple(rows), (note,))
 
@@ -121,7 +123,7 @@ def _fixed(results: Results, panel: Panel) -> TextTable:
         fixed, cells = summary[key]["fixed"], _of(results, panel, "cells", key)
         rows.append(
             (
-                _marked_label(label, summary[key]),
+                _marked_label(results, label, summary[key]),
                 *(_cell(fixed.get(column)) for column in (*columns, "utility")),
                 _verdict(results, panel, "fixed", "utility", key),
                 _rate(cells),
@@ -141,15 +143,31 @@ def _fixed(results: Results, panel: Panel) -> TextTable:
         f"Accuracy in % by option likelihood, {over}, {runs} {'run' if runs == 1 else 'runs'} a row. n: {n}. "
         f"Chance {_share(results['columns'][FORGET]['chance'])} for Forget VQA. "
         "Utility: mean of all columns to be kept, without Forget VQA and Perception. "
-        f"Verdict: {label_of(results, results['compared'])} minus the row, in points of utility, p adjusted (Holm).",
+        f"Verdict: {label_of(results, results['compared'])} minus the row, in points of utility, p adjusted (Holm). "
+        f"{_fallen_note(results)}".rstrip(),
         *_remarks(results, panel),
     ]
     header = ("", *_header(results, columns), "Utility", "verdict", "learning rate", "samples seen")
     return TextTable(f"{panel['label']}: fixed budget", header, tuple(rows), tuple(notes))
 
 
-def _marked_label(label: str, found: Mapping[str, Any]) -> str:
-    return f"{label} (collapsed in {found['collapsed']})" if found["collapsed"] else label
+def _marked_label(results: Results, label: str, found: Mapping[str, Any], where: str = "") -> str:
+    return f"{label} ({fallen_in(results)} in {found['collapsed']}{where})" if found["collapsed"] else label
+
+
+def _fallen_note(results: Results) -> str:
+    """What the mark behind a row's name says, in the words of its experiment."""
+    word = fallen_in(results)
+    said = (
+        f"{word.capitalize()} in N: in N runs, at the fixed budget, a column that must be kept is within 5 points of "
+        "chance where vanilla was not"
+    )
+    return f"{said} (open answers were not asked for). " if word == "at chance" else f"{said}, or {_GIBBERISH}. "
+
+
+def _alone(results: Results, panel: Panel) -> str:
+    one = len({level["seed"] for level in _of(results, panel, "levels")}) == 1
+    return "One vanilla model: intervals and verdicts are about it alone. " if one else ""
 
 
 def _rate(cells: list[Mapping[str, Any]]) -> str:
@@ -191,7 +209,11 @@ def _remarks(results: Results, panel: Panel) -> Iterator[str]:
 def _matched(results: Results, panel: Panel) -> TextTable:
     summary = results["summary"][panel["key"]]
     columns = [column for column in in_order(results["columns"]) if column != FORGET]
-    rows = []
+    anchors = [(key, label) for key, label in _labels(results, panel).items() if summary[key]["matched"] is None]
+    rows = [
+        (label, "-", "-", *(_cell(summary[key]["fixed"].get(column)) for column in (*columns, "utility")), "-", "-")
+        for key, label in anchors
+    ]
     for row in results["rows"]:
         matched = summary[row["key"]]["matched"]
         step = "-" if matched["step"] is None else f"{matched['step']:.0f}"
@@ -204,18 +226,19 @@ def _matched(results: Results, panel: Panel) -> TextTable:
     source = "the gold model's" if all(level["gold"] for level in levels) else "chance's"
     note = (
         f"Each run where its Forget VQA first falls to {source} + 5 points ({targets}), interpolated between "
-        f"evaluations; a run that does not get there within {FURTHER} budgets is left out of its row's means."
+        f"evaluations; a run that does not get there within {FURTHER} budgets is left out of its row's means. "
+        f"{' and '.join(label for _, label in anchors)}: as they are, unlearning nothing."
     )
     header = ("", "reached", "step", *_header(results, columns), "Utility", "verdict", "samples seen")
     return TextTable(f"{panel['label']}: matched forgetting", header, tuple(rows), (note,))
 
 
 def _verdict(results: Results, panel: Panel, comparison: str, what: str, row: str) -> str:
-    """`+4.8, p 0.001`, `not resolved at n = 3360`, or `-` for a row that is not compared."""
+    """`+4.8, p 0.001`, `not resolved at n = 3,360 (30 people)`, or `-` for a row that is not compared."""
     for pair in _of(results, panel, "paired"):
         if (pair["comparison"], pair["quantity"], pair["second"]) == (comparison, what, row):
             said = f"{100 * pair['difference']:+.1f}, {_p(pair)}"
-            return said if pair["resolved"] else f"not resolved at n = {pair['n']:,}"
+            return said if pair["resolved"] else unresolved(pair)
     return "-"
 
 
@@ -233,7 +256,7 @@ def _differences(results: Results, panel: Panel) -> TextTable:
     at = {"fixed": "fixed budget", "matched": "matched forgetting"}
     rows = [
         (
-            f"{label_of(results, first)} - {label_of(results, second)}, {at[comparison]}",
+            f"{label_of(results, first)} minus {label_of(results, second)}, {at[comparison]}",
             *(found.get(what, "-") for what in quantities),
         )
         for (comparison, first, second), found in cells.items()
@@ -247,9 +270,9 @@ def _differences(results: Results, panel: Panel) -> TextTable:
 
 
 def _difference(pair: Mapping[str, Any]) -> str:
-    """`+2.4 (-0.2 to +7.1), not resolved at n = 84`."""
+    """`+2.4 (-0.2 to +7.1), not resolved at n = 84 (21 people)`."""
     low, high = pair["ci95"]
-    verdict = _p(pair) if pair["resolved"] else f"not resolved at n = {pair['n']:,}"
+    verdict = _p(pair) if pair["resolved"] else unresolved(pair)
     return f"{100 * pair['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), {verdict}"
 
 
@@ -303,11 +326,17 @@ def _cases(results: Results, panel: Panel) -> Iterator[TextTable]:
         if case["panel"] != panel["key"]:
             continue
         asked = f"{results['columns'][case['column']]['label']}, {case['person']}: {case['question']}"
-        rows.append((asked, "gold answer", case["gold"], ""))
-        rows += [("", label_of(results, a["row"]), _cut(a["text"]), _marked(a)) for a in case["answers"]]
-    yield TextTable(
-        f"{panel['label']}: cases", ("question", "row", "answer", "is"), tuple(rows), (results["cases"]["rule"],)
+        rows.append((asked, "right answer", case["gold"], "", ""))
+        for answer in case["answers"]:
+            said = results["summary"][panel["key"]][answer["row"]]["outcomes"]
+            share = f"{100 * said[case['column']]['correct']:.0f} %" if said and case["column"] in said else "-"
+            rows.append(("", label_of(results, answer["row"]), _cut(answer["text"]), _marked(answer), share))
+    note = (
+        f"{results['cases']['rule']} Rows answer at the fixed budget. Last column: how many of all open answers of the "
+        "row in this column are correct, mean over runs."
     )
+    header = ("question", "row", "answer", "is", "correct in the column")
+    yield TextTable(f"{panel['label']}: cases", header, tuple(rows), (note,))
 
 
 def _cut(text: str) -> str:

@@ -25,10 +25,35 @@ NUMBERS = (
     "high",
     "levels",
     "n",
+    "unit",
 )
 """Header of `numbers_csv`."""
-CURVES = ("panel", "backbone", "seed", "draw", "forget", "unlearning", "row", "step", "quantity", "value")
+CURVES = ("panel", "backbone", "seed", "draw", "forget", "unlearning", "row", "step", "quantity", "value", "unit")
 """Header of `curves_csv`."""
+PAIRED = (
+    "panel",
+    "backbone",
+    "comparison",
+    "quantity",
+    "first",
+    "second",
+    "difference",
+    "low",
+    "high",
+    "p_value",
+    "p_adjusted",
+    "rows",
+    "resolved",
+    "levels",
+    "people",
+    "n",
+    "unit",
+)
+"""Header of `paired_csv`."""
+DEVIATIONS = ("panel", "row", "n", "models", "layer", "component", "weights", "top_share", "relative_change")
+"""Header of `deviations_csv`."""
+UNIT = "0-1"
+"""What accuracies and their differences are counted in here; the tables print percent."""
 
 _FORMULA = frozenset("=+-@\t\r\n＝＋－＠")
 _SIGNED = re.compile(r"[+-]\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?P<rest>[ ,%].*)?")
@@ -57,15 +82,19 @@ def _inline(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", printable(text))
 
 
-def to_latex(tables: Iterable[TextTable], title: str) -> str:
+def to_latex(tables: Iterable[TextTable], title: str, name: str) -> str:
     """The tables as LaTeX to be read into a paper with `\\input`; they need the packages booktabs and graphicx.
 
-    One `table` environment each, with its title as the caption and its notes below; a table wider than the
-    text is scaled down to it. Builds with pdflatex, XeLaTeX and LuaLaTeX; pdflatex shows a letter that it has
-    no font for as its code point.
+    One `table` environment each, captioned by the experiment's title and its own, labelled `tab:NAME-1` and so on,
+    with its notes below; a table wider than the text is scaled down to it. Builds with pdflatex, XeLaTeX and
+    LuaLaTeX; pdflatex shows a letter that it has no font for as its code point.
     """
     head = f"% {printable(title)}\n% \\usepackage{{booktabs,graphicx}}\n"
-    return "\n".join([head, *(latex.table(each.title, each.header, each.rows, each.notes) for each in tables)])
+    made = (
+        latex.table(f"{title}. {each.title}", f"tab:{name}-{number}", each.header, each.rows, each.notes)
+        for number, each in enumerate(tables, 1)
+    )
+    return "\n".join([head, *made])
 
 
 def to_csv(tables: Iterable[TextTable]) -> str:
@@ -100,7 +129,7 @@ def numbers_csv(results: Mapping[str, Any]) -> str:
             comparisons = {"fixed": entry["fixed"], "matched": (entry["matched"] or {}).get("columns", {})}
             for comparison, quantities in comparisons.items():
                 for quantity, cell in quantities.items():
-                    numbers = (cell["mean"], *cell["ci95"], cell["levels"], cell["n"])
+                    numbers = (cell["mean"], *cell["ci95"], cell["levels"], cell["n"], UNIT)
                     lines.append((*where, row, labels.get(row, row), comparison, quantity, *numbers))
     return _csv(NUMBERS, lines)
 
@@ -108,12 +137,45 @@ def numbers_csv(results: Mapping[str, Any]) -> str:
 def curves_csv(results: Mapping[str, Any]) -> str:
     """Every point of every run along the way as plain CSV: one line per run, step and quantity, accuracy 0-1."""
     lines = (
-        [*(cell[key] for key in CURVES[:7]), point["step"], quantity, value]
+        [*(cell[key] for key in CURVES[:7]), point["step"], quantity, value, UNIT]
         for cell in results["cells"]
         for point in cell.get("curve", ())
         for quantity, value in {**point["columns"], "utility": point["utility"]}.items()
     )
     return _csv(CURVES, lines)
+
+
+def paired_csv(results: Mapping[str, Any]) -> str:
+    """Every paired difference as CSV (RFC 4180), see `PAIRED`: `first` minus `second`, its 95 % interval from `low` to
+    `high`, p before and after adjustment for the `rows` compared in the column, and on how much it rests."""
+    lines = [
+        [
+            *(pair[key] for key in PAIRED[:7]),
+            *pair["ci95"],
+            *(pair.get(key, "") for key in PAIRED[9:12]),
+            str(pair["resolved"]).lower(),
+            *(pair[key] for key in PAIRED[13:16]),
+            UNIT,
+        ]
+        for pair in results["paired"]
+    ]
+    return _csv(PAIRED, lines)
+
+
+def deviations_csv(results: Mapping[str, Any]) -> str:
+    """Where weights moved, a line per panel, row and cell that exists, see `DEVIATIONS`: `top_share` of its `weights`
+    are among the n that moved furthest (0-1, mean over models), `relative_change` is the norm of the change against
+    that of the weights, empty where there is none."""
+    lines: list[Sequence[object]] = []
+    for panel, rows in results.get("deviations", {}).items():
+        for row, entry in rows.items():
+            for place, layer in enumerate(entry["layers"]):
+                for column, component in enumerate(entry["components"]):
+                    if weights := entry["sizes"][place][column]:
+                        share, change = (entry[kind][place][column] for kind in ("share", "relative"))
+                        about = (panel, row, entry["n"], entry["models"], layer, component)
+                        lines.append((*about, weights, share, "" if change is None else change))
+    return _csv(DEVIATIONS, lines)
 
 
 def _csv(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

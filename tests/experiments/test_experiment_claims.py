@@ -13,6 +13,7 @@ ROWS = [{"key": key, "label": key.upper(), "group": None} for key in ("ga", "npo
 
 def pair(second: str, difference: float, *, resolved: bool = True, **other: Any) -> dict[str, Any]:
     base = {"panel": "llava", "comparison": "fixed", "quantity": "forget_vqa", "first": "mmunlearner", "n": 9}
+    base |= {"people": 9, "resolvable": True}
     return {**base, "second": second, "difference": difference, "resolved": resolved, **other}
 
 
@@ -39,7 +40,9 @@ def test_forgotten_more_than_every_other(differences: list[tuple[float, bool]], 
     first = claims(results("table1", pairs))["llava"][0]
     assert first["verdict"] == verdict
     assert first["claim"].endswith("than every other method at the fixed budget")
-    assert first["evidence"].startswith("difference in points to GA -10.0")
+    assert "lower (more forgotten) by 10.0 points than GA" in first["evidence"]
+    if differences[-1] == (0.2, True):
+        assert first["evidence"].startswith("forget_vqa higher (less forgotten) by 20.0 points than NPO; lower")
 
 
 def test_one_vanilla_model_is_said_to_be_one() -> None:
@@ -101,7 +104,10 @@ def test_ablations_by_group() -> None:
     made = results("ablations", [pair("low", 0.05, resolved=False, **matched)])
     (found,) = claims({**made, "rows": rows})["llava"]
     assert found["verdict"] == UNRESOLVED
-    assert found["evidence"] == "points against the paper's choice: low -5.0; never got there: high"
+    assert found["evidence"] == (
+        "points of utility, the row minus the paper's choice (plus: it keeps more): "
+        "low -5.0 [not resolved at n = 9 (9 people)]; never got there: high"
+    )
     made = results("ablations", [pair("low", 0.05, **matched), pair("high", 0.0, resolved=False, **matched)])
     assert claims({**made, "rows": rows})["llava"][0]["verdict"] == HOLDS
 

@@ -161,13 +161,15 @@ def test_no_row_reached_nor_ran() -> None:
 def test_tables(results: dict[str, Any]) -> None:
     fixed, matched, differences = tables(results)
     assert fixed.header == ("", "Forget VQA", "Retain QA", "Utility", "verdict", "learning rate", "samples seen")
-    assert [row[0] for row in fixed.rows] == ["vanilla", "gold", "MMUnlearner", "GA_Diff (collapsed in 3)"]
+    assert [row[0] for row in fixed.rows] == ["vanilla", "gold", "MMUnlearner", "GA_Diff (at chance in 3)"]
     assert fixed.rows[2][1].startswith("50.0 (")
     assert fixed.rows[2][-3:] == ("-", "0.0003", "32 + 64 (1:2)")
     assert fixed.rows[0][-3:] == ("-", "-", "-")
     assert fixed.rows[3][-3] == "+75.0, p < 0.001"
-    assert matched.rows[1][1:3] == ("3 of 3", "5")
-    assert differences.rows[0][0] == "MMUnlearner - GA_Diff, fixed budget"
+    assert [row[0] for row in matched.rows] == ["vanilla", "gold", "MMUnlearner", "GA_Diff"]
+    assert matched.rows[0][1:] == ("-", "-", fixed.rows[0][2], fixed.rows[0][3], "-", "-")
+    assert matched.rows[3][1:3] == ("3 of 3", "5")
+    assert differences.rows[0][0] == "MMUnlearner minus GA_Diff, fixed budget"
     assert differences.rows[0][1].startswith("+75.0 (")
     assert differences.rows[0][1].endswith(", p < 0.001")
 
@@ -175,7 +177,7 @@ def test_tables(results: dict[str, Any]) -> None:
 def test_what_fits_a_terminal(results: dict[str, Any]) -> None:
     (table,) = glance(results)
     rows_ = {row[0]: row[1:] for row in table.rows}
-    assert rows_["GA_Diff (collapsed in 3)"][2:] == (
+    assert rows_["GA_Diff (at chance in 3, fixed budget)"][2:] == (
         "+75.0, p < 0.001",
         "50.0 (43-58)",
         "+50.0, p < 0.001",
@@ -185,7 +187,9 @@ def test_what_fits_a_terminal(results: dict[str, Any]) -> None:
     summary = results["summary"]["llava"]["ga_diff"]["matched"]
     summary["reached"] = 2
     assert (
-        dict(zip([row[0] for row in table.rows], glance(results)[0].rows, strict=True))["GA_Diff (collapsed in 3)"][4]
+        dict(zip([row[0] for row in table.rows], glance(results)[0].rows, strict=True))[
+            "GA_Diff (at chance in 3, fixed budget)"
+        ][4]
         == "50.0 (43-58), 2 of 3"
     )
 
@@ -234,8 +238,17 @@ def test_names_of_rows() -> None:
     assert catalogue.MMUNLEARNER.model_name({"epochs": 4}) not in by_name
     assert catalogue.TABLE1.needs_reference
     assert not catalogue.CONTROLS.needs_reference
-    with pytest.raises(UsageError, match="table1"):
-        catalogue.find("tabel1")
+    for name, step in (
+        ("tabel1", "did you mean 'table1'"),
+        ("contols", "did you mean 'controls'"),
+        ("table3", "mmsurgery experiment cases"),
+        ("table6", "mmsurgery experiment cases"),
+        ("table9", "known: ablations"),
+        ("nonsense", "known: ablations"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            catalogue.find(name)
+        assert str(caught.value.next_step).startswith(step)
 
 
 def test_names_of_models_stay() -> None:
@@ -320,19 +333,35 @@ def test_answers_of_those_who_are_judged() -> None:
     some = assemble(EXPERIMENT, [made(0, **cells)], judged=lambda person: person in ("f0", "f9", "r0", "r1"))
     (cell_,) = (c for c in some["cells"] if c["outcomes"])
     assert (cell_["outcomes"]["retain_qa"]["gibberish"], cell_["outcomes"]["retain_qa"]["n"]) == (4, 8)
-    assert cell_["collapsed"] == "Retain QA: 50.0 % of the answers are gibberish"
+    assert cell_["collapsed"] == "Retain QA: 50.0 % of the answers are gibberish (1 of 1 columns over a limit)"
+    assert cell_["severity"] == 0.5
+    assert "GA_Diff (collapsed in 1)" in markdown(some)
+    assert some["findings"]["llava"][-1].startswith("GA_Diff collapsed in 1 of 1 runs")
 
 
 def test_collapse() -> None:
     ends = ({"retain_qa": 0.9, "forget_qa": 0.9}, {"retain_qa": 0.29, "forget_qa": 0.8})
     chances = {"retain_qa": 0.25, "forget_qa": 0.25}
-    assert collapsed(*ends, chances, None, None) == "Retain QA is at chance"
+
+    def why(*given: Any) -> str | None:
+        found = collapsed(*given)
+        return None if found is None else found.reason
+
+    assert why(*ends, chances, None, None) == "Retain QA is at chance (1 of 2 columns over a limit)"
     assert collapsed(ends[0], {**ends[1], "retain_qa": 0.31}, chances, None, None) is None
     # what vanilla could not do either is no collapse
     assert collapsed({"retain_qa": 0.28, "forget_qa": 0.9}, ends[1], chances, None, None) is None
     answers = {"forget_qa": {"gibberish": 3, "n": 10}}
     few = {"forget_qa": {"gibberish": 2, "n": 10}}
-    assert collapsed(ends[0], ends[0], chances, few, answers) == "Forget QA: 30.0 % of the answers are gibberish"
+    assert why(ends[0], ends[0], chances, few, answers) == (
+        "Forget QA: 30.0 % of the answers are gibberish (1 of 2 columns over a limit)"
+    )
+    # the worst is named, not the first: a column at chance before one that is partly gibberish
+    assert why(*ends, chances, few, answers) == "Retain QA is at chance (2 of 2 columns over a limit)"
+    more = {**answers, "retain_qa": {"gibberish": 4, "n": 10}}
+    assert why(ends[0], ends[0], chances, few, more) == (
+        "Retain QA: 40.0 % of the answers are gibberish (2 of 2 columns over a limit)"
+    )
     assert collapsed(ends[0], ends[0], chances, None, few) is None
     assert collapsed(ends[0], ends[0], chances, answers, answers) is None
 
@@ -341,7 +370,20 @@ def test_findings(results: dict[str, Any]) -> None:
     matched, fixed, *rest = results["findings"]["llava"]
     assert matched == "At matched forgetting, points of utility: MMUnlearner keeps more than GA_Diff (+50.0)."
     assert fixed.startswith("At a fixed budget, points of utility: MMUnlearner keeps more than GA_Diff (+75.0")
-    assert rest == ["GA_Diff collapsed in 3 of 3 runs at the fixed budget: Retain QA is at chance."]
+    said = "GA_Diff is at chance in 3 of 3 runs at the fixed budget: in the worst Retain QA is at chance"
+    assert rest == [f"{said} (1 of 1 columns over a limit)."]
+
+
+def test_few_people_resolve_nothing() -> None:
+    """Two people who all differ in one sense have p 0.5, whatever they answer."""
+    cells = {"mmunlearner": cell((1, 1), (0.5, 1)), "ga_diff": cell((1, 1), (0.25, 0.25))}
+    some = assemble(EXPERIMENT, [made(0, **cells)], judged=lambda person: person in ("f5", "f6", "r0", "r1", "r9"))
+    pair = next(p for p in some["paired"] if (p["comparison"], p["quantity"]) == ("fixed", "forget_vqa"))
+    assert (pair["people"], pair["rows"], pair["resolvable"], pair["resolved"]) == (2, 1, False, False)
+    assert "2 people cannot resolve this: more --seeds or --draws" in markdown(some)
+    pair["resolvable"] = True
+    assert "not resolved at n = 8 (2 people)" in markdown(some)
+    assert "One vanilla model: intervals and verdicts are about it alone." in glance(some)[0].notes[0]
 
 
 def test_cases_are_the_hardest() -> None:

@@ -78,8 +78,23 @@ def test_interval_covers_and_narrows() -> None:
 def test_interval_of_a_mean_of_columns_stays_in_range() -> None:
     """People of different columns are drawn apart: else a column without its people has no mean."""
     people = {"forget_qa": ["a", "b"], "retain_qa": [f"p{i // 4}" for i in range(200)]}
-    perfect = quantity("utility", {0: {"forget_qa": np.ones(2), "retain_qa": np.ones(200)}}, Asked("v", people))
-    assert statistics.interval([perfect]) == (1.0, 1.0)
+    halves = {"forget_qa": np.ones(2), "retain_qa": np.zeros(200)}
+    assert statistics.interval([quantity("utility", {0: halves}, Asked("v", people))]) == (0.5, 0.5)
+
+
+def test_interval_where_all_is_right_or_wrong_says_what_so_many_items_can() -> None:
+    people = [f"p{i // 21}" for i in range(126)]
+    low, high = statistics.interval([values([1.0] * 126, people)])
+    assert (low, high) == (pytest.approx(0.025 ** (1 / 126)), 1.0)  # 97.1 %: Clopper and Pearson
+    assert statistics.interval([values([0.0] * 126, people)]) == (0.0, pytest.approx(1 - low))
+    twice = [values([1.0] * 126, people, vanilla) for vanilla in ("v", "w")]
+    assert statistics.interval(twice)[0] == pytest.approx(0.025 ** (1 / 252))
+
+
+@pytest.mark.parametrize(("people", "rows", "can"), [(6, 1, True), (6, 2, False), (8, 4, True), (7, 4, False)])
+def test_what_so_many_people_can_resolve(people: int, rows: int, can: bool) -> None:
+    """Of n people who all differ in one sense the exact p is 2 / 2^n; 6 among 2 rows: 0.0625."""
+    assert statistics.resolvable(people, rows) is can
 
 
 def test_weights_draw_people_then_items() -> None:

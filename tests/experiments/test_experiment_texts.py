@@ -14,7 +14,16 @@ import pytest
 
 from mmsurgery.experiments.latex import escape
 from mmsurgery.experiments.tables import TextTable
-from mmsurgery.experiments.texts import NUMBERS, numbers_csv, to_csv, to_latex, to_markdown
+from mmsurgery.experiments.texts import (
+    NUMBERS,
+    PAIRED,
+    deviations_csv,
+    numbers_csv,
+    paired_csv,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 
 HOSTILE = "[*] 100 % of $x_1^2$ & {a} \\input{/etc/passwd} #1 ~ <b> | `q` \"r\" ''s'' a--b"
 FOREIGN = "Zoë Müller, Łódź, ð, 山本, 😀, β ≤ 0.5 – “x”…"
@@ -23,11 +32,13 @@ TABLE = TextTable(
     ("", "Forget VQA", "Utility"),
     (
         ("vanilla", "81.2 (76-87)", "-"),
-        ("MMUnlearner - GA_Diff, fixed budget", "-2.4 (-10.2 to +7.1), not resolved at n = 84", "+3.5"),
+        ("MMUnlearner minus GA_Diff, fixed budget", "-2.4 (-10.2 to +7.1), not resolved at n = 84", "+3.5"),
     ),
     ("Accuracy in %.", "A second note."),
 )
 FOUL = TextTable(HOSTILE, ("", HOSTILE, "c"), ((HOSTILE, "=1+1", FOREIGN), ("* x", "[1]", "a\nb")), (FOREIGN, HOSTILE))
+
+WIDE = TextTable("wide", ("", *["Real-world VQA"] * 11), (("GA (collapsed in 1)", *["77.8 (70-84)"] * 11),))
 
 
 def test_markdown() -> None:
@@ -37,7 +48,7 @@ def test_markdown() -> None:
         "|  | Forget VQA | Utility |\n"
         "|---|---:|---:|\n"
         "| vanilla | 81.2 (76-87) | - |\n"
-        "| MMUnlearner - GA_Diff, fixed budget | -2.4 (-10.2 to +7.1), not resolved at n = 84 | +3.5 |\n\n"
+        "| MMUnlearner minus GA_Diff, fixed budget | -2.4 (-10.2 to +7.1), not resolved at n = 84 | +3.5 |\n\n"
         "Accuracy in %.\n\n"
         "A second note.\n"
     )
@@ -52,13 +63,13 @@ def test_markdown_rows_stay_rows_and_text_stays_text() -> None:
 
 
 def test_latex_of_a_table() -> None:
-    assert to_latex([TABLE], "Table 1") == (
+    assert to_latex([TABLE], "Table 1", "table1") == (
         "% Table 1\n"
         "% \\usepackage{booktabs,graphicx}\n"
         "\n"
         "\\begin{table}[t]\n"
         "\\centering\n"
-        "\\caption{llava: fixed budget}\\smallskip\n"
+        "\\caption{Table 1. llava: fixed budget}\\label{tab:table1-1}\\smallskip\n"
         "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%\n"
         "\\begin{tabular}{@{}lrr@{}}\n"
         "\\toprule\n"
@@ -66,7 +77,7 @@ def test_latex_of_a_table() -> None:
         "\\midrule\n"
         "vanilla & 81.2 (76--87) & -- \\\\\n"
         "\\addlinespace\n"
-        "\\begin{tabular}[t]{@{}l@{}}MMUnlearner -- GA\\_Diff, \\\\ fixed budget\\end{tabular} & "
+        "\\begin{tabular}[t]{@{}l@{}}MMUnlearner minus GA\\_Diff, \\\\ fixed budget\\end{tabular} & "
         "\\begin{tabular}[t]{@{}r@{}}$-$2.4 ($-$10.2 to +7.1), \\\\ not resolved at n = 84\\end{tabular} & +3.5 \\\\\n"
         "\\bottomrule\n"
         "\\end{tabular}}\n"
@@ -74,6 +85,12 @@ def test_latex_of_a_table() -> None:
         "\n\\smallskip\n{\\footnotesize\\raggedright A second note.\\par}\n"
         "\\end{table}\n"
     )
+
+
+def test_latex_of_many_columns_stacks_what_is_in_brackets() -> None:
+    text = to_latex([WIDE], "t", "x")
+    assert "\\begin{tabular}[t]{@{}r@{}}77.8 \\\\ (70--84)\\end{tabular}" in text
+    assert "\\begin{tabular}[t]{@{}r@{}}Real-world \\\\ VQA\\end{tabular}" in text
 
 
 @pytest.mark.parametrize(
@@ -102,7 +119,7 @@ def test_latex_letters(text: str, latex: str) -> None:
 
 
 def test_latex_is_balanced_and_nothing_foreign_is_a_command() -> None:
-    text = to_latex([FOUL], HOSTILE)
+    text = to_latex([FOUL], HOSTILE, "foul")
     assert text.startswith("% ")
     body = "\n".join(text.splitlines()[2:])
     assert "\\input" not in body
@@ -115,7 +132,7 @@ def test_latex_is_balanced_and_nothing_foreign_is_a_command() -> None:
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs a LaTeX with booktabs and graphicx")
 @pytest.mark.parametrize("encoding", ["", "\\usepackage[T1]{fontenc}"])
 def test_latex_compiles(encoding: str, tmp_path: Path) -> None:
-    (tmp_path / "table.tex").write_text(to_latex([TABLE, FOUL], HOSTILE))
+    (tmp_path / "table.tex").write_text(to_latex([TABLE, FOUL, WIDE], HOSTILE, "foul"))
     paper = f"\\documentclass{{article}}{encoding}\\usepackage{{booktabs,graphicx}}"
     (tmp_path / "paper.tex").write_text(f"{paper}\\begin{{document}}\\listoftables\\input{{table}}\\end{{document}}")
     command = ["pdflatex", "-halt-on-error", "-no-shell-escape", "-interaction=nonstopmode", "paper.tex"]
@@ -192,8 +209,50 @@ def test_numbers_keep_their_precision() -> None:
     numbers = ["0.3333333333333333", "-0.25", "0.30000000000000004", "5"]
     where = ["llava.5", "llava", "5"]
     assert lines == [
-        [*where, "vanilla", "vanilla", "fixed", "utility", *numbers, "630"],
-        [*where, "ga", "'=GA", "fixed", "utility", *numbers, "630"],
-        [*where, "ga", "'=GA", "fixed", "forget_vqa", *numbers, "630"],
-        [*where, "ga", "'=GA", "matched", "utility", *numbers, "504"],
+        [*where, "vanilla", "vanilla", "fixed", "utility", *numbers, "630", "0-1"],
+        [*where, "ga", "'=GA", "fixed", "utility", *numbers, "630", "0-1"],
+        [*where, "ga", "'=GA", "fixed", "forget_vqa", *numbers, "630", "0-1"],
+        [*where, "ga", "'=GA", "matched", "utility", *numbers, "504", "0-1"],
+    ]
+
+
+def test_paired_numbers() -> None:
+    pair = {
+        "panel": "llava",
+        "backbone": "llava",
+        "comparison": "fixed",
+        "quantity": "forget_vqa",
+        "first": "mmunlearner",
+        "second": "ga",
+        "difference": 0.1,
+        "ci95": [-0.1, 0.3],
+        "p_value": 0.02,
+        "p_adjusted": 0.08,
+        "rows": 4,
+        "resolved": False,
+        "levels": 1,
+        "people": 6,
+        "n": 126,
+    }
+    header, line = csv.reader(io.StringIO(paired_csv({"paired": [pair]}), newline=""))
+    assert tuple(header) == PAIRED
+    numbers = ["0.1", "-0.1", "0.3", "0.02", "0.08", "4", "false", "1", "6", "126", "0-1"]
+    assert line == ["llava", "llava", "fixed", "forget_vqa", "mmunlearner", "ga", *numbers]
+
+
+def test_deviations_cell_by_cell() -> None:
+    entry = {
+        "n": 7,
+        "models": 2,
+        "layers": ["lm.0", "lm.1"],
+        "components": ["q", "k"],
+        "sizes": [[10, 0], [20, 30]],
+        "share": [[0.5, 0.0], [0.25, 0.0]],
+        "relative": [[0.01, None], [None, 0.02]],
+    }
+    _, *lines = csv.reader(io.StringIO(deviations_csv({"deviations": {"llava": {"ga": entry}}}), newline=""))
+    assert lines == [
+        ["llava", "ga", "7", "2", "lm.0", "q", "10", "0.5", "0.01"],
+        ["llava", "ga", "7", "2", "lm.1", "q", "20", "0.25", ""],
+        ["llava", "ga", "7", "2", "lm.1", "k", "30", "0.0", "0.02"],
     ]
