@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py [saliency] [masks] [training] [diff] [evaluation]
                                [--sizes 1M,30M,190M] [--families llava,qwen2_vl] [--rounds 5] [--threads N]
-                               [--out build/bench] [--json]
+                               [--tokens 56] [--out build/bench] [--json]
     python benchmarks/bench.py --markdown                 # tables of what was measured; nothing is run
     python benchmarks/bench.py --page docs/performance.md
 
@@ -52,7 +52,12 @@ def run(stage: str, setup: Setup, store: Path) -> dict[str, Any]:
         "stage": stage,
         "device": str(measure.device()),
         "machine": machine,
-        "settings": {"sizes": list(setup.sizes), "families": list(setup.families), "rounds": setup.rounds},
+        "settings": {
+            "sizes": list(setup.sizes),
+            "families": list(setup.families),
+            "rounds": setup.rounds,
+            "tokens": setup.tokens,
+        },
         "when": time.strftime("%Y-%m-%d", time.gmtime(begun)),
         "seconds": round(time.time() - begun, 1),
         "figures": figures,
@@ -85,6 +90,7 @@ def main() -> int:
     parser.add_argument("--sizes", default=",".join(SIZES), help=", ".join(models.SIZES))
     parser.add_argument("--families", default=",".join(models.FAMILIES))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=models.TOKENS, help="of a sample; steps have four")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
@@ -104,7 +110,7 @@ def main() -> int:
             parser.error(f"unknown {kind} {odd[0]}: {', '.join(known)}")
     torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
-    setup = Setup(work=given.out, sizes=sizes, families=families, rounds=given.rounds)
+    setup = Setup(work=given.out, sizes=sizes, families=families, rounds=given.rounds, tokens=given.tokens)
     found = [run(stage, setup, store) for stage in STAGES if not given.stages or stage in given.stages]
     if given.json:
         print(json.dumps({"runs": found}, indent=1))

@@ -29,6 +29,8 @@ from mmsurgery_qwen2_vl.backbone import CHAT_TEMPLATE as QWEN_TEMPLATE
 FAMILIES = ("llava", "qwen2_vl")
 PATCH = 14
 ROLES = ("USER:", "ASSISTANT:")
+TOKENS = 56
+"""Of a sample: a step of four has 224."""
 ANSWER = 16
 """Words of an answer that is not a short one."""
 
@@ -43,8 +45,8 @@ class Size:
     vision: int
     vision_layers: int
     words: int
-    picture: tuple[int, int] = (112, 224)
-    """Pixels a side, LLaVA's and Qwen2-VL's: 64 tokens in both."""
+    picture: tuple[int, int] = (70, 140)
+    """Pixels a side, LLaVA's and Qwen2-VL's: 25 tokens in both."""
 
 
 SIZES = {
@@ -231,10 +233,10 @@ def _heads(width: int) -> int:
 # what they are shown
 
 
-def samples(family: str, size: str, count: int, *, tokens: int = 224, part: str = "forget_vqa") -> list[Sample]:
+def samples(family: str, size: str, count: int, *, tokens: int = TOKENS, part: str = "forget_vqa") -> list[Sample]:
     """Samples of about `tokens` tokens each, every one with a picture of its own."""
     rng = np.random.default_rng(len(part))
-    words, asked = vocabulary(SIZES[size]), tokens - _picture_tokens(family, SIZES[size]) - ANSWER - 6
+    words, asked = vocabulary(SIZES[size]), tokens - _picture_tokens(family, SIZES[size]) - ANSWER - 3
     return [
         Sample(
             f"{part}-{number}",

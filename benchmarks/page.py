@@ -84,7 +84,8 @@ def described(runs: Sequence[Mapping[str, Any]]) -> str:
     text = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
     other = [run["stage"] for run in runs if {**run["machine"], "load": 0} != {**machine, "load": 0}]
     rounds = "; ".join(
-        f"{run['stage']} {run['when']}, {run['settings']['rounds']} rounds, load {run['machine']['load']}"
+        f"{run['stage']} {run['when']}, {run['settings']['rounds']} rounds, {run['settings']['tokens']} tokens a "
+        f"sample, load {run['machine']['load']}"
         for run in runs
     )
     note = f" Of another machine or other versions: {', '.join(other)}." if other else ""

@@ -25,6 +25,8 @@ class Setup:
     sizes: Sequence[str]
     families: Sequence[str] = models.FAMILIES
     rounds: int = 5
+    tokens: int = models.TOKENS
+    """Of a sample that is trained on or measured."""
     goals_from: float = models.GOALS_FROM
     """Weights from which figures are held against their limits."""
     options: dict[str, Any] = field(default_factory=dict)

@@ -21,15 +21,15 @@ from mmsurgery.unlearn.loop import deterministic
 from stages import SCRIPT, Setup, forwards, weights
 
 BATCH = 4
-BATCHES = {"tiny": 2, "1M": 16, "30M": 6, "190M": 3}
-"""Batches of one call, by size of the model; 2 of any other."""
+BATCHES = {"tiny": 2, "1M": 32, "30M": 16, "190M": 6}
+"""Batches of one call, by size of the model; 4 of any other."""
 ON_GPU = 16
 """So many times as many on a GPU, where what a call costs beside its batches (the sums go to main memory) would
 outweigh them."""
 PEAK_FROM = 190e6
 """Weights from which the limit of the peak holds: activations weigh more in smaller models."""
-SHORT = 88
-"""Tokens of the samples that memory is looked at with, 64 of them a picture's."""
+PEAK_BATCH, PEAK_TOKENS = 2, 104
+"""Samples of a batch that memory is looked at with, and tokens of a sample."""
 MASKS: list[dict[str, Any]] = [
     {},
     {"name": "sparse", "density": 0.05},
@@ -41,8 +41,8 @@ MASKS: list[dict[str, Any]] = [
 def run(setup: Setup) -> Iterator[measure.Figure]:
     for family, size, model in setup.models():
         loaded = load(models.checkpoint(setup.work, family, size))
-        batches = BATCHES.get(size, 2) * (ON_GPU if torch.cuda.is_available() else 1)
-        shown = models.samples(family, size, BATCH * batches)
+        batches = BATCHES.get(size, 4) * (ON_GPU if torch.cuda.is_available() else 1)
+        shown = models.samples(family, size, BATCH * batches, tokens=setup.tokens)
         yield from times(setup, model, loaded, shown)
         del loaded
         measure.free()
@@ -97,8 +97,8 @@ def times(setup: Setup, model: str, loaded: Loaded, shown: Sequence[Sample]) -> 
 
 
 def peaks(setup: Setup, family: str, size: str, model: str) -> Iterator[measure.Figure]:
-    """Memory above the parameters, in units of theirs; one accumulator of float32 is 1. Samples are short and alone,
-    so that it is not activations that are looked at."""
+    """Memory above the parameters, in units of theirs; one accumulator of float32 is 1. Batches are small, so
+    that it is not activations that are looked at."""
     folder = str(models.checkpoint(setup.work, family, size))
     plain = measure.peak(SCRIPT, "saliency straightforward", folder=folder, family=family, size=size)
     bare = measure.peak(SCRIPT, "saliency bare", folder=folder, family=family, size=size)
@@ -140,11 +140,11 @@ def passes(setup: Setup, family: str, size: str) -> measure.Figure:
 
 
 def _prepared(folder: str, family: str, size: str) -> tuple[Loaded, list[Sample]]:
-    """Parameters that no file is behind, and two samples; one has been through the model."""
+    """Parameters that no file is behind, and the samples of two batches; one has been through the model."""
     loaded = load(Path(folder))
     for parameter in loaded.model.parameters():
         parameter.data = parameter.data.clone()
-    shown = models.samples(family, size, 2, tokens=SHORT)
+    shown = models.samples(family, size, 2 * PEAK_BATCH, tokens=PEAK_TOKENS)
     with torch.no_grad():
         baseline.losses(loaded, loaded.backbone.collate(loaded.processor, shown[:1]))
     return loaded, shown
@@ -154,7 +154,7 @@ def _ours(folder: str, family: str, size: str, estimator: str, out: str | None =
     loaded, shown = _prepared(folder, family, size)
 
     def run() -> dict[str, int]:
-        found = measure_saliency(loaded, shown, estimator=estimator, batch_size=1)
+        found = measure_saliency(loaded, shown, estimator=estimator, batch_size=PEAK_BATCH)
         if out is not None:
             found.save(out, replace=True)
         return {"weights": weights(loaded)}
@@ -166,7 +166,7 @@ def _straightforward(folder: str, family: str, size: str) -> Callable[[], Any]:
     loaded, shown = _prepared(folder, family, size)
 
     def run() -> dict[str, int]:
-        baseline.fisher(loaded, shown, 1)
+        baseline.fisher(loaded, shown, PEAK_BATCH)
         return {"weights": weights(loaded)}
 
     return run
@@ -177,8 +177,9 @@ def _bare(folder: str, family: str, size: str) -> Callable[[], Any]:
 
     def run() -> None:
         loaded.model.requires_grad_(True)
-        for sample in shown:
-            baseline.losses(loaded, loaded.backbone.collate(loaded.processor, [sample])).mean().backward()
+        for start in range(0, len(shown), PEAK_BATCH):
+            batch = loaded.backbone.collate(loaded.processor, shown[start : start + PEAK_BATCH])
+            baseline.losses(loaded, batch).mean().backward()
             loaded.model.zero_grad(set_to_none=True)
 
     return run

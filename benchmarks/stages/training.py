@@ -53,7 +53,7 @@ class Trainer:
             update,
             STEPS.get(size, 2),
         )
-        self.forget, self.retain = shown(family, size, self.steps)
+        self.forget, self.retain = shown(family, size, self.steps, setup.tokens)
         self.made: Update | None = None
 
     def prepare(self) -> None:
@@ -72,9 +72,11 @@ class Trainer:
             train(self.made, terms, steps=self.steps, optimisation=optimisation)
 
 
-def shown(family: str, size: str, steps: int) -> tuple[list[Sample], list[Sample]]:
+def shown(family: str, size: str, steps: int, tokens: int = models.TOKENS) -> tuple[list[Sample], list[Sample]]:
     """Samples to forget and to keep, of so many steps."""
-    forget, retain = (models.samples(family, size, BATCH * steps, part=part) for part in ("forget_vqa", "retain_vqa"))
+    forget, retain = (
+        models.samples(family, size, BATCH * steps, tokens=tokens, part=part) for part in ("forget_vqa", "retain_vqa")
+    )
     return forget, retain
 
 
@@ -93,7 +95,7 @@ def whole_weights(setup: Setup, family: str, size: str, model: str) -> Iterator[
     }
     plain = load(models.checkpoint(setup.work, family, size))
     count, steps = weights(plain), trainers["no mask"].steps
-    forget, retain = shown(family, size, steps)
+    forget, retain = shown(family, size, steps, setup.tokens)
     batches = [(forget[i : i + BATCH], retain[i : i + BATCH]) for i in range(0, BATCH * steps, BATCH)]
     bools = {name: torch.from_numpy(values) for name, values in _bools(mask_of(plain))}
     straightforward = baseline.MaskedSteps(plain, bools, RATE, DECAY)

@@ -97,7 +97,7 @@ def _run(stage: str, device: str = "cpu", **changed: Any) -> dict[str, Any]:
         "stage": stage,
         "device": device,
         "machine": {"processor": "P", "load": 0.5, "card": None},
-        "settings": {"rounds": 5},
+        "settings": {"rounds": 5, "tokens": 56},
         "when": "2026-01-02",
         "figures": [_figure(**changed)],
     }
@@ -116,7 +116,7 @@ def test_the_page_says_what_was_missed_and_where_it_was_measured() -> None:
     assert "| llava 30M | saliency |  | 1.23 | 1 - 1.50 |  | 2.50 | 1.15 [1.05] | **missed** |" in text
     assert "processor P; saliency" not in text
     assert "processor P" in text
-    assert "saliency 2026-01-02, 5 rounds, load 0.5" in text
+    assert "saliency 2026-01-02, 5 rounds, 56 tokens a sample, load 0.5" in text
     assert "No GPU was there" in text
     assert "No GPU was there" not in page.page([_run("saliency", "cuda")], [])
 
