@@ -13,6 +13,7 @@ from mmsurgery.evaluate import fluency, official, open_answers, scoring
 from mmsurgery.evaluate.asked import Asked, what_is_asked
 from mmsurgery.evaluate.asking import NEW_TOKENS
 from mmsurgery.evaluate.protocols import LIKELIHOOD, OPEN, Protocol
+from mmsurgery.evaluate.remembered import FEATURE_BYTES
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.lengths import LOOKED_AT, lengths, spread
 from mmsurgery.plans.plan import Passes, Plan, free_below
@@ -47,7 +48,8 @@ def plan_eval(
     keys and values: of `BUDGET` tokens in all layers; with shared prefixes those of `LEVELS` such batches.
     activations: of a forward pass over `BUDGET` tokens, see `Sizes.passing`; logits for the tokens of a batch that
         come after the picture, or after what all options of a question share.
-    pictures: all different ones, up to 256 MiB as the model takes them.
+    pictures: all different ones, up to 256 MiB as the model takes them and up to 2 GiB as their features, which are
+        kept in main memory.
 
     Raises:
         as `evaluate`, as far as models, options and items are concerned.
@@ -161,15 +163,18 @@ def _answers(sizes: Sizes, processor: Any, items: Sequence[Item]) -> int:
 
 
 def _pictures(sizes: Sizes, processor: Any, items: Sequence[Item]) -> int:
-    """Bytes of all different pictures as the model takes them, as far as they are remembered."""
+    """Bytes of all different pictures as the model takes them, and as its features, as far as they are remembered."""
     pictured = [item for item in items if item.image_bytes is not None]
     if not pictured:
         return 0
     first = scoring.option_samples(pictured[0])[:1] if pictured[0].options else []
     if not first:
-        return PICTURE_BYTES
-    one = lengths(sizes, processor, first).encoded
-    return min(PICTURE_BYTES, one * len({item.image_sha256 for item in pictured}))
+        return PICTURE_BYTES + FEATURE_BYTES
+    different = len({item.image_sha256 for item in pictured})
+    tokens = int(sizes.family.collate(processor, first)["input_ids"][0].bincount().max())
+    features = tokens * sizes.shapes[min(sizes.output)][1] * sizes.width
+    encoded = lengths(sizes, processor, first).encoded
+    return min(PICTURE_BYTES, encoded * different) + min(FEATURE_BYTES, features * different)
 
 
 def _run(asked: Asked, loaded: Loaded, items: Sequence[Item]) -> None:
