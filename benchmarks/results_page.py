@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.experiments.catalogue import EXPERIMENTS
+from mmsurgery.experiments.claims import NO_TEST
+from mmsurgery.experiments.findings import fallen_in
 from mmsurgery.experiments.metrics import read_metrics
 from mmsurgery.experiments.run import METRICS, read_results
 from mmsurgery.experiments.tables import tables
@@ -27,7 +29,7 @@ from mmsurgery.experiments.texts import to_markdown
 PICTURES = ("tradeoff", "ratios", "sweeps", "deviations", "relative")
 """Figures that are shown, by how their names begin."""
 FOUND = 3
-"""Seconds up to which a cell was found, not made."""
+"""Seconds up to which earlier versions said `done` of a cell that was found."""
 WHICH = ("fixed budget", "matched forgetting")
 
 
@@ -79,15 +81,18 @@ def _glance(found: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---:|"
     for panel in results["panels"]:
         fixed, matched = (
-            {row[0].partition(" (collapsed")[0]: dict(zip(t.header, row, strict=True)) for row in t.rows}
+            {
+                row[0].partition(f" ({fallen_in(results)} in ")[0]: dict(zip(t.header, row, strict=True))
+                for row in t.rows
+            }
             for t in (next(t for t in tables(results) if t.title == f"{panel['label']}: {which}") for which in WHICH)
         )
         yield f"| **{panel['label']}** | | | | | |"
         for row, cells in fixed.items():
             summary = results["summary"][panel["key"]][_key(results, row)]
-            collapsed = f"{summary['collapsed']} of {summary['cells']}" if row in matched else "-"
-            at = matched.get(row, {})
-            kept, verdict = at.get("Utility", "-"), at.get("verdict", "-")
+            anchor = summary["matched"] is None
+            collapsed = "-" if anchor else f"{summary['collapsed']} of {summary['cells']}"
+            kept, verdict = ("-", "-") if anchor else (matched[row]["Utility"], matched[row]["verdict"])
             yield f"| {row} | {cells['Forget VQA']} | {cells['Utility']} | {collapsed} | {kept} | {verdict} |"
     yield ""
     yield (
@@ -107,7 +112,8 @@ def _claims(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "A claim holds where every difference it is about is resolved in its sense, does not hold where one is "
-        "resolved against it, and is not resolved otherwise."
+        "resolved against it, and is not resolved otherwise. Where there is no test, numbers are compared, and the "
+        "verdict says so."
     )
     yield ""
     yield "| claim | from | model | verdict | evidence |"
@@ -116,7 +122,8 @@ def _claims(found: Mapping[str, Any]) -> Iterator[str]:
         for panel in results["panels"]:
             for each in results["claims"][panel["key"]]:
                 model = f"{panel['label']}{', tuned' if name.endswith('-tuned') else ''}"
-                yield f"| {each['claim']} | {each['source']} | {model} | **{each['verdict']}** | {each['evidence']} |"
+                verdict = f"{each['verdict']}, {NO_TEST}" if NO_TEST in each["evidence"] else f"**{each['verdict']}**"
+                yield f"| {each['claim']} | {each['source']} | {model} | {verdict} | {each['evidence']} |"
     yield ""
 
 

@@ -91,12 +91,20 @@ def _apart(results: Results, quantity: str, pairs: Sequence[Mapping[str, Any]]) 
     for way, meaning, sign in zip(("higher", "lower"), meanings, (1, -1), strict=True):
         rows = [
             f"{abs(100 * pair['difference']):.1f}{'' if place else ' points'} than {label_of(results, pair['second'])}"
-            + ("" if pair["resolved"] else f" [{unresolved(pair)}]")
             for place, pair in enumerate(pair for pair in pairs if (1 if pair["difference"] >= 0 else -1) == sign)
         ]
         if rows:
             said.append(f"{way} ({meaning}) by {', '.join(rows)}")
-    return f"{label} {'; '.join(said)}"
+    return f"{label} {'; '.join(said)}{_open(results, pairs)}"
+
+
+def _open(results: Results, pairs: Sequence[Mapping[str, Any]]) -> str:
+    """`; GA, NPO: not resolved at n = 126 (6 people)`, each reason once."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        if not pair["resolved"]:
+            found.setdefault(unresolved(pair), []).append(label_of(results, pair["second"]))
+    return "".join(f"; {', '.join(rows)}: {reason}" for reason, rows in found.items())
 
 
 def _table1(results: Results, panel: str) -> Iterator[dict[str, str]]:
@@ -212,11 +220,8 @@ def _ablations(results: Results, panel: str) -> Iterator[dict[str, str]]:
     for group, rows in groups.items():
         pairs = _pairs(results, panel, "matched", "utility", rows)
         resolved = [pair for pair in pairs if pair["resolved"]]
-        said = ", ".join(
-            f"{label_of(results, pair['second'])} {-100 * pair['difference']:+.1f}"
-            + ("" if pair["resolved"] else f" [{unresolved(pair)}]")
-            for pair in pairs
-        )
+        said = ", ".join(f"{label_of(results, pair['second'])} {-100 * pair['difference']:+.1f}" for pair in pairs)
+        said += _open(results, pairs)
         missed = [row for row in rows if row not in {pair["second"] for pair in pairs}]
         said += f"; never got there: {', '.join(label_of(results, row) for row in missed)}" if missed else ""
         verdict = HOLDS if resolved else UNRESOLVED

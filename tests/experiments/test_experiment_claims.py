@@ -106,7 +106,7 @@ def test_ablations_by_group() -> None:
     assert found["verdict"] == UNRESOLVED
     assert found["evidence"] == (
         "points of utility, the row minus the paper's choice (plus: it keeps more): "
-        "low -5.0 [not resolved at n = 9 (9 people)]; never got there: high"
+        "low -5.0; low: not resolved at n = 9 (9 people); never got there: high"
     )
     made = results("ablations", [pair("low", 0.05, **matched), pair("high", 0.0, resolved=False, **matched)])
     assert claims({**made, "rows": rows})["llava"][0]["verdict"] == HOLDS

@@ -81,4 +81,5 @@ _LABEL = 14
 def _stacked(cell: str) -> Text:
     """A table's cell with its interval and its verdict below, so that columns fit beside each other."""
     broken = cell.replace(" (", "\n(").replace(", ", "\n").replace("not resolved at ", "not\nresolved\n")
+    broken = broken.replace(" cannot resolve this: ", "\ncannot\nresolve it:\n").replace(" or --draws", "\nor --draws")
     return Text("\n").join(label(line) for line in broken.split("\n"))
