@@ -37,11 +37,13 @@ def saliency(
     batch_size: BatchSize = 4,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Measure only the I-th of N shards.")] = None,
     store: Annotated[str, typer.Option(help="float32, or bfloat16 for half the size.")] = "float32",
+    memory: Memory = None,
     plan: planning.Wanted = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Measure Fisher diagonals of data parts on the vanilla model."""
+    """Measure Fisher diagonals of data parts on the vanilla model; under torchrun each process its share."""
+    from mmsurgery.ranks import Ranks
     from mmsurgery.saliency.parts import measure_parts
 
     output = Output(as_json=as_json)
@@ -53,11 +55,20 @@ def saliency(
         "force": force,
         "progress": output,
     }
+    budget = None if memory is None else parse_size(memory)
     if plan:
         from mmsurgery.plans import plan_saliency
 
-        return planning.show(output, plan_saliency(open_here(), parts, **options))
+        if not Ranks.here().first:
+            return
+        return planning.show(output, plan_saliency(open_here(), parts, memory=budget, **options))
+    if budget is not None:
+        from mmsurgery.plans import saliency_layout
+
+        options["layout"] = saliency_layout(open_here(), parts, budget, **options)
     results = measure_parts(open_here(), parts, **options)
+    if not Ranks.here().first:  # one process speaks
+        return
     output.show(*show.measured(results))
     output.document(results)
 

@@ -1,8 +1,9 @@
 """Squared gradients of every sample in one backward pass per batch, by hooks.
 
-A linear layer keeps its input a; when the gradient g of its output arrives, the weight gradient of
-sample i is g_i^T a_i over the sample's rows alone. The layers' own weight gradients are switched off,
-so this is the work of one plain backward pass plus one squared addition per sample and parameter.
+A linear layer keeps its input a (or has it computed again, where activations are checkpointed); when the
+gradient g of its output arrives, the weight gradient of sample i is g_i^T a_i over the sample's rows alone.
+The layers' own weight gradients are switched off, so this is the work of one plain backward pass plus one
+squared addition per sample and parameter.
 The result is that of one backward pass per sample, up to rounding. Whatever is not understood raises
 `NotUnderstood`, so that nothing is left out: the caller then measures sample by sample.
 
@@ -21,6 +22,7 @@ from torch import nn
 
 from mmsurgery.saliency.modules import KINDS, NotUnderstood, check_kind, check_norm, uses_of
 from mmsurgery.saliency.sums import Sums, sum_dtype
+from mmsurgery.saliency.tap import tapped
 from mmsurgery.saliency.uses import Owners, RowsUse, Use, add_squares_of
 from mmsurgery.saliency.watch import Watch
 
@@ -48,6 +50,8 @@ class _Pass:
 
     batch: Batch = field(default_factory=dict)
     calls: Counter[_Site] = field(default_factory=Counter)
+    forward: bool = True
+    """Modules that are called later are computed again, for a backward pass that lacks their activations."""
     waiting: dict[nn.Parameter, list[Use]] = field(default_factory=dict)
     """Parameters used several times, some of whose gradients are still to come."""
     owners: dict[tuple[int, ...] | None, Owners] = field(default_factory=dict)
@@ -113,12 +117,16 @@ class HookedSamples:
             with Watch({p: [site.module for site in sites] for p, sites in self._holders.items()}):
                 total = losses().sum()
             self._watched.add(kind)
+        self._pass.forward = False
         (total * scale).backward()  # type: ignore[no-untyped-call]
         for parameter, uses in self._pass.waiting.items():
             add_squares_of(uses, parameter, self.sums)
         self._pass = _Pass()
 
     def _follow(self, site: _Site) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+        def arrive(inputs: tuple[Any, ...], gradient: torch.Tensor) -> None:
+            self._arrive(site, inputs, gradient)
+
         def after_forward(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             if not torch.is_grad_enabled():
                 return None
@@ -127,20 +135,8 @@ class HookedSamples:
             if site.rule is None and type(module) not in KINDS and not site.checked:
                 check_norm(site.name, module, inputs[0], output)
                 site.checked = True
-            self._pass.calls[site] += 1
-            if not output.requires_grad:
-                # the first node of the graph; a copy, since a leaf may not be changed in place
-                output = output.detach().requires_grad_(True).clone()
-            kept = tuple(value.detach() if isinstance(value, torch.Tensor) else value for value in inputs)
-            versions = _versions(kept)
-
-            def arrive(gradient: torch.Tensor) -> None:
-                if _versions(kept) != versions:
-                    raise NotUnderstood(f"the input of {site.name} is changed in place")
-                self._arrive(site, kept, gradient)
-
-            output.register_hook(arrive)
-            return output
+            self._pass.calls[site] += self._pass.forward
+            return tapped(output, inputs, arrive, site.name)
 
         return after_forward
 
@@ -190,8 +186,3 @@ class HookedSamples:
         if key not in self._pass.owners:
             self._pass.owners[key] = Owners(of_row, samples)
         return self._pass.owners[key]
-
-
-def _versions(values: tuple[Any, ...]) -> list[int]:
-    """How often each tensor was changed in place."""
-    return [value._version for value in values if isinstance(value, torch.Tensor)]

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,15 @@ import torch
 
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.snapshots import Snapshots
+from mmsurgery.backbones.checkpointing import activations_checkpointed
 from mmsurgery.backbones.loading import device_name
 from mmsurgery.data import samples as data
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import MachineFault, UnusableData, UsageError, unknown
+from mmsurgery.memory import Layout, Store
 from mmsurgery.methods.step import IGNORED, Answers
 from mmsurgery.provenance import provenance, sha256_json
+from mmsurgery.saliency.backward import Backward
 from mmsurgery.saliency.exact import HookedSamples
 from mmsurgery.saliency.modules import NotUnderstood
 from mmsurgery.saliency.resume import State, settings
@@ -46,6 +49,7 @@ def measure_saliency(
     progress: Progress = SILENT,
     resume_folder: Path | None = None,
     data_sha256: str | None = None,
+    layout: Layout = Layout(),
 ) -> SaliencyMap:
     """The Fisher diagonal of some samples, as sums over units in float32 (float64 for a float64 model).
 
@@ -66,10 +70,13 @@ def measure_saliency(
         resume_folder: where snapshots go, so that a killed measurement can be repeated and goes on;
             to be removed when the map is saved.
         data_sha256: digest of the whole part, if `samples` is a shard of it.
+        layout: how memory is used. Sums in files lie beside `resume_folder`, else where the system keeps its
+            temporary files. An interrupted measurement may go on in another layout.
 
     Raises:
         TypeError: for a model or samples of another type.
-        UsageError: for an unknown estimator or an impossible batch size.
+        UsageError: for an unknown estimator or an impossible batch size; for a model that cannot compute its
+            activations twice.
         UnusableData: if there is no sample, a sample has no answer, or a loss or gradient is not
             finite, naming sample and tensor; or if a parameter is not in memory.
         MachineFault: if memory runs out.
@@ -85,12 +92,15 @@ def measure_saliency(
         if parameter.is_meta:
             raise UnusableData(f"{name} is not in memory (offloaded); its gradient would be lost", "use more memory")
     digest = data.data_sha256(samples) if data_sha256 is None else data_sha256
-    run = _Measurement(loaded, samples, estimator, batch_size, part, digest, progress, resume_folder)
-    with _left_as_found(loaded.model), _deterministic(loaded.model):
+    run = _Measurement(loaded, samples, estimator, batch_size, part, digest, progress, resume_folder, layout)
+    twice = activations_checkpointed(loaded.model) if layout.checkpointing else contextlib.nullcontext()
+    with _left_as_found(loaded.model), _deterministic(loaded.model), twice:
         try:
             run.run()
         except (MemoryError, torch.OutOfMemoryError) as error:
-            raise MachineFault("out of memory while measuring saliency", "lower the batch size") from error
+            raise MachineFault(
+                "out of memory while measuring saliency", "lower the batch size, or give --memory"
+            ) from error
     return run.result()
 
 
@@ -117,6 +127,7 @@ class _Measurement:
         data_sha256: str,
         progress: Progress,
         resume_folder: Path | None,
+        layout: Layout,
     ) -> None:
         self.loaded, self.model, self.samples, self.progress = loaded, loaded.model, samples, progress
         self.estimator, self.batch_size, self.part = estimator, batch_size, part
@@ -133,7 +144,8 @@ class _Measurement:
             "template_sha256": loaded.backbone.template_digest(loaded.processor),
         }
         self.cache: dict[Any, Any] = {}
-        self.sums = Sums(self.names)
+        self.layout, self.folder = layout, None if resume_folder is None else resume_folder.parent
+        self.sums = self._zeros()
         self.state = State(path="hooks" if estimator == "sample" else "batches")
         self.clean = 0
         """Samples whose sums were seen to be finite."""
@@ -150,20 +162,23 @@ class _Measurement:
             self.clean = self.state.samples
             for parameter, name in self.names.items():
                 if name in arrays:
-                    self.sums.total(parameter).copy_(torch.tensor(arrays[name]))
+                    self.sums.total(parameter).copy_(torch.from_numpy(arrays[name]))
         if self.state.path == "hooks":
             try:
                 self._pass_over(HookedSamples(self.loaded, self.sums), self.batch_size)
                 return
             except NotUnderstood as reason:
                 self.progress.note(f"one sample at a time, which is slower: {reason}")
-                self.sums, self.state, self.clean = Sums(self.names), State(path="batch-1"), 0
+                self.sums, self.state, self.clean = self._zeros(), State(path="batch-1"), 0
         take = self.sums.add if self.estimator == "dataset" else self.sums.add_square
         reduction = torch.mean if self.estimator == "batch" else torch.sum
         size = 1 if self.state.path == "batch-1" else self.batch_size
-        self._pass_over(_Backward(self.names, take, reduction), size)
+        self._pass_over(Backward(self.names, take, reduction), size)
 
-    def _pass_over(self, method: HookedSamples | _Backward, size: int) -> None:
+    def _zeros(self) -> Sums:
+        return Sums(self.names, Store(self.layout.state, self.folder))
+
+    def _pass_over(self, method: HookedSamples | Backward, size: int) -> None:
         what = f"saliency of {self.part}" if self.part else "saliency"
         stoppable = contextlib.nullcontext() if self.snapshots is None else self.snapshots.taking()
         with self.progress.stage(what, len(self.samples)) as advance, method, stoppable:
@@ -182,7 +197,7 @@ class _Measurement:
                 advance(len(chunk))
         self._check_sums()
 
-    def _step(self, method: HookedSamples | _Backward, chunk: Sequence[Sample]) -> int:
+    def _step(self, method: HookedSamples | Backward, chunk: Sequence[Sample]) -> int:
         """Measure the samples of one batch; returns how many tokens were supervised."""
         backbone, processor = self.loaded.backbone, self.loaded.processor
         batch = backbone.collate(processor, chunk, cache=self.cache)
@@ -217,7 +232,7 @@ class _Measurement:
                 found.append(self.names[parameter])
 
         size = self.batch_size if self.estimator == "batch" else 1
-        with _Backward(self.names, look, torch.mean) as method:
+        with Backward(self.names, look, torch.mean) as method:
             for start in range(self.clean, self.state.samples, size):
                 chunk = self.samples[start : start + size]
                 self._step(method, chunk)
@@ -231,7 +246,10 @@ class _Measurement:
         unscale = self.scale if self.estimator == "dataset" else self.scale**2
         zero = sorted(name for name in totals if backbone.no_true_gradient(name))
         for name, total in totals.items():
-            total.div_(unscale) if name not in zero else total.zero_()
+            if name in zero:
+                total.zero_()
+            elif unscale != 1:
+                total.div_(unscale)
         record = provenance("saliency", self.settings, self.inputs)
         measured = {
             "path": self.state.path,
@@ -239,6 +257,7 @@ class _Measurement:
             "zero_gradient": zero,
             "loss_scale": self.scale,
             "device": device_name(self.device),
+            **({} if self.layout == Layout() else {"layout": str(self.layout)}),
         }
         count = len(self.samples)
         return SaliencyMap(
@@ -257,43 +276,6 @@ class _Measurement:
 
 
 _REMEDY = "measure in float32, or use another checkpoint"
-
-
-class _Backward:
-    """Hands every parameter's gradient of a batch to `take` and frees it at once; a context manager.
-
-    Args:
-        take: gets parameter and gradient; must not keep the gradient.
-        reduction: of the `[B]` losses to the scalar whose gradient is taken.
-    """
-
-    def __init__(
-        self,
-        names: dict[torch.nn.Parameter, str],
-        take: Callable[[torch.nn.Parameter, torch.Tensor], None],
-        reduction: Callable[[torch.Tensor], torch.Tensor],
-    ) -> None:
-        self.names, self.take, self.reduction = names, take, reduction
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def __enter__(self) -> _Backward:
-        for parameter in self.names:
-            parameter.requires_grad_(True)
-            handle = parameter.register_post_accumulate_grad_hook(self._taken)  # type: ignore[no-untyped-call]
-            self._handles.append(handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _taken(self, parameter: Any) -> None:
-        self.take(parameter, parameter.grad)
-        parameter.grad = None
-
-    def step(self, batch: Batch, losses: Callable[[], torch.Tensor], scale: float) -> None:
-        """Measure one batch; arguments as in `HookedSamples.step`."""
-        (self.reduction(losses()) * scale).backward()  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

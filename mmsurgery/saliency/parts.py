@@ -3,36 +3,33 @@
 saliency/PART[.ESTIMATOR[-B]]/               the map of a part
 saliency/PART[.ESTIMATOR[-B]].shard-I-of-N/  the map of a block of its samples
 saliency/.resume-NAME/                       snapshots of an interrupted measurement
+saliency/.resume-NAME/rank-I-of-N/           the map of a rank's block, until all ranks' are added up
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.files import check_space, digest_cache, file_identity, machine_fault
+from mmsurgery.artifacts.files import check_space, machine_fault
 from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.snapshots import GENERATIONS
-from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import SETS, benchmark, parts_of, source_of
 from mmsurgery.data.leakage import check_text
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UsageError, unknown
+from mmsurgery.memory import Layout
 from mmsurgery.names import check_artifact_name
-from mmsurgery.provenance import differences, provenance, versions
+from mmsurgery.provenance import differences, provenance
+from mmsurgery.ranks import Ranks
 from mmsurgery.saliency.resume import discard, settings
 from mmsurgery.saliency.shards import Shard, summed
+from mmsurgery.saliency.stored import StoredModel
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress, Workspace
-
-if TYPE_CHECKING:
-    from mmsurgery.backbones.loading import Loaded
 
 STORES = ("float32", "bfloat16")
 SHARD_WAIT = 600.0
@@ -69,12 +66,14 @@ def measure_parts(
     force: bool = False,
     model: str = "vanilla",
     store: str = "float32",
+    layout: Layout = Layout(),
     progress: Progress = SILENT,
 ) -> list[PartResult]:
     """Measure the saliency of data parts into their folders, as far as they are missing.
 
     A killed measurement is repeated from its last snapshot and ends with the same bytes. The model is
-    loaded once, and only if something is missing. Shards may run at the same time.
+    loaded once, and only if something is missing. Shards may run at the same time. Ranks (see `Ranks`) measure
+    a block of units each, cut as shards are, and the first one adds them up.
 
     Args:
         names: sets or parts, comma-separated or as a list.
@@ -82,9 +81,10 @@ def measure_parts(
             block is there, all are added up into the part's folder.
         force: measure again, replacing what is there.
         store: `float32`, or `bfloat16` for half the size (shards stay float32 until they are added up).
+        layout: how memory is used, see `measure_saliency`.
 
     Raises:
-        UsageError: for unknown names, estimators or shards.
+        UsageError: for unknown names, estimators or shards; for a shard on several ranks.
         MissingArtifact: if there is no such model.
         InputRefused: if model, data or an existing map is damaged, or changes meanwhile.
         Mismatch: if a folder holds a map of other settings or inputs and `force` is not given.
@@ -96,11 +96,19 @@ def measure_parts(
             raise unknown(kind, value, known)
     if batch_size < 1:
         raise UsageError(f"batch size {batch_size} is impossible", "use 1 or more")
+    ranks = Ranks.here()
+    if shard is not None and ranks.count > 1:
+        raise UsageError(
+            f"shard {shard} on {ranks.count} ranks would cut the parts twice", "leave out --shard, or start one process"
+        )
     parts = named_parts(workspace, names)
     block = Shard.parse(shard) if isinstance(shard, str) else shard
-    job = _Job(workspace, _Model(workspace, model), estimator, batch_size, force, store, progress)
+    job = _Job(workspace, StoredModel(workspace, model), estimator, batch_size, force, store, layout, progress)
     if block is not None:
         return [job.shard(part, block) for part in parts]
+    if ranks.count > 1:
+        with ranks.together(workspace.lock()):
+            return [replace(job, progress=ranks.watched(progress)).on_ranks(part, ranks) for part in parts]
     results = {part: None if force else job.found(part) for part in parts}
     if None not in results.values():
         return [result for result in results.values() if result]
@@ -128,52 +136,17 @@ def named_parts(workspace: Workspace, names: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-class _Model:
-    """The model to be measured: its identity from its files, the model itself only when it is needed."""
-
-    def __init__(self, workspace: Workspace, name: str) -> None:
-        self.folder = workspace.existing_model(name)
-        self.family = backbone(model_config(self.folder)["model_type"])
-
-    def files(self) -> dict[str, str]:
-        """Digests of the weights and of what lies beside them, as the files are now."""
-        weights = CheckpointFiles(self.folder, self.family.canonical).digest()
-        return {"model_sha256": weights, "companions_sha256": companions_sha256(self.folder)}
-
-    def sums_bytes(self) -> int:
-        """Size of one float32 number per weight."""
-        files = CheckpointFiles(self.folder, self.family.canonical)
-        return 4 * sum(math.prod(files.shape(name)) for name in files.names)
-
-    @functools.cached_property
-    def inputs(self) -> dict[str, str]:
-        """Digests of the weights, of configuration and processor files, and of what turns samples into
-        tokens; no torch where nothing changed."""
-        files = sorted(path for path in self.folder.iterdir() if path.suffix in (".json", ".jinja", ".model", ".txt"))
-        identity = [versions(), *([path.name, *file_identity(path)] for path in files)]
-        template = digest_cache.remember(f"template:{self.folder.resolve()}", identity, self._template)
-        return {**self.files(), "template_sha256": template}
-
-    def _template(self) -> str:
-        return self.family.template_digest(self.family.load_processor(self.folder))
-
-    @functools.cached_property
-    def loaded(self) -> Loaded:
-        from mmsurgery.backbones.loading import load
-
-        return load(self.folder)
-
-
 @dataclass(frozen=True)
 class _Job:
     """The settings of one call of `measure_parts`."""
 
     workspace: Workspace
-    model: _Model
+    model: StoredModel
     estimator: str
     batch_size: int
     force: bool
     store: str
+    layout: Layout
     progress: Progress
 
     def found(self, part: str) -> PartResult | None:
@@ -195,12 +168,48 @@ class _Job:
         self._done(part, folder)
         return _result(measured, folder)
 
+    def on_ranks(self, part: str, ranks: Ranks) -> PartResult:
+        """Measure this rank's block of a part; the first rank adds up all of them, unless the part is there."""
+        found = ranks.told(None if self.force or not ranks.first else self.found(part))
+        if found is not None:
+            return found
+        samples, unit = self._samples(part), self._unit
+        blocks = [Shard(index + 1, ranks.count) for index in range(min(ranks.count, -(-len(samples) // unit)))]
+        blocks = [replace(block, count=len(blocks)) for block in blocks]
+        if ranks.rank < len(blocks):
+            self._block(part, samples, blocks[ranks.rank])
+        ranks.barrier()
+        made = self._added(part, samples, blocks, ranks.count) if ranks.first else None
+        return ranks.told(made)  # type: ignore[return-value]
+
+    def _block(self, part: str, samples: list[Sample], block: Shard) -> None:
+        """Measure a rank's block, unless an interrupted run of as many ranks has."""
+        folder, origin = self._rank_folder(part, block), self._origin(part, samples, block)
+        try:
+            if existing(folder, origin) is not None:
+                self.progress.note(f"{part}: the block of rank {block} is there")
+                return
+        except (InputRefused, Mismatch):  # nobody's but an interrupted run's
+            pass
+        mine = samples[block.block(len(samples), self._unit)]
+        self._measure(part, samples, mine, origin, folder).save(folder, replace=True)
+
+    def _added(self, part: str, samples: list[Sample], blocks: list[Shard], ranks: int) -> PartResult:
+        """The sum of all ranks' blocks, saved as the part's map."""
+        folder = self._folder(part)
+        whole, record = summed([SaliencyMap.load(self._rank_folder(part, block)) for block in blocks])
+        record = {**{key: value for key, value in record.items() if key != "shards"}, "ranks": ranks}
+        whole = replace(whole, provenance={**record, **self._origin(part, samples)})
+        whole.save(folder, replace=self.force, store=self.store)
+        self._done(part, folder)
+        return _result(whole, folder)
+
     def shard(self, part: str, shard: Shard) -> PartResult:
         """Measure a block of a part, and add up all blocks if this was the last one."""
         samples = self._samples(part)
         whole, folder = self._folder(part), self._folder(part, shard)
         origin = self._origin(part, samples, shard)
-        mine = samples[shard.block(len(samples), self.batch_size if self.estimator == "batch" else 1)]
+        mine = samples[shard.block(len(samples), self._unit)]
         if not self.force and (found := existing(whole, self._origin(part, samples))) is not None:
             return _result(found, whole, up_to_date=True)
         self.workspace.check_journal()
@@ -220,7 +229,8 @@ class _Job:
     ) -> SaliencyMap:
         from mmsurgery.saliency.measure import measure_saliency
 
-        check_space(folder.parent, self.model.sums_bytes() * (GENERATIONS + 1), "saliency and its snapshots")
+        copies = GENERATIONS + 1 + (self.layout.state == "disk")
+        check_space(folder.parent, self.model.sums_bytes() * copies, "saliency and its snapshots")
         source, reader = source_of(self.workspace), benchmark(self.workspace.settings.benchmark.name)
         leaked = check_text(reader, source, part, samples)
         if leaked:
@@ -235,6 +245,7 @@ class _Job:
                 progress=self.progress,
                 resume_folder=_snapshots(folder),
                 data_sha256=origin["inputs"]["data_sha256"],
+                layout=self.layout,
             )
         used = measured.provenance["inputs"]
         if not used == origin["inputs"] == {**used, **self.model.files()}:
@@ -265,6 +276,11 @@ class _Job:
         self.progress.note(f"all {count} shards of {part} are there: added up into {folder}")
         return True
 
+    @property
+    def _unit(self) -> int:
+        """Samples of a unit."""
+        return self.batch_size if self.estimator == "batch" else 1
+
     def _samples(self, part: str) -> list[Sample]:
         settings = self.workspace.settings.benchmark
         return benchmark(settings.name).samples(source_of(self.workspace), part)
@@ -274,6 +290,9 @@ class _Job:
         if shard is None:
             return folder
         return folder.with_name(check_artifact_name(f"{folder.name}.shard-{shard.index}-of-{shard.count}"))
+
+    def _rank_folder(self, part: str, block: Shard) -> Path:
+        return _snapshots(self._folder(part)) / f"rank-{block.index}-of-{block.count}"
 
     def _origin(self, part: str, samples: list[Sample], shard: Shard | None = None) -> dict[str, Any]:
         chosen = settings(part, self.estimator, self.batch_size, self.workspace.threads)

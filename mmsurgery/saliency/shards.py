@@ -51,11 +51,13 @@ def summed(maps: Sequence[SaliencyMap]) -> tuple[SaliencyMap, dict[str, Any]]:
     """The sum of a part's shards, and what its provenance says of how they were measured."""
     records = [one.provenance for one in maps]
     merged = SaliencyMap.merge(maps)
+    layouts = sorted({str(record["layout"]) for record in records if "layout" in record})
     return merged, {
         "path": "+".join(sorted({str(record["path"]) for record in records})),
         "supervised_tokens": sum(record["supervised_tokens"] for record in records),
         "zero_gradient": sorted({name for record in records for name in record["zero_gradient"]}),
         "loss_scale": records[0]["loss_scale"],
         "device": "+".join(sorted({str(record.get("device", "unknown")) for record in records})),
+        **({"layout": "+".join(layouts)} if layouts else {}),
         "shards": len(maps),
     }

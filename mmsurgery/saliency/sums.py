@@ -1,14 +1,21 @@
-"""Running sums per parameter, in float32 or better, on the parameter's device."""
+"""Running sums per parameter, in float32 or better: on the parameter's device, in main memory or in files."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmsurgery.memory import Store
+
 if TYPE_CHECKING:
     import numpy as np
+
+PIECE = 1 << 24
+"""Elements that are brought from a GPU to main memory at a time; there are two buffers of them."""
 
 
 class Sums:
@@ -18,19 +25,32 @@ class Sums:
 
     Args:
         names: parameter -> canonical name.
+        store: where the sums are kept; on the parameter's device where None.
     """
 
-    def __init__(self, names: Mapping[torch.nn.Parameter, str]) -> None:
-        self.names = names
+    def __init__(self, names: Mapping[torch.nn.Parameter, str], store: Store | None = None) -> None:
+        self.names, self.store = names, store or Store()
         self.totals: dict[str, torch.Tensor] = {}
         self._buffers: dict[tuple[str, torch.device, torch.dtype], torch.Tensor] = {}
+        self._pinned: list[torch.Tensor] = []
 
     def total(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """The running sum of a parameter, zeros at first."""
+        """The running sum of a parameter, zeros at first; not always on the parameter's device."""
         name = self.names[parameter]
         if name not in self.totals:
-            self.totals[name] = torch.zeros_like(parameter, dtype=sum_dtype(parameter), requires_grad=False)
+            self.totals[name] = self.store.zeros(parameter.shape, sum_dtype(parameter), parameter.device)
         return self.totals[name]
+
+    @contextlib.contextmanager
+    def adding(self, parameter: torch.nn.Parameter) -> Iterator[torch.Tensor]:
+        """What takes a batch's addends on the parameter's device: the sum itself, or a scratch that is added to it."""
+        total = self.total(parameter)
+        if not _elsewhere(total, parameter):
+            yield total
+            return
+        addend = self.scratch(parameter, total.dtype, "addend").zero_()
+        yield addend
+        self._bring(addend.view(-1), total.view(-1))
 
     def scratch(self, parameter: torch.nn.Parameter, dtype: torch.dtype, use: str = "sum") -> torch.Tensor:
         """Uninitialised memory in the parameter's shape, shared by all calls of the same `use`."""
@@ -40,24 +60,58 @@ class Sums:
         return self._buffers[key][: parameter.numel()].view(parameter.shape)
 
     def add(self, parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
-        self.total(parameter).add_(gradient)
+        with self.adding(parameter) as total:
+            total.add_(gradient)
 
     def add_square(self, parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
         """Add the squared gradient; a low-precision gradient is converted first, since squares of
         16-bit numbers underflow. (A GPU's kernels convert what they read: the same numbers, no scratch.)"""
-        total = self.total(parameter)
+        with self.adding(parameter) as total:
+            self.square(parameter, gradient, total)
+
+    def square(self, parameter: torch.nn.Parameter, gradient: torch.Tensor, total: torch.Tensor) -> None:
+        """Add the squared gradient to what `adding` gave."""
         if gradient.dtype != total.dtype and not gradient.is_cuda:
             gradient = self.scratch(parameter, total.dtype).copy_(gradient)
         total.addcmul_(gradient, gradient)
 
+    def _bring(self, addend: torch.Tensor, total: torch.Tensor) -> None:
+        """Add numbers on a GPU to a sum in main memory: one piece is on its way while the one before it is added."""
+        if not self._pinned:
+            self._pinned = [torch.empty(PIECE, dtype=total.dtype, pin_memory=True) for _ in range(2)]
+        begun: list[tuple[slice, torch.Tensor, torch.cuda.Event]] = []
+        for start in range(0, len(addend), PIECE):
+            piece = slice(start, min(start + PIECE, len(addend)))
+            buffer = self._pinned[start // PIECE % 2][: piece.stop - start]
+            buffer.copy_(addend[piece], non_blocking=True)
+            begun.append((piece, buffer, torch.cuda.current_stream().record_event()))
+            if len(begun) == 2:
+                _finish(*begun.pop(0), total)
+        for each in begun:
+            _finish(*each, total)
+
     def not_finite(self) -> list[str]:
         """Names whose sum holds NaN or infinity."""
-        return [name for name, total in self.totals.items() if not bool(torch.isfinite(total).all())]
+        return [name for name, total in self.totals.items() if total.numel() and not _finite(total)]
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray[Any, np.dtype[Any]]]]:
-        """Names in sorted order with their sums on the host."""
+        """Names in sorted order with their sums in main memory."""
         for name in sorted(self.totals):
             yield name, self.totals[name].cpu().numpy()
+
+
+def _elsewhere(total: torch.Tensor, parameter: torch.Tensor) -> bool:
+    return total.device != parameter.device
+
+
+def _finish(piece: slice, buffer: torch.Tensor, arrived: torch.cuda.Event, total: torch.Tensor) -> None:
+    arrived.synchronize()
+    total[piece].add_(buffer)
+
+
+def _finite(values: torch.Tensor) -> bool:
+    least, greatest = values.aminmax()
+    return math.isfinite(least.item()) and math.isfinite(greatest.item())
 
 
 def sum_dtype(parameter: torch.Tensor) -> torch.dtype:

@@ -98,10 +98,11 @@ class MatrixUse(Use):
     def _add_products(self, parameter: torch.nn.Parameter, sums: Sums) -> None:
         """Square the 16-bit products as they are added: the numbers of `write`, without its float32 copy."""
         product = sums.scratch(parameter, self.gradient.dtype, "product")
-        for sample in self.owners.present:
-            left, right = self.owners.take(self.gradient, sample).T, self.owners.take(self.inputs, sample)
-            torch.mm(left, right, out=product.view(len(product), -1))
-            sums.add_square(parameter, product)
+        with sums.adding(parameter) as total:
+            for sample in self.owners.present:
+                left, right = self.owners.take(self.gradient, sample).T, self.owners.take(self.inputs, sample)
+                torch.mm(left, right, out=product.view(len(product), -1))
+                sums.square(parameter, product, total)
 
 
 class RowsUse(Use):
@@ -115,7 +116,8 @@ class RowsUse(Use):
         out.copy_(self.gradients[sample]) if fresh else out.add_(self.gradients[sample])
 
     def add_squares(self, parameter: torch.nn.Parameter, sums: Sums) -> None:
-        sums.total(parameter).add_(self.gradients.square().sum(0))
+        total = sums.total(parameter)
+        total.add_(self.gradients.square().sum(0).to(total.device))
 
 
 class LookupUse(Use):
@@ -138,7 +140,8 @@ class LookupUse(Use):
         keys, place = torch.unique(owners * rows + self.ids, return_inverse=True)
         summed = self.gradient.new_zeros((len(keys), parameter.shape[1]))
         summed.index_add_(0, place.flatten(), self.gradient.flatten(0, 1))
-        sums.total(parameter).index_add_(0, keys % rows, summed.square_())
+        total = sums.total(parameter)
+        total.index_add_(0, (keys % rows).to(total.device), summed.square_().to(total.device))
 
 
 def add_squares_of(uses: Sequence[Use], parameter: torch.nn.Parameter, sums: Sums) -> None:
@@ -150,11 +153,11 @@ def add_squares_of(uses: Sequence[Use], parameter: torch.nn.Parameter, sums: Sum
 
 
 def _add_squares_of_sum(uses: Sequence[Use], parameter: torch.nn.Parameter, sums: Sums) -> None:
-    total = sums.total(parameter)
-    scratch = sums.scratch(parameter, total.dtype)
-    for sample in range(uses[0].owners.samples):
-        mine = [use for use in uses if sample in use.owners.present]
-        for use in mine:
-            use.write(parameter, sample, scratch, use is mine[0], sums)
-        if mine:
-            total.addcmul_(scratch, scratch)
+    with sums.adding(parameter) as total:
+        scratch = sums.scratch(parameter, total.dtype)
+        for sample in range(uses[0].owners.samples):
+            mine = [use for use in uses if sample in use.owners.present]
+            for use in mine:
+                use.write(parameter, sample, scratch, use is mine[0], sums)
+            if mine:
+                total.addcmul_(scratch, scratch)
