@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.errors import printable
+from mmsurgery.figures import looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,15 +23,26 @@ Results = Mapping[str, Any]
 COLUMN, PAGE = 3.35, 6.9
 """Inches: widths of a paper's column and of its text, as the lengths below."""
 FORGET = "forget_vqa"
-INK, FAINT = "#222222", "#9a9a9a"
+INK, FAINT = looks.INK.light, looks.FAINT.light
 LEGEND_LINE = 0.16
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00")
-"""Of Okabe and Ito, told apart by colour-blind people too; black is for the row that the others are compared with."""
-_MARKERS = ("^", "v", "X", "P", "<", ">", "p")
-_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))
 _LETTER = 0.052
 """Width of a letter of the figures' text, on the average."""
+
+
+_CODES: Mapping[str, str] = {
+    "circle": "o",
+    "up": "^",
+    "down": "v",
+    "cross": "X",
+    "plus": "P",
+    "left": "<",
+    "right": ">",
+    "pentagon": "p",
+    "square": "s",
+    "diamond": "D",
+}
+"""What matplotlib calls the markers of `looks`."""
 
 
 @dataclass(frozen=True)
@@ -55,27 +68,23 @@ class Style:
         return {"color": self.colour, "linestyle": self.dash, "linewidth": width}
 
 
-ENDS = {"vanilla": Style("#666666", "s"), "gold": Style("#F0C000", "D")}
+def style_of(look: looks.Look) -> Style:
+    """A look as matplotlib draws it, on white."""
+    dash = looks.DASHES[look.dash]
+    return Style(looks.ROWS[look.colour].light, _CODES[look.marker], (0, dash) if dash else "-")
 
 
 def end_point(name: str, size: float = 5.5) -> dict[str, Any]:
     """Keywords for the marker of `vanilla` (a square) or `gold` (a diamond)."""
-    return {**ENDS[name].point(size=size), "markeredgecolor": INK, "linestyle": "none"}
+    end = looks.ENDS[name]
+    mark = Style(end.fill.light, _CODES[end.marker]).point(size=size)
+    return {**mark, "markeredgecolor": INK, "linestyle": "none"}
 
 
 def styles(results: Results) -> dict[str, Style]:
     """Row key -> style."""
-    found, place = {}, 0
-    for row in results["rows"]:
-        if row["key"] == results["compared"]:
-            found[row["key"]] = Style("#000000", "o")
-            continue
-        turn = place // len(_COLOURS)
-        found[row["key"]] = Style(
-            _COLOURS[place % len(_COLOURS)], _MARKERS[(place + turn) % len(_MARKERS)], _DASHES[turn % len(_DASHES)]
-        )
-        place += 1
-    return found
+    found = looks.row_looks([row["key"] for row in results["rows"]], results["compared"])
+    return {key: style_of(look) for key, look in found.items()}
 
 
 def labels(results: Results) -> dict[str, str]:
@@ -91,6 +100,11 @@ def title_of(results: Results, panel: str) -> str:
 def collapsed(summary: Mapping[str, Any]) -> bool:
     """Whether at least half of a row's runs collapsed."""
     return bool(summary["collapsed"]) and 2 * summary["collapsed"] >= summary["cells"]
+
+
+def fallen(results: Results) -> str:
+    """What a run is that no longer answers what it should have kept: `collapsed`, or `at chance`."""
+    return looks.fallen(any(entry["outcomes"] for panel in results["summary"].values() for entry in panel.values()))
 
 
 Entry = tuple[str, Mapping[str, Any]]
@@ -148,6 +162,34 @@ def whole_percents(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+
+
+_TITLE_LINE = 0.15
+_TITLE_LETTER = 0.063
+"""Inches: a line of a figure's title, and a letter of it on the average."""
+
+
+@dataclass(frozen=True)
+class Title:
+    """What a figure is a picture of, in lines above it."""
+
+    lines: Sequence[str]
+
+    @classmethod
+    def of(cls, results: Results, what: str, width: float) -> Title:
+        """The experiment and what the figure is of, broken to a width in inches."""
+        return cls(textwrap.wrap(printable(f"{results['title']}, {what}"), max(20, int(width / _TITLE_LETTER))))
+
+    @property
+    def room(self) -> float:
+        """Inches that it takes."""
+        return _TITLE_LINE * len(self.lines) + 0.08
+
+    def draw(self, figure: Figure) -> None:
+        width, high = figure.get_size_inches()
+        for place, line in enumerate(self.lines):
+            y = high - _TITLE_LINE * (place + 0.5) - 0.04
+            write(figure, 0.08 / width, y / high, line, va="center_baseline", fontweight="bold", fontsize=8)
 
 
 def heading(axes: Axes, text: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmsurgery.artifacts.files import write_bytes
 from mmsurgery.errors import UsageError
+from mmsurgery.figures.looks import DARK_UNTIL
 from mmsurgery.names import COMPONENTS, GROUPS, Address
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ COLOURS = "viridis"
 """Perceptually uniform, its lightness rises with the value: readable in grey."""
 NO_LAYER = "none"
 """Label of the row of parameters that belong to no layer."""
+
+DECADES = 3
+"""Of stacked pictures on logarithmic colours: how far these reach."""
 
 _CELL = (0.46, 0.26)
 """Inches, as the lengths below."""
@@ -109,11 +113,16 @@ def scale(heatmaps: Sequence[Heatmap]) -> float:
     return max(finite, default=0.0) or 1.0
 
 
-def faintest(heatmaps: Sequence[Heatmap]) -> float:
-    """The value of the darkest colour: 0, or the smallest above 0 where colours are logarithmic."""
+def faintest(heatmaps: Sequence[Heatmap], decades: int | None = None) -> float:
+    """The value of the darkest colour: 0, or the smallest above 0 where colours are logarithmic.
+
+    Args:
+        decades: how far below the largest value logarithmic colours reach, at most.
+    """
     if not any(heatmap.log for heatmap in heatmaps):
         return 0.0
-    return min((v for heatmap in heatmaps for v in heatmap.values.ravel().tolist() if v > 0), default=0.0)
+    least = min((v for heatmap in heatmaps for v in heatmap.values.ravel().tolist() if v > 0), default=0.0)
+    return least if decades is None else max(least, scale(heatmaps) / 10**decades)
 
 
 def shade(value: float, faint: float, bright: float) -> float:
@@ -122,6 +131,12 @@ def shade(value: float, faint: float, bright: float) -> float:
     if faint <= 0:
         return value / bright
     return 0.0 if value <= faint else math.log(value / faint) / math.log(bright / faint)
+
+
+def named(count: int, every: int) -> list[int]:
+    """Places of so many that are named: one of so many, and the last one."""
+    last = count - 1
+    return [i for i in range(count) if i == last or (i % every == 0 and last - i >= every)]
 
 
 def short(value: float) -> str:
@@ -141,7 +156,7 @@ def short(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-")
 
 
-def draw(heatmaps: Sequence[Heatmap] | Stack, path: Path, format: str | None = None) -> None:
+def draw(heatmaps: Sequence[Heatmap] | Stack, path: Path, format: str | None = None, title: str = "") -> None:
     """Draw heatmaps side by side on one colour scale, see `faintest`; of a stack one such line below the other under
     its label, with layers from left to right, so that many fit on a page.
 
@@ -149,6 +164,7 @@ def draw(heatmaps: Sequence[Heatmap] | Stack, path: Path, format: str | None = N
 
     Args:
         format: `png` or `svg`; by default the ending of `path`.
+        title: of a stack.
 
     Raises:
         UsageError: for another format, or if there is nothing to draw.
@@ -159,17 +175,17 @@ def draw(heatmaps: Sequence[Heatmap] | Stack, path: Path, format: str | None = N
         raise UsageError(f"'{path.name}' should end in .png or .svg", "name the picture heatmap.png")
     if not (any(heatmaps.values()) if isinstance(heatmaps, Mapping) else heatmaps):
         raise UsageError("there is no heatmap to draw", "name an artifact that has one")
-    write_bytes(path, render(heatmaps, chosen))
+    write_bytes(path, render(heatmaps, chosen, title))
 
 
-def render(heatmaps: Sequence[Heatmap] | Stack, format: str) -> bytes:
+def render(heatmaps: Sequence[Heatmap] | Stack, format: str, title: str = "") -> bytes:
     """The bytes of the picture that `draw` writes."""
     import matplotlib
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"svg.hashsalt": "mmsurgery", "svg.fonttype": "none", "font.size": 8})
-        figure = _stacked(heatmaps) if isinstance(heatmaps, Mapping) else _figure(heatmaps)
+        figure = _stacked(heatmaps, title) if isinstance(heatmaps, Mapping) else _figure(heatmaps)
         buffer = io.BytesIO()
         metadata: dict[str, Any] = {"Software": None} if format == "png" else {"Date": None, "Creator": None}
         figure.savefig(buffer, format=format, dpi=150, metadata=metadata)
@@ -196,10 +212,10 @@ def _figure(heatmaps: Sequence[Heatmap]) -> Figure:
     return figure
 
 
-def _stacked(stack: Stack) -> Figure:
+def _stacked(stack: Stack, title: str) -> Figure:
     """Lines of heatmaps with layers across, those of one place below each other; layers are named at the foot."""
     every = [h for line in stack.values() for h in line]
-    faint, brightest = faintest(every), scale(every)
+    faint, brightest = faintest(every, DECADES), scale(every)
     places = [[line[i] for line in stack.values() if i < len(line)] for i in range(max(map(len, stack.values())))]
     least, most, whole, tall = _SMALL
     layers = [max(1, *(len(h.rows) for h in place)) for place in places]
@@ -209,9 +225,12 @@ def _stacked(stack: Stack) -> Figure:
         for size, count, place in zip(sizes, layers, places, strict=True)
     ]
     heights = [tall * max([1, *(len(h.columns) for h in line)]) for line in stack.values()]
-    width = max(sum(slots) + 0.2 + _RIGHT, 0.1 + _LETTER * max(map(len, stack)))
-    height = sum(heights) + 3.2 * _LINE * len(stack) + _BELOW
+    width = max(sum(slots) + 0.2 + _RIGHT, 0.1 + _LETTER * max(*map(len, stack), 1.15 * len(title)))
+    height = sum(heights) + 3.2 * _LINE * len(stack) + _BELOW + (1.3 * _LINE if title else 0.0)
     figure, top = _blank(width, height), height
+    if title:
+        top -= 1.3 * _LINE
+        figure.text(0.1 / width, (top + 0.4 * _LINE) / height, title, fontsize=10, fontweight="bold", parse_math=False)
     for (label, line), high in zip(stack.items(), heights, strict=True):
         figure.text(0.1 / width, (top - 0.8 * _LINE) / height, label, fontsize=9, fontweight="bold", parse_math=False)
         top, left = top - 2.2 * _LINE, _MARGIN
@@ -263,10 +282,10 @@ def _draw_one(
     titled: dict[str, Any] = {"fontweight": "bold"} if across is None else {"fontsize": 8, "pad": 3}  # below a line's
     axes.set_title(heatmap.title, parse_math=False, loc="left", **titled)
     middles = np.arange(max(heatmap.values.shape)) + 0.5
-    every, last = across or 1, len(columns) - 1
-    named = [i for i in range(len(columns)) if i == last or (i % every == 0 and last - i >= every)]
-    labels = [columns[i] for i in named]
-    axes.set_xticks(middles[named], labels, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+    shown = named(len(columns), across or 1)
+    axes.set_xticks(
+        middles[shown], [columns[i] for i in shown], rotation=45, ha="right", rotation_mode="anchor", parse_math=False
+    )
     axes.set_yticks(middles[: len(rows)], rows, parse_math=False)
     axes.tick_params(length=0)
     axes.set_facecolor("0.93")
@@ -274,7 +293,7 @@ def _draw_one(
         spine.set_visible(False)
     if annotated:
         for (row, column), value in np.ndenumerate(heatmap.values):
-            colour = "black" if shade(value, faint, brightest) > 0.6 else "white"
+            colour = "black" if shade(value, faint, brightest) > DARK_UNTIL else "white"
             at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": colour, "parse_math": False}
             axes.text(column + 0.5, row + 0.5, short(float(value)), **at)
     return cells

@@ -12,9 +12,12 @@ from mmsurgery.figures.canvas import (
     PAGE,
     Entry,
     Results,
+    Style,
+    Title,
     box,
     collapsed,
     end_point,
+    fallen,
     heading,
     labels,
     legend,
@@ -65,7 +68,9 @@ def _figure(results: Results, backbone: str) -> Figure:
     width = (PAGE - _LEFT - _RIGHT - _GAP * (across - 1)) / across
     needed = LEGEND_LINE * len(entries) - block * down
     height = block * down + max(0.0, needed)
-    figure = sheet(PAGE, height)
+    title = Title.of(results, backbone, PAGE - 0.16)
+    figure = sheet(PAGE, height + title.room)
+    title.draw(figure)
     for place, column in enumerate(columns):
         left = _LEFT + place % across * (width + _GAP)
         axes = box(figure, left, height - place // across * block - _TOP - _HEIGHT, width, _HEIGHT)
@@ -81,14 +86,16 @@ def _figure(results: Results, backbone: str) -> Figure:
 
 
 def _entries(results: Results, panels: Sequence[Mapping[str, Any]]) -> list[Entry]:
-    names, looks = labels(results), styles(results)
+    names, drawn = labels(results), styles(results)
     entries: list[Entry] = [
-        (names[row["key"]], {**looks[row["key"]].line(1.3), **looks[row["key"]].point()}) for row in results["rows"]
+        (names[row["key"]], {**drawn[row["key"]].line(1.3), **drawn[row["key"]].point()}) for row in results["rows"]
     ]
     summaries = [results["summary"][panel["key"]] for panel in panels]
     entries.append(("vanilla, mean of ratios", _VANILLA))
     if any("gold" in each for each in summaries):
         entries.append(("gold, at each ratio", end_point("gold")))
+    if any(collapsed(each[row["key"]]) for each in summaries for row in results["rows"] if row["key"] in each):
+        entries.append((f"outline: {fallen(results)}", Style(FAINT, "o").point(hollow=True) | {"linestyle": "none"}))
     told = ", ".join(f"{panel['forget']:g}" for panel in panels)
     entries.append((f"{told}: % of people forgotten", {"color": "none"}))
     return entries

@@ -18,6 +18,7 @@ from mmsurgery.figures.canvas import (
     Entry,
     Results,
     Style,
+    Title,
     box,
     heading,
     labels,
@@ -25,9 +26,12 @@ from mmsurgery.figures.canvas import (
     legend_lines,
     render,
     sheet,
+    style_of,
+    title_of,
     whole_percents,
     write,
 )
+from mmsurgery.figures.looks import FORGOTTEN, KEPT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,8 +40,8 @@ if TYPE_CHECKING:
 _LEFT, _GAP, _RIGHT, _TOP, _MIDDLE, _BOTTOM, _HEIGHT = 0.42, 0.34, 0.1, 0.26, 0.4, 0.5, 1.3
 _ACROSS = 3
 """Sweeps side by side, at most."""
-_DRAWN = {"utility": Style("#0072B2", "o"), FORGET: Style("#D55E00", "^")}
-_TARGET: dict[str, Any] = {"color": _DRAWN[FORGET].colour, "linestyle": (0, (1, 1.5)), "linewidth": 1.0}
+_DRAWN: Mapping[str, Style] = {"utility": style_of(KEPT), FORGET: style_of(FORGOTTEN)}
+_TARGET: dict[str, Any] = {"color": FAINT, "linestyle": (0, (1, 1.5)), "linewidth": 1.0}
 
 Cells = Sequence[Mapping[str, Any]]
 
@@ -135,7 +139,9 @@ def _figure(results: Results, panel: str) -> Figure:
     entries = _entries(results)
     block = _TOP + _HEIGHT + _MIDDLE + _HEIGHT + _BOTTOM
     height = block * blocks + LEGEND_LINE * (legend_lines(entries, width - 0.2) + 0.3)
-    figure = sheet(width, height)
+    title = Title.of(results, title_of(results, panel), width - 0.16)
+    figure = sheet(width, height + title.room)
+    title.draw(figure)
     drawn: dict[str, list[Axes]] = {"fixed": [], "matched": []}
     for place, sweep in enumerate(found):
         left = _LEFT + place % across * (inside + _GAP)

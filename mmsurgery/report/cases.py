@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from mmsurgery.errors import InputRefused
+from mmsurgery.figures.looks import OUTCOMES
+from mmsurgery.report import numbers
 from mmsurgery.report.fields import Fields
-from mmsurgery.report.outcomes import OUTCOMES
 from mmsurgery.report.pictures import Pictures
 from mmsurgery.report.results import Results
 from mmsurgery.report.texts import ANSWER, NAME, SENTENCE, cut
@@ -24,6 +25,8 @@ OPEN = 4
 class Answer:
     label: str
     text: str
+    share: str
+    """Of all open answers in the column that the row gave correctly; empty where that is not known."""
     mark: str
     """Its outcome; `paraphrased` for what is right in other words. A class of the style."""
     said: str
@@ -112,11 +115,11 @@ def _case(results: Results, entry: Fields, picture: Markup | None) -> Case:
         question=cut(entry.get("question").text(), ANSWER),
         gold=cut(entry.get("gold").text(), ANSWER),
         picture=picture,
-        answers=[_answer(results, answer) for answer in entry.get("answers").entries()],
+        answers=[_answer(results, entry, answer) for answer in entry.get("answers").entries()],
     )
 
 
-def _answer(results: Results, answer: Fields) -> Answer:
+def _answer(results: Results, entry: Fields, answer: Fields) -> Answer:
     outcome, paraphrased = answer.get("outcome").text(), answer.get("paraphrased").flag()
     if outcome not in OUTCOMES:
         raise InputRefused(f"{answer.where}: '{cut(outcome, NAME)}' is no outcome", "make it again")
@@ -124,7 +127,16 @@ def _answer(results: Results, answer: Fields) -> Answer:
     return Answer(
         label=results.label(answer.get("row")),
         text=cut(answer.get("text").text(), ANSWER),
+        share=_share(results, entry, answer.get("row").text()),
         mark="paraphrased" if plain else outcome,
-        said="correct, paraphrased" if plain else OUTCOMES[outcome],
+        said="correct, paraphrased" if plain else OUTCOMES[outcome].name,
         repeated=answer.get("repeated").flag(),
     )
+
+
+def _share(results: Results, entry: Fields, row: str) -> str:
+    summary = results.summary(entry.get("panel").text()).get(row)
+    column = entry.get("column").text()
+    if summary is None or not summary.has("outcomes") or not summary.get("outcomes").has(column):
+        return ""
+    return numbers.percent(summary.get("outcomes").get(column).get("correct").share())

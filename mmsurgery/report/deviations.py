@@ -74,8 +74,8 @@ def deviations(results: Results, panel: str) -> Deviations | None:
                 changed=numbers.percent(row.get("changed").share()),
                 models=row.get("models").whole(),
                 groups={group: (pair[0], pair[1]) for group, pair in groups.items()},
-                share=heatmaps(titled, sizes[key], share_said, by_share),
-                relative=heatmaps(relatives[key], sizes[key], relative_said, by_length),
+                share=heatmaps(titled, sizes[key], share_said, by_share, across=True),
+                relative=heatmaps(relatives[key], sizes[key], relative_said, by_length, across=True),
             )
         )
     present = [group for group in GROUPS if any(group in row.groups for row in rows)]

@@ -13,7 +13,7 @@ from mmsurgery.report.curves import Chart
 from mmsurgery.report.fields import Fields
 from mmsurgery.report.origin import Origin, origin
 from mmsurgery.report.pictures import Pictures
-from mmsurgery.report.results import PanelKey, Results
+from mmsurgery.report.results import FORGET, PanelKey, Results
 from mmsurgery.report.texts import NAME, SENTENCE, cut
 
 _OPEN = 2
@@ -41,6 +41,20 @@ class Panel:
     deviations: deviations.Deviations | None
     cases: cases.Cases | None
     tuned: tuned.Tuned | None
+    made: frozenset[tuple[object, ...]]
+    """Which runs they are, and what these scored."""
+    same: Same | None = None
+    """Where else its tables stand."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """An earlier panel of the same runs that shows all that they scored."""
+
+    experiment: str
+    """Its title."""
+    panel: str
+    anchor: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,8 @@ class Experiment:
     question: str
     compared: str
     """The row that every other is compared with."""
+    fallen: str
+    """What a run is called that no longer answers what it should have kept."""
     panels: Sequence[Panel]
     folded: bool
     """Whether its panels are folded, for there are many."""
@@ -79,6 +95,7 @@ def read_experiment(path: Path, pictures: Pictures | None = None) -> Experiment:
         title=cut(found.get("title").text(), NAME),
         question=cut(found.get("question").text(), SENTENCE),
         compared=results.labels[results.compared],
+        fallen=results.fallen,
         panels=[_panel(results, panel, pictures) for panel in results.panels],
         folded=len(results.panels) > _OPEN,
         ratios=ratios.ratios(results),
@@ -104,7 +121,54 @@ def _panel(results: Results, panel: PanelKey, pictures: Pictures | None) -> Pane
         deviations=deviations.deviations(results, key),
         cases=cases.cases(results, key, pictures),
         tuned=tuned.tuned(results, key),
+        made=_made(results, key),
     )
+
+
+def without_repeats(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Panels whose runs an earlier experiment shows too point there, and say only what that one does not."""
+    shown: list[tuple[Panel, Same]] = []
+    found = []
+    for outer, experiment in enumerate(experiments, 1):
+        panels = []
+        for place, panel in enumerate(experiment.panels, 1):
+            first = next(((other, same) for other, same in shown if _covers(other, panel)), None)
+            if first is not None:
+                other, same = first
+                findings = [said for said in panel.findings if said not in other.findings]
+                claimed = [each for each in panel.claims if each not in other.claims]
+                panels.append(replace(panel, findings=findings, claims=claimed, same=same))
+            else:
+                shown.append((panel, Same(experiment.title, panel.label, anchor(outer, place))))
+                panels.append(panel)
+        found.append(replace(experiment, panels=panels))
+    return found
+
+
+def anchor(experiment: int, panel: int) -> str:
+    """The place of a panel on the page, both counted from 1."""
+    return f"part-{experiment}-{panel}"
+
+
+def _covers(panel: Panel, other: Panel) -> bool:
+    """Whether all tables and charts of the other one stand in this one."""
+    answered = {key for key, _ in other.outcomes.columns} if other.outcomes else set()
+    shown = {key for key, _ in panel.outcomes.columns} if panel.outcomes else set()
+    columns = {key for key, _ in other.quantities} <= {key for key, _ in panel.quantities}
+    return bool(other.made) and panel.made == other.made and answered <= shown and columns
+
+
+def _made(results: Results, panel: str) -> frozenset[tuple[object, ...]]:
+    found: list[tuple[object, ...]] = []
+    for cell in results.cells(panel):
+        where = (results.row(cell.get("row")), *(cell.get(key).whole() for key in ("seed", "draw", "unlearning")))
+        if cell.has("failed"):
+            found.append((*where, cell.get("failed").text()))
+            continue
+        fixed = cell.get("fixed")
+        scored = (fixed.get("columns").get(FORGET).share(), fixed.get("utility").share())
+        found.append((*where, cell.get("run_key").text(), *scored))
+    return frozenset(found)
 
 
 def _made_of(levels: Sequence[Fields]) -> str:

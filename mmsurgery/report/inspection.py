@@ -12,11 +12,13 @@ from markupsafe import Markup
 
 from mmsurgery.artifacts.files import write_bytes
 from mmsurgery.figures.heatmap import Heatmap, faintest, scale, shade, short
+from mmsurgery.figures.looks import HEAT
 from mmsurgery.names import model_order
+from mmsurgery.report import palette
 from mmsurgery.report.write import environment, page_text, policy
 
-_STEPS = 18
-"""Colours of a cell, classes `c0` to `c18` of the style."""
+_STEPS = len(HEAT) - 1
+"""Of the colours of a cell, classes `h0` and on of the style."""
 
 
 def write_inspection(path: Path, name: str, description: Mapping[str, Any], heatmaps: Sequence[Heatmap]) -> None:
@@ -25,7 +27,7 @@ def write_inspection(path: Path, name: str, description: Mapping[str, Any], heat
     Raises:
         MachineFault: if it cannot be written.
     """
-    style = page_text("inspection.css")
+    style = page_text("inspection.css") + palette.heat()
     tables = [_table(title, description[key]) for title, key in _TABLES.items() if description.get(key)]
     tables += [_overlap_table("overlap with other masks", description["overlaps"])] if "overlaps" in description else []
     record = description if description["kind"] == "stability" else description.get("stability")
@@ -104,7 +106,7 @@ def _maps(heatmaps: Sequence[Heatmap]) -> list[dict[str, Any]]:
     def cell(value: float) -> tuple[str, str]:
         if math.isnan(value):
             return "", "none"
-        return short(value), f"c{min(_STEPS, round(_STEPS * shade(value, faint, bright)))}"
+        return short(value), f"h{min(_STEPS, round(_STEPS * shade(value, faint, bright)))}"
 
     return [
         {

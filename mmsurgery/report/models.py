@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
 from mmsurgery.data.benchmark import UTILITY as KEPT
 from mmsurgery.evaluate.records import read_eval
 from mmsurgery.evaluate.statistics import forgetting_target
+from mmsurgery.figures.looks import row_looks
 from mmsurgery.report import numbers, words
 from mmsurgery.report.charts import whisker
-from mmsurgery.report.curves import Chart, Point, Series, spoken
+from mmsurgery.report.curves import Along, Chart, Point, Series, spoken
 from mmsurgery.report.fields import Fields
 from mmsurgery.report.origin import Origin, origin
 from mmsurgery.report.results import ANCHORS, FORGET, UTILITY
 from mmsurgery.report.tables import Number
+from mmsurgery.report.texts import NAME, cut
 from mmsurgery.unlearn.record import read_record
 
 GENERATED = "official"
@@ -43,6 +46,8 @@ class Model:
     points: Sequence[Point]
     """Where it was along its run, if it was scored there."""
     origin: Origin
+    patched: str = ""
+    """`by patch revert of NAME, ...` where its record is that of the model that the patch gave back."""
 
     @property
     def digest(self) -> str:
@@ -122,6 +127,30 @@ def read_model(folder: Path) -> Model:
     )
 
 
+def with_patches(models: Sequence[Model], journal: Sequence[Mapping[str, Any]]) -> list[Model]:
+    """Models that a patch made say so: their record is the one of the model that the patch leads to.
+
+    Args:
+        journal: what was done in the workspace, in order.
+    """
+    last = {entry.get("model"): entry for entry in journal if str(entry.get("event")) in _MAKING}
+    found = []
+    for model in models:
+        entry = last.get(model.name, {})
+        event, patch = str(entry.get("event", "")), str(entry.get("patch", ""))
+        if event.startswith("patch"):
+            others = [each for each in models if each.model_sha256 == model.model_sha256 and each.name != model.name]
+            whose = f"of {others[0].name}" if others else "of the model it leads to"
+            made = f"by {event} of {cut(patch, NAME)}: weights and record are those {whose}"
+            model = replace(model, patched=made)
+        found.append(model)
+    return found
+
+
+_MAKING = ("train", "apply", "patch apply", "patch revert")
+"""Events of the journal that make a model."""
+
+
 def _points(name: str, record: Fields) -> list[Point]:
     found = []
     for entry in record.get("evaluations").entries() if record.has("evaluations") else []:
@@ -183,6 +212,15 @@ def _number(cell: Fields) -> Number:
     return Number(value, numbers.percent(value), numbers.interval(low, high), picture, n, title=title)
 
 
+def remarks_of(scores: Sequence[Score]) -> list[tuple[str, Sequence[str]]]:
+    """(models, what is said of their scores), once for those of which the same is said."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for score in scores:
+        if score.remarks:
+            found.setdefault(tuple(score.remarks), []).append(score.name)
+    return [(", ".join(names), list(remarks)) for remarks, names in found.items()]
+
+
 def columns_of(scores: Sequence[Score]) -> list[str]:
     """Columns of the table: Forget VQA, utility, then the rest in a fixed order, unknown ones last."""
     found = {column for score in scores for column in score.numbers}
@@ -204,10 +242,10 @@ def own_chart(models: Sequence[Model], scores: Sequence[Score]) -> Chart | None:
     if not names:
         return None
     series = []
-    for style, name in enumerate(sorted(names)):
+    for name, look in row_looks(sorted(names), "").items():
         last = ends[name].point
         along = [point for point in runs.get(name, ()) if last is not None]
-        series.append(Series(name, style, [*along[:-1], last] if last is not None else along))
+        series.append(Series(name, look, Along([*along[:-1], last] if last is not None else along)))
     anchors = {name: [point] if name in ends and (point := ends[name].point) else [] for name in ANCHORS}
     chance = next((score.chance for score in ends.values() if score.chance is not None), 0.0)
     gold = anchors["gold"][0].x if anchors["gold"] else None

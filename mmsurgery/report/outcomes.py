@@ -8,19 +8,15 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from mmsurgery.errors import InputRefused
+from mmsurgery.figures.looks import OUTCOMES
 from mmsurgery.report import numbers
 from mmsurgery.report.fields import Fields
 from mmsurgery.report.results import ANCHORS, Results
-from mmsurgery.report.svg import drawing, rect
+from mmsurgery.report.svg import element
 
-OUTCOMES = {
-    "correct": "correct",
-    "other_person": "another person's fact",
-    "wrong": "wrong but fluent",
-    "refusal": "refusal",
-    "gibberish": "gibberish",
-}
-_WIDTH, _HEIGHT = 132.0, 14.0
+_HEIGHT = 16.0
+_NARROW, _WIDE = 0.16, 0.06
+"""Parts of a bar that carry their number in a narrow and in a wide cell, at least."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class OutcomeRow:
     remark: str
     """`collapsed in 2 of 3 runs`, or empty."""
     hollow: bool
-    """Whether at least half of its runs collapsed."""
+    """Whether at least half of its runs collapsed; its bars have an outline."""
     bars: Mapping[str, Markup]
     """Column -> its bar."""
 
@@ -52,7 +48,7 @@ def outcomes(results: Results, panel: str) -> Outcomes | None:
         hollow, label, remark = False, results.labels[key], ""
         if key not in ANCHORS and (collapsed := summary.get("collapsed").whole()):
             cells = summary.get("cells").whole()
-            hollow, remark = is_collapsed(summary), "collapsed"
+            hollow, remark = is_collapsed(summary), results.fallen
             remark += f" in {collapsed} of {cells} runs" if collapsed < cells else ""
         bars = {
             column: bar(shares, f"{label}, {results.quantity(column)}", hollow)
@@ -71,18 +67,23 @@ def is_collapsed(summary: Fields) -> bool:
 
 
 def bar(shares: Fields, label: str, hollow: bool) -> Markup:
-    """One bar of all outcomes that occur, the whole of it named for screen readers."""
+    """One bar of all outcomes that occur, as wide as its cell, the whole of it named for screen readers."""
     values = {key: shares.get(key).share() for key in OUTCOMES}
     if abs(sum(values.values()) - 1) > 0.01:
         raise InputRefused(f"{shares.where}: the shares of outcomes do not add up to 1", "make it again")
-    parts, x = [], 0.0
+    parts, written, x = [], [], 0.0
     for key, value in values.items():
         if value > 0:
-            width = _WIDTH * value
-            title = f"{OUTCOMES[key]}: {numbers.percent(value)}"
-            parts.append(rect(x, 1, max(width - 0.8, 0.6), _HEIGHT - 2, f"o-{key}", title))
-            x += width
-    said = ", ".join(f"{OUTCOMES[key]} {numbers.percent(value)}" for key, value in values.items() if value > 0)
+            title = element("title", f"{OUTCOMES[key].name}: {numbers.percent(value)}")
+            width = f"{100 * max(value, 0.004):.2f}%"
+            at: dict[str, str | float] = {"x": f"{100 * x:.2f}%", "width": width, "y": 1, "height": _HEIGHT - 2}
+            parts.append(element("rect", title, class_=f"o-{key}", **at))
+        if value >= _WIDE:
+            place: dict[str, str | float] = {"x": f"{100 * (x + value / 2):.2f}%", "y": 11.5, "text_anchor": "middle"}
+            look = f"on-{key}" + ("" if value >= _NARROW else " small")
+            written.append(element("text", f"{100 * value:.0f}", class_=look, **place))
+        x += value
+    said = ", ".join(f"{OUTCOMES[key].name} {numbers.percent(value)}" for key, value in values.items() if value > 0)
     look = "outcome hollow" if hollow else "outcome"
-    # HTML's style stretches the bar over its cell
-    return drawing(_WIDTH, _HEIGHT, f"{label}: {said}", *parts, class_=look, preserveAspectRatio="none")
+    # without a view box: lengths in percent follow the cell, and numbers keep their shape
+    return element("svg", *parts, *written, class_=look, height=_HEIGHT, role="img", aria_label=f"{label}: {said}")

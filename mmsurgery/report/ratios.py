@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mmsurgery.report import numbers
+from mmsurgery.figures.looks import ENDS
+from mmsurgery.report import numbers, swatches
 from mmsurgery.report.axes import Axis
-from mmsurgery.report.curves import style_of
 from mmsurgery.report.fields import Fields
 from mmsurgery.report.outcomes import is_collapsed
-from mmsurgery.report.results import FORGET, PanelKey, Results
+from mmsurgery.report.palette import style_of
+from mmsurgery.report.results import ANCHORS, FORGET, PanelKey, Results
 from mmsurgery.report.svg import drawing, element, line, marker, polyline, text
 
 ORDER = ("retain_vqa", "realworld_vqa", "forget_qa", "retain_qa", "realworld_qa")
@@ -29,6 +30,11 @@ class _At:
     x: float
     """Forget VQA minus vanilla's."""
     y: float
+    up: tuple[float, float]
+    """95 % interval of what was kept."""
+    across: tuple[float, float]
+    """That of the row's Forget VQA alone, minus vanilla's mean."""
+    hollow: bool
     title: str
 
 
@@ -40,10 +46,12 @@ class Ratios:
     pictures: Sequence[Markup]
     rows: Sequence[tuple[str, Markup]]
     """Label and line of each row, for the legend."""
-    collapsed: bool
-    """Whether an outline is drawn."""
-    ratios: Sequence[tuple[int, Markup]]
-    """Percent forgotten, and its marker."""
+    outline: str
+    """What an outline says; empty where there is none."""
+    gold: bool
+    """Whether gold is drawn, at each ratio."""
+    ratios: Sequence[int]
+    """Percent forgotten, along each line."""
 
 
 def ratios(results: Results) -> list[Ratios]:
@@ -57,33 +65,21 @@ def ratios(results: Results) -> list[Ratios]:
 
 
 def _figure(results: Results, backbone: str, panels: Sequence[PanelKey]) -> Ratios:
-    shapes = {forget: place for place, forget in enumerate(sorted({panel.forget for panel in panels}))}
     summaries = [(panel, results.summary(panel.key)) for panel in panels]
-    styles = {key: place for place, key in enumerate(results.rows)}
     known = [*(c for c in ORDER if c in results.utility), *(c for c in results.utility if c not in ORDER)]
-    hollow = {
-        key: any(is_collapsed(summary[key]) for _, summary in summaries if key in summary) for key in results.rows
+    lines = {
+        column: {key: _line(results, key, column, summaries) for key in (*ANCHORS, *results.rows)} for column in known
     }
-    pictures = [
-        _chart(
-            results.quantity(column),
-            {key: _line(results, key, column, summaries) for key in results.rows},
-            styles,
-            shapes,
-            hollow,
-        )
-        for column in known
-    ]
-    legend = [
-        (label, drawing(28, 14, label, line(1, 7, 27, 7, f"mean {style_of(styles[key])}"), class_="swatch"))
-        for key, label in results.labels.items()
-        if key in styles
-    ]
-    marks = [
-        (forget, drawing(16, 14, f"{forget} %", marker(shape, 8, 7, 4.4, "anchor"), class_="swatch"))
-        for forget, shape in shapes.items()
-    ]
-    return Ratios(backbone, pictures, legend, any(hollow.values()), marks)
+    legend = [(results.labels[key], swatches.row(look)) for key, look in results.looks.items()]
+    hollow = any(at.hollow for found in lines.values() for line in found.values() for at in line)
+    return Ratios(
+        backbone=backbone,
+        pictures=[_chart(results, results.quantity(column), found) for column, found in lines.items()],
+        rows=legend,
+        outline=f"{results.fallen} in at least half of its runs" if hollow else "",
+        gold=any(found["gold"] for found in lines.values()),
+        ratios=sorted({panel.forget for panel in panels}),
+    )
 
 
 def _line(
@@ -94,28 +90,24 @@ def _line(
     for panel, summary in summaries:
         if key not in summary or not {FORGET, column} <= set(summary[key].get("fixed").mapping()):
             continue
-        fixed = summary[key].get("fixed")
-        change = fixed.get(FORGET).get("mean").share()
-        change -= summary["vanilla"].get("fixed").get(FORGET).get("mean").share()
+        fixed, start = summary[key].get("fixed"), summary["vanilla"].get("fixed").get(FORGET).get("mean").share()
+        change = fixed.get(FORGET).get("mean").share() - start
+        least, most = fixed.get(FORGET).get("ci95").interval()
         kept, (low, high) = fixed.get(column).get("mean").share(), fixed.get(column).get("ci95").interval()
         title = (
             f"{results.labels[key]}, forget {panel.forget} %: Forget VQA {numbers.points(change)} points, "
             f"{results.quantity(column)} {numbers.percent(kept)}, 95 % interval {numbers.interval(low, high)}"
         )
-        found.append(_At(panel.forget, change, kept, title))
+        hollow = key not in ANCHORS and is_collapsed(summary[key])
+        found.append(_At(panel.forget, change, kept, (low, high), (least - start, most - start), hollow, title))
     return found
 
 
-def _chart(
-    title: str,
-    lines: Mapping[str, Sequence[_At]],
-    styles: Mapping[str, int],
-    shapes: Mapping[int, int],
-    hollow: Mapping[str, bool],
-) -> Markup:
-    points = [at for found in lines.values() for at in found]
-    across = Axis([at.x for at in points], _LEFT, _RIGHT, (-1.0, 1.0), most=4)
-    up = Axis([at.y for at in points], _BOTTOM, _TOP, most=4)
+def _chart(results: Results, title: str, lines: Mapping[str, Sequence[_At]]) -> Markup:
+    shown = [at for key, found in lines.items() if key != "vanilla" for at in found]
+    vanilla = [at.y for at in lines["vanilla"]]
+    across = Axis([x for at in shown for x in (at.x, *at.across)], _LEFT, _RIGHT, (-1.0, 1.0))
+    up = Axis([*vanilla, *(y for at in shown for y in (at.y, *at.up))], _BOTTOM, _TOP)
     parts = [text(_LEFT, 12, f"{title}, %", class_="c-title")]
     for value in up.ticks():
         parts.append(line(_LEFT, up(value), _RIGHT, up(value), "c-grid"))
@@ -124,21 +116,28 @@ def _chart(
         parts.append(line(across(value), _TOP, across(value), _BOTTOM, "c-grid"))
         parts.append(text(across(value), _BOTTOM + 15, f"{100 * value:.0f}".replace("-", "−"), "middle", "c-label"))
     parts.append(text(_RIGHT, _BOTTOM + 31, "change of Forget VQA, points", "end", "c-label"))
-    taken = [(across(at.x), up(at.y)) for at in points]
+    if vanilla:  # at 0 by definition: marks there would leave little room for the rows
+        height = up(sum(vanilla) / len(vanilla))
+        parts.append(line(_LEFT, height, _RIGHT, height, "level-of"))
+    taken = [(across(at.x), up(at.y)) for at in shown]
     marks, labels = [], []
-    for key, found in lines.items():
-        look = style_of(styles[key]) + (" hollow" if hollow[key] else "")
+    for at in lines["gold"]:
+        marks.append(marker(ENDS["gold"].marker, across(at.x), up(at.y), 3.4, "anchor gold", at.title))
+    for key, look in results.looks.items():
+        style, found = style_of(look), lines[key]
+        for at in found:
+            marks.append(line(across(at.x), up(at.up[0]), across(at.x), up(at.up[1]), f"bar95 {style}"))
+            marks.append(line(across(at.across[0]), up(at.y), across(at.across[1]), up(at.y), f"bar95 {style}"))
         if len(found) > 1:
-            marks.append(polyline([(across(at.x), up(at.y)) for at in found], f"mean thin {look}"))
+            marks.append(polyline([(across(at.x), up(at.y)) for at in found], f"mean thin {style}"))
         for at in found:
             x, y = across(at.x), up(at.y)
-            marks.append(marker(shapes[at.forget], x, y, 4.2, f"end {look}", at.title))
+            outline = " hollow" if at.hollow else ""
+            marks.append(marker(look.marker, x, y, 4.2, f"end {style}{outline}", at.title))
             place = _free(x, y, taken)
             if place is not None:
                 taken.append(place)
-                labels.append(
-                    text(place[0], place[1] + 3, str(at.forget), "middle", f"c-tag halo {style_of(styles[key])}")
-                )
+                labels.append(text(place[0], place[1] + 3, str(at.forget), "middle", f"c-tag halo {style}"))
     return drawing(_WIDTH, _HEIGHT, f"{title} against the change of Forget VQA", *parts, element("g", *marks, *labels))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from mmsurgery.errors import InputRefused
+from mmsurgery.figures.looks import fallen, row_looks
 from mmsurgery.report import words
 from mmsurgery.report.fields import Fields
 from mmsurgery.report.texts import NAME, cut
@@ -47,6 +49,7 @@ class Results:
             key: cut(row.get("group").text(), NAME) if row.has("group") else "" for key, row in self.rows.items()
         }
         self.compared = self.row(found.get("compared"))
+        self.looks = row_looks(list(self.rows), self.compared)
         self.panels = [
             PanelKey(
                 panel.get("key").text(),
@@ -96,6 +99,12 @@ class Results:
         """Vanilla and gold, then the rows in their order."""
         found = self.found.get("summary").get(panel).items()
         return {key: found[key] for key in (*ANCHORS, *self.rows) if key in found}
+
+    @functools.cached_property
+    def fallen(self) -> str:
+        """What a run is that no longer answers what it should have kept: `collapsed`, or `at chance`."""
+        panels = [self.summary(panel.key) for panel in self.panels]
+        return fallen(any(entry.has("outcomes") for summary in panels for entry in summary.values()))
 
     def level_of(self, panel: str, cell: Fields) -> Fields:
         """The level that a cell, or a case, stands on."""

@@ -54,7 +54,7 @@ def _run(results: Results, panel: str, cell: Fields) -> Run:
         forget=fixed.get("columns").get(FORGET).share(),
         utility=fixed.get("utility").share(),
         matched=_matched(cell),
-        remarks=_remarks(cell),
+        remarks=_remarks(results, cell),
     )
 
 
@@ -66,9 +66,12 @@ def _matched(cell: Fields) -> str:
     return f"{numbers.percent(point.get('utility').share())} at step {step}"
 
 
-def _remarks(cell: Fields) -> str:
+def _remarks(results: Results, cell: Fields) -> str:
     """What collapsed, then remarks by column."""
-    found = [f"collapsed: {cell.get('collapsed').text()}"] if cell.has("collapsed") else []
+    found = []
+    if cell.has("collapsed"):
+        why = cell.get("collapsed").text().replace(f" is {results.fallen}", "", 1)
+        found.append(f"{results.fallen}: {why}")
     for column, said in cell.get("remarks").items().items():
         if texts := said.texts():
             found.append(f"{words.column(column)}: {', '.join(texts)}")

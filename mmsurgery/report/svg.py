@@ -7,8 +7,7 @@ import functools
 from markupsafe import Markup, escape
 
 from mmsurgery.errors import printable
-
-MARKERS = ("circle", "square", "triangle", "diamond", "down", "cross")
+from mmsurgery.figures.looks import CORNERS
 
 
 def element(name: str, *children: str, **attributes: str | float) -> Markup:
@@ -64,19 +63,12 @@ def polyline(points: list[tuple[float, float]], class_: str) -> Markup:
     return element("path", d="M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points), class_=class_)
 
 
-def marker(shape: int, x: float, y: float, radius: float, class_: str, title: str = "") -> Markup:
-    """One of `MARKERS` (taken round and round) about a point."""
-    r, name = radius, MARKERS[shape % len(MARKERS)]
-    paths = {
-        "circle": f"M{x - r:.2f} {y:.2f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0Z",
-        "square": f"M{x - r * 0.9:.2f} {y - r * 0.9:.2f}h{1.8 * r:.2f}v{1.8 * r:.2f}h{-1.8 * r:.2f}Z",
-        "triangle": f"M{x:.2f} {y - 1.15 * r:.2f}l{1.1 * r:.2f} {1.95 * r:.2f}h{-2.2 * r:.2f}Z",
-        "diamond": f"M{x:.2f} {y - 1.25 * r:.2f}l{1.25 * r:.2f} {1.25 * r:.2f}l{-1.25 * r:.2f} {1.25 * r:.2f}"
-        f"l{-1.25 * r:.2f} {-1.25 * r:.2f}Z",
-        "down": f"M{x:.2f} {y + 1.15 * r:.2f}l{1.1 * r:.2f} {-1.95 * r:.2f}h{-2.2 * r:.2f}Z",
-        "cross": f"M{x - r:.2f} {y - r * 0.35:.2f}h{0.65 * r:.2f}v{-0.65 * r:.2f}h{0.7 * r:.2f}v{0.65 * r:.2f}"
-        f"h{0.65 * r:.2f}v{0.7 * r:.2f}h{-0.65 * r:.2f}v{0.65 * r:.2f}h{-0.7 * r:.2f}v{-0.65 * r:.2f}"
-        f"h{-0.65 * r:.2f}Z",
-    }
+def marker(name: str, x: float, y: float, radius: float, class_: str, title: str = "") -> Markup:
+    """One of `looks.CORNERS` about a point."""
+    corners, r = CORNERS[name], radius
+    if corners:
+        path = "M" + "L".join(f"{x + r * across:.2f} {y - r * up:.2f}" for across, up in corners) + "Z"
+    else:
+        path = f"M{x - r:.2f} {y:.2f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0Z"
     inside = [element("title", title)] if title else []
-    return element("path", *inside, d=paths[name], class_=class_)
+    return element("path", *inside, d=path, class_=class_)

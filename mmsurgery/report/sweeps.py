@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from mmsurgery.figures.looks import FORGOTTEN, KEPT
 from mmsurgery.report import numbers
 from mmsurgery.report.axes import Axis, Scale
 from mmsurgery.report.fields import Fields
+from mmsurgery.report.palette import style_of
 from mmsurgery.report.results import FORGET, UTILITY, Results
 from mmsurgery.report.svg import drawing, line, marker, polyline, text
 
@@ -51,6 +53,8 @@ def sweeps(results: Results, panel: str) -> list[Sweep]:
     """One chart per group that varies one number and nothing else of `NUMBERS`."""
     found = []
     summary = results.summary(panel)
+    matched = [level.get("target").share() for level in results.levels(panel)]
+    targets = [sum(matched) / len(matched)] if matched else []
     for group in dict.fromkeys(filter(None, results.groups.values())):
         keys = [key for key, its in results.groups.items() if its == group and key in summary]
         varied = _varied(results, keys)
@@ -62,8 +66,8 @@ def sweeps(results: Results, panel: str) -> list[Sweep]:
             if value is not None and value not in values and {UTILITY, FORGET} <= set(_fixed(summary, key)):
                 values[value] = key
         if len(values) > 1:
-            points = [(value, results.labels[key], _fixed(summary, key)) for value, key in sorted(values.items())]
-            found.append(Sweep(group, varied, _chart(varied, points)))
+            points = [(value, key, _fixed(summary, key)) for value, key in sorted(values.items())]
+            found.append(Sweep(group, varied, _chart(results, varied, points, targets)))
     return found
 
 
@@ -83,10 +87,16 @@ def _varied(results: Results, keys: Sequence[str]) -> str | None:
     return differing[0][0]
 
 
-def _chart(number: str, points: Sequence[tuple[float, str, Mapping[str, Fields]]]) -> Markup:
+def _chart(
+    results: Results,
+    number: str,
+    points: Sequence[tuple[float, str, Mapping[str, Fields]]],
+    targets: Sequence[float],
+) -> Markup:
+    """Each point is a value, its row, and what that scored; targets are matched forgetting."""
     ends = [end for _, _, fixed in points for key in (UTILITY, FORGET) for end in fixed[key].get("ci95").interval()]
     across = Scale([value for value, _, _ in points], _LEFT, _RIGHT)
-    up = Axis(ends, _BOTTOM, _TOP, most=5)
+    up = Axis([*ends, *targets], _BOTTOM, _TOP, most=5)
     parts = []
     for value in up.ticks():
         parts.append(line(_LEFT, up(value), _RIGHT, up(value), "c-grid"))
@@ -102,13 +112,18 @@ def _chart(number: str, points: Sequence[tuple[float, str, Mapping[str, Fields]]
     axis = f"{number}, logarithmic" if across.log else number
     parts.append(text(_RIGHT, _BOTTOM + 32, axis, "end", "c-label"))
     parts.append(text(_LEFT, 10, "%", "start", "c-label"))
-    for place, (key, name) in enumerate(((UTILITY, "utility"), (FORGET, "Forget VQA"))):
-        style = f"s{place} d{place}"
-        means = [(value, label, fixed[key].get("mean").share(), fixed[key]) for value, label, fixed in points]
+    for target in targets:
+        parts.append(line(_LEFT, up(target), _RIGHT, up(target), "target"))
+    for key, name, look in ((UTILITY, "utility", KEPT), (FORGET, "Forget VQA", FORGOTTEN)):
+        style = style_of(look)
+        means = [(value, row, fixed[key].get("mean").share(), fixed[key]) for value, row, fixed in points]
         parts.append(polyline([(across(value), up(mean)) for value, _, mean, _ in means], f"mean {style}"))
-        for value, label, mean, cell in means:
+        for value, row, mean, cell in means:
             low, high = cell.get("ci95").interval()
-            said = f"{label}, {number} {value:g}: {name} {numbers.percent(mean)}, {numbers.interval(low, high)}"
-            parts.append(line(across(value), up(low), across(value), up(high), f"mean thin {style}"))
-            parts.append(marker(place, across(value), up(mean), 4, f"end {style}", said))
+            said = f"{results.labels[row]}, {number} {value:g}: {name} {numbers.percent(mean)}, "
+            said += numbers.interval(low, high)
+            parts.append(line(across(value), up(low), across(value), up(high), f"bar95 {style}"))
+            parts.append(marker(look.marker, across(value), up(mean), 4, f"end {style}", said))
+            if row == results.compared:
+                parts.append(marker("circle", across(value), up(mean), 7.5, "ring"))
     return drawing(_WIDTH, _HEIGHT, f"utility and Forget VQA by {number}", *parts)

@@ -118,7 +118,12 @@ def _verdicts(results: Results, panel: str) -> Verdicts:
             f"{pair.get('people').whole()} people"
         )
         resolved = pair.get("resolved").flag()
-        verdict = (numbers.points(difference), "") if resolved else ("not resolved", f"at {n}")
+        people = pair.get("people").whole()
+        verdict = ("not resolved", f"at {n} ({people} people)")
+        if resolved:
+            verdict = (numbers.points(difference), "")
+        elif pair.has("resolvable") and not pair.get("resolvable").flag():  # files of before say nothing of it
+            verdict = ("cannot be resolved", f"with {people} people")
         found[pair.get("comparison").text(), pair.get("quantity").text(), row] = (*verdict, resolved, said)
     return found
 
@@ -154,7 +159,7 @@ def _row(results: Results, panel: str, key: str, summary: Fields, verdicts: Verd
 
 
 def _remarks(results: Results, panel: str, key: str, summary: Fields) -> list[str]:
-    """`collapsed: Retain VQA at chance`, with the number of runs where it was not in all of them."""
+    """`collapsed: Retain VQA is at chance`, with the number of runs where it was not in all of them."""
     if key in ANCHORS:
         return []
     cells = [cell for cell in results.cells(panel) if cell.get("row").text() == key]
@@ -168,7 +173,9 @@ def _remarks(results: Results, panel: str, key: str, summary: Fields) -> list[st
             reasons = list(dict.fromkeys(cell.get(what).text() for cell in cells if cell.has(what)))
             more = f" and {len(reasons) - 2} more" if len(reasons) > 2 else ""
             share = f" in {count} of {total} runs" if count < total else ""
-            found.append(f"{what}{share}: {'; '.join(cut(reason, NAME) for reason in reasons[:2])}{more}")
+            said = results.fallen if what == "collapsed" else what
+            shown = [cut(reason.replace(f" is {said}", "", 1), NAME) for reason in reasons[:2]]
+            found.append(f"{said}{share}: {'; '.join(shown)}{more}")
     return found
 
 

@@ -16,12 +16,21 @@ from markupsafe import Markup
 
 from mmsurgery import errors
 from mmsurgery.artifacts.files import machine_fault, write_bytes
-from mmsurgery.report import numbers, words
+from mmsurgery.figures import looks
+from mmsurgery.report import numbers, palette, swatches, words
 from mmsurgery.report.cases import OPEN
 from mmsurgery.report.charts import ranges
-from mmsurgery.report.experiments import Experiment, read_experiment
-from mmsurgery.report.models import GENERATED, columns_of, own_chart, read_model, read_score, sizes_of
-from mmsurgery.report.outcomes import OUTCOMES
+from mmsurgery.report.experiments import Experiment, anchor, read_experiment, without_repeats
+from mmsurgery.report.models import (
+    GENERATED,
+    columns_of,
+    own_chart,
+    read_model,
+    read_score,
+    remarks_of,
+    sizes_of,
+    with_patches,
+)
 from mmsurgery.report.pictures import Pictures
 from mmsurgery.report.results import COMPARISONS, FORGET, UTILITY
 from mmsurgery.report.texts import ANSWER, cut
@@ -106,6 +115,8 @@ def _page(workspace: Workspace, progress: Progress, pictured: bool) -> tuple[dic
     with progress.stage("reading the workspace", sum(len(paths) for _, paths, _ in sources)) as advance:
         for kind, paths, read in sources:
             found[kind] = list(_readable(workspace, kind, paths, read, damaged, advance))
+    found["experiments"] = without_repeats(found["experiments"])
+    found["models"] = with_patches(found["models"], workspace.journal_entries())
     models = {model.name: model.model_sha256 for model in found["models"]}
     scored = [*found["scores"], *found["generated"]]
     stale = {s.origin.anchor for s in scored if models.get(s.name, s.model_sha256) != s.model_sha256}
@@ -229,6 +240,7 @@ def _render(**values: Any) -> bytes:
     from mmsurgery import __version__
 
     style, script = ("".join(map(page_text, names)) for names in (STYLES, SCRIPTS))
+    style = palette.style() + style  # whose classes may take its colours, and override them
     page = (
         environment()
         .get_template("page.html")
@@ -240,11 +252,14 @@ def _render(**values: Any) -> bytes:
             words=words,
             numbers=numbers,
             comparisons=COMPARISONS,
-            outcome_words=OUTCOMES,
+            looks=looks,
+            swatches=swatches,
             forget=FORGET,
             utility=UTILITY,
             longest=ANSWER,
             open_cases=OPEN,
+            anchor=anchor,
+            remarks_of=remarks_of,
             **values,
         )
     )

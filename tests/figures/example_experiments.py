@@ -123,6 +123,7 @@ def assemble(
         }
         cells += mine
     return {
+        "title": "Table 1: the five methods",
         "rows": list(rows),
         "columns": {key: {"label": label, "chance": 0.25} for key, label in COLUMNS.items()},
         "utility": UTILITY,

@@ -32,8 +32,8 @@ def entry(share: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "label", "unit"),
     [
-        ("share", "GA: top n 40 % in connector, 60 % in lm", "share of its weights in the top n"),
-        ("relative", "GA: changed 25 % of connector, 100 % of lm", "||after - before|| / ||before||"),
+        ("share", "GA: 40 % of the n in connector, 60 % in lm", "share of its weights in the top n"),
+        ("relative", "GA: 25 % of the weights changed in connector, 100 % in lm", "||after - before|| / ||before||"),
     ],
 )
 @pytest.mark.parametrize("format", ["png", "svg"])
@@ -53,7 +53,7 @@ def test_what_is_drawn(tmp_path: Path, kind: str, label: str, unit: str, format:
 def test_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where there is no cell, or nothing to compare with, there is no colour."""
     drawn: list[dict[str, list[Heatmap]]] = []
-    monkeypatch.setattr(figure, "draw", lambda stack, path: drawn.append(stack))
+    monkeypatch.setattr(figure, "draw", lambda stack, path, title: drawn.append(stack))
     for kind in ("share", "relative"):
         draw_deviations({"GA": entry(0.6)}, kind, tmp_path / "a.png")
     (shares,), (relatives,) = (stack.values() for stack in drawn)

@@ -26,9 +26,11 @@ from mmsurgery.figures import ratios as ratios_module
 from mmsurgery.figures import sweeps as sweeps_module
 from mmsurgery.figures import tradeoff as tradeoff_module
 from mmsurgery.figures.canvas import collapsed, styles
+from mmsurgery.figures.looks import FORGOTTEN, INK, KEPT, ROWS
 from mmsurgery.figures.sweeps import Sweep, sweeps_of
 from mmsurgery.figures.tradeoff import draw_figures, outcomes, ratios, sweeps, tradeoff
 
+KEPT_COLOUR, FORGOTTEN_COLOUR = (ROWS[look.colour].light for look in (KEPT, FORGOTTEN))
 RATIOS = [("llava", 15), ("llava", 5), ("llava", 10)]
 DRAWN: Sequence[tuple[Callable[..., bytes], Callable[[], dict[str, Any]], str]] = [
     (tradeoff, table, "llava"),
@@ -49,7 +51,7 @@ def lines(axes: Axes, **wanted: Any) -> list[Line2D]:
 
     def value(line: Line2D, name: str) -> Any:
         found = getattr(line, f"get_{name}")()
-        return to_hex(found).upper() if name == "color" else found
+        return to_hex(found) if name == "color" else found
 
     return [line for line in axes.get_lines() if all(value(line, name) == want for name, want in wanted.items())]
 
@@ -64,6 +66,7 @@ def test_same_bytes_each_time_without_machine_or_time(
 ) -> None:
     picture = draw(make(), what)
     assert draw(make(), what) == picture
+    assert "Table 1: the five methods, llava" in words(picture)
     assert b"dc:date" not in picture
     assert b"Matplotlib" not in picture
 
@@ -101,7 +104,7 @@ def test_rows_are_told_apart_by_colour_and_by_marker() -> None:
     assert len({(look.colour, look.marker) for look in looks.values()}) == len(looks)
     first = [looks[each["key"]] for each in results["rows"][:8]]
     assert len({look.colour for look in first}) == len({look.marker for look in first}) == 8
-    assert looks["mmunlearner"].colour == "#000000"
+    assert looks["mmunlearner"].colour == INK.light
     assert not {"s", "D"} & {look.marker for look in looks.values()}
 
 
@@ -120,7 +123,7 @@ def test_each_run_is_thin_and_their_mean_thick() -> None:
     cells[0]["curve"].append({**cells[0]["curve"][-1], "step": 72})  # searched for longer than the others
     axes, colour = tradeoff_axes(results), styles(results)["ga"].colour
     thin = lines(axes, color=colour, linewidth=0.5)
-    assert [len(points(line)) for line in thin] == [10, 9, 9]
+    assert [len(points(line)) for line in thin] == [9, 2, 9, 9]
     (mean,) = lines(axes, color=colour, linewidth=1.6)
     expected = [
         (
@@ -130,6 +133,32 @@ def test_each_run_is_thin_and_their_mean_thick() -> None:
         for place in range(9)
     ]
     assert np.allclose(points(mean), expected)
+
+
+def test_beyond_the_fixed_budget_lines_are_thin_and_dashed() -> None:
+    results = table()
+    for cell in (cell for cell in results["cells"] if cell["row"] == "npo"):
+        cell["curve"] += [{**cell["curve"][-1], "step": step, "utility": 0.5} for step in (72, 80)]
+    axes, look = tradeoff_axes(results), styles(results)["npo"]
+    (within,) = lines(axes, color=look.colour, linewidth=1.6)
+    (beyond,) = [line for line in lines(axes, color=look.colour, linewidth=0.9) if line.get_linestyle() == "--"]
+    assert points(within)[-1] == points(beyond)[0]  # where the budget ends
+    assert [y for _, y in points(beyond)[1:]] == [50, 50]
+    fixed = results["summary"]["llava"]["npo"]["fixed"]
+    (mark,) = lines(axes, marker=look.marker)
+    assert np.allclose(points(mark), [(100 * fixed["forget_vqa"]["mean"], 100 * fixed["utility"]["mean"])])
+    said = words(tradeoff(results, "llava"))
+    assert {"searched on for matched forgetting", "markers: at the fixed budget"} <= set(said)
+    assert "searched on for matched forgetting" not in words(tradeoff(table(), "llava"))
+
+
+def test_without_open_answers_nothing_is_called_collapsed() -> None:
+    results = table(collapsed=["ga"])
+    for entry in results["summary"]["llava"].values():
+        entry["outcomes"] = None
+    said = words(tradeoff(results, "llava"))
+    assert "GA (at chance in 3 of 3)" in said
+    assert not [word for word in said if "collapsed" in word]
 
 
 def test_ends_targets_and_budgets() -> None:
@@ -151,7 +180,7 @@ def test_collapsed_rows_are_hollow_and_said() -> None:
     assert faces["^"] == "white"
     assert faces["P"] != "white"
     said = words(tradeoff(results, "llava"))
-    assert {"GA (3 of 3 collapsed)", "NPO (1 of 3 collapsed)", "MMUnlearner"} <= set(said)
+    assert {"GA (collapsed in 3 of 3)", "NPO (collapsed in 1 of 3)", "MMUnlearner"} <= set(said)
 
 
 def test_failed_runs_are_left_out_and_said() -> None:
@@ -182,7 +211,7 @@ def test_groups_have_axes_of_their_own_with_the_compared_row() -> None:
     ]
     for axes, rows in zip(figure.axes, (5, 5, 3, 4, 3), strict=True):
         assert len(lines(axes, linewidth=1.6)) == rows
-        assert len(lines(axes, color="#000000", linewidth=1.6)) == 1
+        assert len(lines(axes, color=INK.light, linewidth=1.6)) == 1
 
 
 @pytest.mark.parametrize(("fallen", "cells", "hollow"), [(0, 0, False), (0, 3, False), (1, 3, False), (1, 2, True)])
@@ -293,14 +322,14 @@ def test_sweeps_show_both_comparisons() -> None:
     assert fixed.get_xscale() == matched.get_xscale() == "log"
     keys = ["beta-0.1", "beta-0.5", "mmunlearner", "beta-2", "beta-10"]
     for axes, colour, cells in (
-        (fixed, "#0072B2", [summary[key]["fixed"]["utility"] for key in keys]),
-        (fixed, "#D55E00", [summary[key]["fixed"]["forget_vqa"] for key in keys]),
-        (matched, "#0072B2", [summary[key]["matched"]["columns"]["utility"] for key in keys]),
+        (fixed, KEPT_COLOUR, [summary[key]["fixed"]["utility"] for key in keys]),
+        (fixed, FORGOTTEN_COLOUR, [summary[key]["fixed"]["forget_vqa"] for key in keys]),
+        (matched, KEPT_COLOUR, [summary[key]["matched"]["columns"]["utility"] for key in keys]),
     ):
         (line,) = lines(axes, color=colour, linewidth=1.3, marker="None")
         expected = [(x, 100 * cell["mean"]) for x, cell in zip((0.1, 0.5, 1, 2, 10), cells, strict=True)]
         assert np.allclose(points(line), expected)
-    assert lines(matched, color="#D55E00") == []
+    assert lines(matched, color=FORGOTTEN_COLOUR) == []
     rings = [line for axes in (fixed, matched) for line in axes.get_lines() if line.get_markersize() == 9]
     assert [points(ring)[0][0] for ring in rings] == [1, 1, 1]
 
@@ -332,9 +361,18 @@ def test_outcomes_are_stacked_to_100() -> None:
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["vanilla", "gold", "GA", "GA_Diff", "KL_Min", "NPO", "MMUnlearner"]
     assert figure.axes[0].yaxis_inverted()
-    assert {"correct", "another person's fact", "wrong, but fluent", "refusal", "gibberish"} <= set(
+    assert {"correct", "another person's fact", "wrong but fluent", "refusal", "gibberish"} <= set(
         words(outcomes(results, "llava"))
     )
+
+
+def test_bars_of_collapsed_rows_have_an_outline() -> None:
+    results = table(collapsed=["ga"])
+    axes = outcomes_module._figure(results, "llava").axes[0]
+    edges = [patch for patch in axes.patches if patch.get_height() == pytest.approx(0.88)]
+    assert [(edge.get_y() + 0.44, edge.get_width()) for edge in edges] == [(pytest.approx(2), 100)]
+    assert "outlined: collapsed" in words(outcomes(results, "llava"))
+    assert "outlined: collapsed" not in words(outcomes(table(), "llava"))
 
 
 # files

@@ -142,7 +142,7 @@ def test_a_heatmap_answers_by_keyboard_and_pointer(browser: Browser, pictured: W
     assert re.fullmatch(r"lm\.0, attn\.q: [\d.]+ % of 18,432 weights", first)
     assert grid.locator(".cursor").is_visible()
     said = []
-    for key in ("ArrowRight", "ArrowDown", "End", "Home", "ArrowUp", "ArrowUp", "ArrowLeft"):
+    for key in ("ArrowDown", "ArrowRight", "End", "Home", "ArrowUp", "ArrowUp", "ArrowLeft"):
         page.keyboard.press(key)
         said.append(line.inner_text().partition(":")[0])
         active = page.locator(f"[id='{grid.get_attribute('aria-activedescendant')}']")

@@ -57,6 +57,17 @@ def test_answers_are_marked_in_words(pictured: Workspace) -> None:
         assert said in text, said
 
 
+def test_beside_each_answer_stands_how_often_its_row_is_right(empty: Workspace) -> None:
+    record = results("cases", ("llava",), cases=cases(("llava",), column="retain_vqa", picture=False))
+    shares = {"correct": 0.071, "other_person": 0.929, "wrong": 0.0, "refusal": 0.0, "gibberish": 0.0}
+    record["summary"]["llava"]["mmunlearner"]["outcomes"]["retain_vqa"] = shares
+    write_json(empty.path("experiments", "cases", "results.json"), seal(record))
+    text = Parsed(page_of(empty)).text
+    assert "MMUnlearner 7.1 % right" in text
+    assert "NPO grilled sardines correct" in text  # it was not asked
+    assert "Answers are those at the fixed budget." in text
+
+
 def test_an_outcome_of_no_kind_is_refused(tmp_path: Path) -> None:
     found = cases(["llava"])
     found["entries"][0]["answers"][0]["outcome"] = "fine"

@@ -11,9 +11,10 @@ import pytest
 
 from mmsurgery.errors import InputRefused
 from mmsurgery.figures.heatmap import Heatmap
+from mmsurgery.figures.looks import COMPARED
 from mmsurgery.names import Address
 from mmsurgery.report import charts, heat, numbers
-from mmsurgery.report.curves import Chart, Point, Series, draw
+from mmsurgery.report.curves import Along, Chart, Point, Series, draw, free_place
 from mmsurgery.report.fields import Fields
 
 
@@ -74,9 +75,9 @@ def positions(svg: str, class_: str) -> list[tuple[float, float]]:
 
 def test_curves_put_points_where_they_belong() -> None:
     run = [Point(1.0, 0.9, "start"), Point(0.6, 0.8, "middle"), Point(0.2, 0.4, "end & <last>")]
-    svg = draw(Chart("x", [Series("npo", 0, run)], targets=[0.4]))
+    svg = draw(Chart("x", [Series("npo", COMPARED, Along(run))], targets=[0.4]))
     dots = positions(svg, "dot")
-    assert len(dots) == 2
+    assert len(dots) == 3
     # a tick and the value it names stand at one place
     ticks = {float(v): float(x) for x, v in re.findall(r'x="([\d.]+)" y="307" text-anchor="middle"[^>]*>(\d+)<', svg)}
     assert dots[1][0] + 2.2 == pytest.approx(ticks[60], abs=0.1)
@@ -87,9 +88,42 @@ def test_curves_put_points_where_they_belong() -> None:
     assert "<title>end &amp; &lt;last&gt;</title>" in svg
 
 
+def test_the_marker_stands_where_the_budget_ends_and_the_search_goes_on_dashed() -> None:
+    within, beyond = [Point(1.0, 0.9), Point(0.6, 0.8)], [Point(0.4, 0.7), Point(0.2, 0.4)]
+    chart = Chart("x", [Series("npo", COMPARED, Along(within, beyond))])
+    svg = draw(chart)
+    ((x, y),) = positions(svg, "end")
+    first, second = re.findall(r'd="M([^"]+)" class="mean ([^"]+)"', svg)
+    assert (first[1], second[1]) == ("s0 d0", "beyond s0")
+    assert first[0].split("L")[-1] == second[0].split("L")[0]
+    ends = [float(each) for each in second[0].split("L")[0].split()]
+    assert (x + 4.6, y) == pytest.approx(ends, abs=0.1)
+    assert chart.continued
+    assert not Chart("x", [Series("npo", COMPARED, Along(within))]).continued
+    moved = draw(Chart("x", [Series("npo", COMPARED, Along(within, beyond), end=Point(0.2, 0.4, "told"))]))
+    assert positions(moved, "end")[0] == pytest.approx((positions(svg, "dot")[3][0] - 2.4, positions(svg, "dot")[3][1]))
+
+
+@pytest.mark.parametrize(
+    ("taken", "place"),
+    [
+        ([], (180, 191)),  # above
+        ([(200, 185)], (209, 204)),  # right
+        ([(200, 185), (220, 200)], (151, 204)),  # left
+        ([(200, 185), (220, 200), (180, 200)], (180, 218)),  # below
+    ],
+)
+def test_a_name_stands_where_no_line_is(taken: list[tuple[float, float]], place: tuple[float, float]) -> None:
+    assert free_place(200, 200, 40, taken) == place
+
+
+def test_a_name_does_not_leave_the_chart() -> None:
+    assert free_place(405, 200, 40, []) == (356, 204)
+
+
 @pytest.mark.parametrize("values", [[0.5], [0.0, 1.0], [0.999, 1.0], [0.0], [1.0], [0.301, 0.302, 0.31]])
 def test_curves_keep_points_inside(values: list[float]) -> None:
-    svg = draw(Chart("x", [Series("s", 0, [Point(v, v) for v in values])]))
+    svg = draw(Chart("x", [Series("s", COMPARED, Along([Point(v, v) for v in values]))]))
     numbers_in = [float(n) for n in re.findall(r'd="M(-?[\d.]+) (?:-?[\d.]+)[aLh l]', svg)]
     assert all(math.isfinite(n) and 0 <= n <= 420 for n in numbers_in)
     labels = [float(t) for t in re.findall(r">(\d+)</text>", svg)]
@@ -102,8 +136,8 @@ def test_heatmap_cells_have_colours_titles_and_holes() -> None:
     picture, legend = heat.heatmaps([heatmap], sizes)
     cells = re.findall(r'<rect [^>]*class="(h\d+)"><title>([^<]*)</title>', picture)
     assert cells == [
-        ("h20", "lm.0, attn.q: 50.0 % of 1,024 weights"),
-        ("h10", "lm, attn.q: 25.0 % of 8 weights"),
+        ("h18", "lm.0, attn.q: 50.0 % of 1,024 weights"),
+        ("h9", "lm, attn.q: 25.0 % of 8 weights"),
         ("h0", "lm, head: 0.0 % of 64 weights"),
     ]
     assert "50.0 %" in legend

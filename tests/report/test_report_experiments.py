@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mmsurgery.artifacts.files import write_json
 from mmsurgery.errors import InputRefused
 from mmsurgery.provenance import seal
 from mmsurgery.report import write_report
-from mmsurgery.report.experiments import Experiment, Panel, read_experiment
+from mmsurgery.report.experiments import Experiment, Panel, read_experiment, without_repeats
 from mmsurgery.workspace import Workspace
 
 Read = Callable[[dict[str, Any]], Experiment]
@@ -77,7 +78,9 @@ def test_a_verdict_is_of_its_pair_whichever_stands_first(read: Read) -> None:
     record["paired"][0] |= {"first": "ga", "second": "mmunlearner"}
     assert said_in(read(record).panels[0], "ga", "fixed", "utility") == ("−25.0", "")
     record["paired"][0] |= {"resolved": False, "n": 1890}
-    assert said_in(read(record).panels[0], "ga", "fixed", "utility") == ("not resolved", "at n = 1,890")
+    assert said_in(read(record).panels[0], "ga", "fixed", "utility") == ("not resolved", "at n = 1,890 (12 people)")
+    record["paired"][0] |= {"resolvable": False, "people": 6}
+    assert said_in(read(record).panels[0], "ga", "fixed", "utility") == ("cannot be resolved", "with 6 people")
     record["paired"][0] |= {"first": "npo", "second": "ga"}  # neither is the compared row
     assert said_in(read(record).panels[0], "ga", "fixed", "utility") == ("", "")
 
@@ -135,7 +138,60 @@ def test_rows_say_rate_samples_ratio_and_what_went_wrong(read: Read) -> None:
     assert rows["gold"].remarks == []
     charts = {series.label: series.hollow for series in panel.charts[0].series}
     assert charts == {"GA": True, "GA_Diff": False, "KL_Min": False, "NPO": False, "MMUnlearner": False}
-    assert 'class="end s0 d0 hollow"' in panel.charts[0].picture
+    assert 'class="end s1 d0 hollow"' in panel.charts[0].picture
+
+
+def test_without_open_answers_rows_are_at_chance_and_nothing_collapsed(read: Read) -> None:
+    record = results("figure5", seeds=3, backbones=("llava",))
+    for entry in record["summary"]["llava"].values():
+        entry["outcomes"] = None
+    for cell in record["cells"]:
+        if cell.get("collapsed"):
+            cell["collapsed"] = "Retain VQA is at chance (1 of 5 columns over a limit)"
+    found = read(record)
+    rows = {row.key: row for group in found.panels[0].groups for row in group.rows}
+    assert rows["ga"].remarks == ["at chance in 2 of 3 runs: Retain VQA (1 of 5 columns over a limit)"]
+    assert found.fallen == "at chance"
+    assert {run.remarks.split(";")[0] for run in found.panels[0].runs if run.label == "GA"} == {
+        "at chance: Retain VQA (1 of 5 columns over a limit)",
+        "",
+    }
+
+
+def test_the_marker_is_at_the_fixed_budget_of_the_table(read: Read) -> None:
+    record = results(seeds=2, backbones=("llava",))
+    for cell in (cell for cell in record["cells"] if cell["row"] == "npo"):
+        cell["curve"] += [{**cell["curve"][-1], "step": 68}, {**cell["curve"][-1], "step": 72}]
+    (npo,) = [series for series in read(record).panels[0].charts[0].series if series.label == "NPO"]
+    fixed = record["summary"]["llava"]["npo"]["fixed"]
+    assert npo.end is not None
+    assert (npo.end.x, npo.end.y) == (fixed["forget_vqa"]["mean"], fixed["utility"]["mean"])
+    assert [len(run.beyond) for run in (npo.mean, *npo.levels)] == [2, 2, 2]
+    assert len(npo.mean.within) == 17
+
+
+def test_runs_that_an_earlier_experiment_shows_are_linked_to_it(read: Read) -> None:
+    first, again, others = (read(results("table1", ("llava",), seeds)) for seeds in (2, 2, 3))
+    own = replace(again.panels[0], findings=[*again.panels[0].findings, "its own"], claims=[])
+    found = without_repeats([first, replace(again, panels=[own]), others])
+    assert [each.panels[0].same for each in found][::2] == [None, None]
+    same = found[1].panels[0].same
+    assert same is not None
+    assert (same.experiment, same.panel, same.anchor) == ("Table 1: the five methods", "llava", "part-1-1")
+    assert found[1].panels[0].findings == ["its own"]
+    # an experiment without open answers does not stand for one that has some
+    silent = replace(first, panels=[replace(first.panels[0], outcomes=None)])
+    assert without_repeats([silent, again])[1].panels[0].same is None
+
+
+@pytest.mark.parametrize(
+    ("evidence", "shown"), [("GA +30.2", ("holds", "holds")), ("r 0.9; no test", ("holds, no test", "open"))]
+)
+def test_a_verdict_without_a_test_has_no_colour(read: Read, evidence: str, shown: tuple[str, str]) -> None:
+    record = results(seeds=1, backbones=("llava",))
+    record["claims"]["llava"][0]["evidence"] = evidence
+    claim = read(record).panels[0].claims[0]
+    assert (claim.verdict, claim.mark) == shown
 
 
 def test_a_collapsed_minority_is_not_drawn_hollow(read: Read) -> None:

@@ -36,14 +36,23 @@ def test_outcomes_are_bars_whose_parts_are_their_shares(tmp_path: Path) -> None:
     # NPO has no open answers
     assert [each.label for each in found.rows] == ["vanilla", "gold", "GA", "GA_Diff", "KL_Min", "MMUnlearner"]
     picture = found.rows[2].bars["forget_vqa"]
-    parts = re.findall(r'<rect x="([\d.]+)" y="1" width="([\d.]+)" height="12" class="o-(\w+)"><title>([^<]+)', picture)
-    assert [(kind, title) for _, _, kind, title in parts] == [
+    parts = re.findall(r'<rect class="o-(\w+)" x="([\d.]+)%" width="([\d.]+)%" [^>]+><title>([^<]+)', picture)
+    assert [(kind, title) for kind, *_, title in parts] == [
         ("correct", "correct: 50.0 %"),
         ("other_person", "another person&#39;s fact: 25.0 %"),
         ("refusal", "refusal: 15.0 %"),
         ("gibberish", "gibberish: 10.0 %"),
     ]
-    assert [float(x) for x, *_ in parts] == pytest.approx([0, 66, 99, 118.8])
+    assert [float(x) for _, x, *_ in parts] == pytest.approx([0, 50, 75, 90])
+    assert [float(width) for *_, width, _ in parts] == pytest.approx([50, 25, 15, 10])
+    # numbers stand in the middle of their parts; a wide cell shows small ones too
+    numbers = re.findall(r'<text class="on-(\w+)( small)?" x="([\d.]+)%"[^>]*>(\d+)<', picture)
+    assert numbers == [
+        ("correct", "", "25.00", "50"),
+        ("other_person", "", "62.50", "25"),
+        ("refusal", " small", "82.50", "15"),
+        ("gibberish", " small", "95.00", "10"),
+    ]
     assert 'aria-label="GA, Forget VQA: correct 50.0 %, another person&#39;s fact 25.0 %, refusal 15.0 %' in picture
     # it collapsed in its only run
     assert (found.rows[2].remark, found.rows[2].hollow) == ("collapsed", True)
@@ -83,19 +92,23 @@ def test_forget_ratios_are_lines_against_the_change_of_forget_vqa(tmp_path: Path
     pictures = figures[0].pictures
     order = ["Retain VQA", "Real-world VQA", "Forget QA", "Retain QA", "Real-world QA"]
     assert [re.search(r">([\w -]+), %<", each).group(1) for each in pictures] == order  # type: ignore[union-attr]
-    marks = re.findall(r'd="M([\d.]+) ([\d.]+)[^"]*" class="end s0[^"]*"><title>([^<]+)<', pictures[0])
+    # its marker is the row's own, as in every other figure
+    marks = re.findall(r'd="M([\d.]+) ([\d.]+)[^"]*" class="end s1[^"]*"><title>([^<]+)<', pictures[0])
     assert [title for *_, title in marks] == [
         "NPO, forget 5 %: Forget VQA −20.0 points, Retain VQA 90.0 %, 95 % interval 80.0–100.0",
         "NPO, forget 10 %: Forget VQA −40.0 points, Retain VQA 70.0 %, 95 % interval 60.0–80.0",
         "NPO, forget 15 %: Forget VQA −60.0 points, Retain VQA 50.0 %, 95 % interval 40.0–60.0",
     ]
-    (line,) = re.findall(r'd="M([^"]+)" class="mean thin s0', pictures[0])
+    (line,) = re.findall(r'd="M([^"]+)" class="mean thin s1', pictures[0])
     xs = [float(point.split()[0]) for point in line.split("L")]
     at = ticks(pictures[0], "205")
     assert [xs[0], xs[1], xs[2]] == pytest.approx([at[-20], at[-40], at[-60]], abs=0.2)
-    labels = re.findall(r'class="c-tag halo s0 d0">(\d+)<', pictures[0])
+    labels = re.findall(r'class="c-tag halo s1 d0">(\d+)<', pictures[0])
     assert labels == ["5", "10", "15"]
-    assert [ratio for ratio, _ in figures[0].ratios] == [5, 10, 15]
+    assert figures[0].ratios == [5, 10, 15]
+    assert figures[0].gold
+    assert pictures[0].count('class="anchor gold"') == 3
+    assert pictures[0].count('class="level-of"') == 1  # vanilla
 
 
 def test_one_forget_ratio_makes_no_figure(tmp_path: Path) -> None:
@@ -155,13 +168,13 @@ def test_deviations_share_one_colour_scale(tmp_path: Path) -> None:
     found = read(tmp_path, record).panels[0].deviations
     assert found is not None
     npo, mine = found.rows
-    assert cells_of(npo.share)["lm.0, attn.q: 80.0 % of 18,432 weights"] == "h20"
-    assert cells_of(mine.share)["lm.0, attn.q: 20.0 % of 18,432 weights"] == "h5"  # a quarter of the other's
+    assert cells_of(npo.share)["lm.0, attn.q: 80.0 % of 18,432 weights"] == "h18"
+    assert cells_of(mine.share)["lm.0, attn.q: 20.0 % of 18,432 weights"] == "h4"  # a quarter of the other's
     assert "from 0 % to 80.0 %" in found.share_scale
     # logarithmic: a quarter of the largest is 4/5 along three decades
     by_length = cells_of([*npo.relative, *mine.relative])
-    assert by_length["lm.0, attn.q: changed by 80.0 % of its length, 18,432 weights"] == "h20"
-    assert by_length["lm.0, attn.q: changed by 20.0 % of its length, 18,432 weights"] == "h16"
+    assert by_length["lm.0, attn.q: changed by 80.0 % of its length, 18,432 weights"] == "h18"
+    assert by_length["lm.0, attn.q: changed by 20.0 % of its length, 18,432 weights"] == "h14"
     assert (mine.changed, mine.n, mine.models) == ("14.0 %", "120,000", 3)
     assert mine.groups["lm"] == ("90.0 %", "20.0 %")
     assert "lm 90 %" in "".join(mine.share)

@@ -33,7 +33,7 @@ def test_foreign_text_stays_text_and_nothing_is_asked_for(tmp_path: Path) -> Non
     assert "default-src 'none'; style-src 'sha256-" in html.unescape(page)
     assert "script-src" not in page
     cells = re.findall(r'<td class="(\w+)">([^<]*)</td>', page)
-    assert cells == [("c0", "0"), ("c18", "1"), ("none", ""), ("c9", "0.50")]
+    assert cells == [("h0", "0"), ("h18", "1"), ("none", ""), ("h9", "0.50")]
     before = path.read_bytes()
     write_inspection(path, payload, described, [heatmap])
     assert path.read_bytes() == before

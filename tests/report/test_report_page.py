@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from mmsurgery.errors import MmsurgeryError
 from mmsurgery.provenance import seal
 from mmsurgery.report import write_report
 from mmsurgery.report.experiments import read_experiment
+from mmsurgery.report.models import remarks_of
 from mmsurgery.workspace import Workspace
 
 PageOf = Callable[[Workspace], str]
@@ -212,6 +214,26 @@ def test_scores_of_other_weights_are_marked(full: Workspace, page_of: PageOf) ->
     write_json(record_path, seal({**record, "model_sha256": f"{8:064x}"}))
     write_scores(full.eval_path("other"), "other", 0.5, 0.5)
     assert Parsed(page_of(full)).text.count("scored before the model was made again") == 1
+
+
+def test_what_is_said_of_several_models_is_said_once() -> None:
+    scores = [SimpleNamespace(name=name, remarks=said) for name, said in (("a", ["x"]), ("b", []), ("c", ["x"]))]
+    assert remarks_of([*scores, SimpleNamespace(name="d", remarks=["x", "y"])]) == [  # type: ignore[list-item]
+        ("a, c", ["x"]),
+        ("d", ["x", "y"]),
+    ]
+
+
+def test_a_model_of_a_patch_says_so(full: Workspace, page_of: PageOf) -> None:
+    shutil.copytree(full.model_dir("npo"), full.model_dir("undone"))
+    assert "patch revert" not in Parsed(page_of(full)).text
+    with full.lock():
+        full.journal("patch revert", model="undone", patch="p<i>")
+        full.journal("eval", model="undone")
+    assert "by patch revert of p<i>: weights and record are those of npo" in Parsed(page_of(full)).text
+    with full.lock():
+        full.journal("apply", model="undone", method="npo")
+    assert "patch revert" not in Parsed(page_of(full)).text
 
 
 def test_an_empty_workspace_has_a_page(empty: Workspace, page_of: PageOf) -> None:
