@@ -11,6 +11,7 @@ import pytest
 from example_results import ablations, results
 
 from mmsurgery.artifacts.files import write_json
+from mmsurgery.provenance import seal
 from mmsurgery.report import write_report
 from mmsurgery.workspace import Workspace
 
@@ -186,6 +187,32 @@ def test_share_and_relative_are_switched(browser: Browser, pictured: Workspace, 
     page.keyboard.press("ArrowLeft")
     assert share.is_visible()
     visit.context.close()
+
+
+FADE = """wide => {
+  const fade = getComputedStyle(wide, '::after');
+  return [wide.scrollWidth - wide.clientWidth, fade.position, fade.right, parseFloat(fade.width)];
+}"""
+
+
+def test_a_table_wider_than_the_window_fades_at_its_edge(browser: Browser, empty: Workspace) -> None:
+    """Seven columns of bars fit a screen; on a phone they scroll, and their edge says so."""
+    record = results(backbones=("llava",), seeds=1)
+    for entry in record["summary"]["llava"].values():
+        shares = entry["outcomes"] and entry["outcomes"]["forget_vqa"]
+        entry["outcomes"] = shares and dict.fromkeys([*record["columns"], "test_vqa"], shares)
+    write_json(empty.path("experiments", "table1", "results.json"), seal(record))
+    for width, over in ((1280, False), (390, True)):
+        visit = Visit(browser, empty, viewport={"width": width, "height": 900})
+        wide = visit.page.locator(".wide:has(> table.outcomes)").first
+        more, position, right, size = wide.evaluate(FADE)
+        assert (more > 0) == over, (width, more)
+        assert (position, right) == ("sticky", "0px")
+        assert size > 20
+        bars = wide.locator(".outcome")
+        assert bars.count() == 6 * 7
+        assert min(bar.bounding_box()["width"] for bar in bars.all()[:7]) > 75  # type: ignore[index]
+        visit.context.close()
 
 
 def test_a_number_leads_to_its_provenance(browser: Browser, full: Workspace) -> None:
