@@ -358,7 +358,10 @@ def test_collapse() -> None:
     )
     # the worst is named, not the first: a column at chance before one that is partly gibberish
     assert why(*ends, chances, few, answers) == "Retain QA is at chance (2 of 2 columns over a limit)"
-    more = {**answers, "retain_qa": {"gibberish": 4, "n": 10}}
+    # one column is one, though it is both
+    both = {"retain_qa": {"gibberish": 4, "n": 10}}
+    assert why(*ends, chances, None, both) == "Retain QA is at chance (1 of 2 columns over a limit)"
+    more = {**answers, **both}
     assert why(ends[0], ends[0], chances, few, more) == (
         "Retain QA: 40.0 % of the answers are gibberish (2 of 2 columns over a limit)"
     )
@@ -372,6 +375,16 @@ def test_findings(results: dict[str, Any]) -> None:
     assert fixed.startswith("At a fixed budget, points of utility: MMUnlearner keeps more than GA_Diff (+75.0")
     said = "GA_Diff is at chance in 3 of 3 runs at the fixed budget: in the worst Retain QA is at chance"
     assert rest == [f"{said} (1 of 1 columns over a limit)."]
+
+
+def test_of_collapsed_runs_the_worst_is_named() -> None:
+    def answered(wrong: int) -> dict[str, Any]:
+        said = [Said("gibberish" if place < wrong else "correct", False, False) for place in range(80)]
+        return {**cell((1, 1), (0.25, 0.9)), "answers": {"retain_qa": said}}
+
+    levels = [made(s, mmunlearner=cell((1, 1), (0.5, 1)), ga_diff=answered(n)) for s, n in enumerate((20, 60, 40))]
+    said = assemble(EXPERIMENT, levels)["findings"]["llava"][-1]
+    assert "collapsed in 3 of 3 runs at the fixed budget: in the worst Retain QA: 75.0 %" in said
 
 
 def test_few_people_resolve_nothing() -> None:
@@ -436,3 +449,20 @@ def test_people_are_split_for_tuning() -> None:
     assert chosen == tuning.validation_people(PEOPLE)
     with pytest.raises(UsageError, match="forget_vqa asks about 1 people"):
         tuning.validation_people({**PEOPLE, "forget_vqa": ["f0", "f0"]})
+
+
+def test_cases_say_how_common_each_answer_is(results: dict[str, Any]) -> None:
+    answers = [
+        {"row": row, "text": "t", "outcome": "correct", "paraphrased": False, "repeated": False}
+        for row in ("vanilla", "ga_diff")
+    ]
+    asked = {"panel": "llava", "column": "retain_qa", "person": "r0", "question": "q", "gold": "g", "answers": answers}
+    results["cases"] = {"rule": "A rule.", "entries": [asked]}
+    results["summary"]["llava"]["ga_diff"]["outcomes"] = {"retain_qa": {"correct": 0.07}}
+    (table,) = tables(results)
+    assert table.rows == (
+        ("Retain QA, r0: q", "right answer", "g", "", ""),
+        ("", "vanilla", "t", "correct", "-"),
+        ("", "GA_Diff", "t", "correct", "7 %"),
+    )
+    assert "at the fixed budget" in table.notes[0]

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from mmsurgery.experiments.pace import Pace
+from mmsurgery.experiments.pace import Estimated, Pace
+from mmsurgery_cli import running
+from mmsurgery_cli.running import _GridOutput
 
 ROWS = ["ga", "npo"]
 
@@ -46,3 +48,23 @@ def test_runs_of_a_row_are_steps_each() -> None:
     assert pace.left() == 10
     pace.tell(done("a", "ga", 20.0))
     assert pace.left() == 0
+
+
+def test_the_outermost_bar_shows_what_the_grid_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = _GridOutput()
+    now = [100.0]
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+    assert isinstance(output, Estimated)
+    with output.stage("table1, rows", 5), output.stage("inner", 3), output._bars() as bars:
+        outer, inner = bars.tasks
+        column = bars.columns[-1]
+        assert isinstance(column, running._Left)
+        assert column.render(outer).plain == "-:--:--"
+        output.left(75.0)
+        now[0] = 110.0
+        assert column.render(outer).plain == "0:01:05"
+        now[0] = 999.0
+        assert column.render(outer).plain == "0:00:00"
+        output.left(None)
+        assert column.render(outer).plain == "-:--:--"
+        assert column.render(inner).plain != "0:01:05"
