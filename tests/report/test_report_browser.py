@@ -148,12 +148,12 @@ def test_a_heatmap_answers_by_keyboard_and_pointer(browser: Browser, pictured: W
         said.append(line.inner_text().partition(":")[0])
         active = page.locator(f"[id='{grid.get_attribute('aria-activedescendant')}']")
         assert active.get_attribute("aria-label") == line.inner_text()
-    assert said == ["lm.0, attn.k", "lm.1, attn.k", "lm.1, norm", "lm.1, attn.q", "lm.0, attn.q"] + ["lm.0, attn.q"] * 2
+    assert said == ["lm.0, attn.k", "lm.1, attn.k", "lm.3, attn.k", "lm.0, attn.k"] + ["lm.0, attn.q"] * 3
     page.keyboard.press("Tab")
     assert not grid.locator(".cursor").count()
     assert line.inner_text() == ""
     grid.locator(".cells rect").nth(9).hover()
-    assert line.inner_text().startswith("lm.1, attn.k: ")
+    assert line.inner_text().startswith("lm.1, attn.v: ")
     assert grid.locator(".cursor").is_visible()
     page.mouse.move(0, 0)
     assert line.inner_text() == ""
