@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-PATIENCE = 120
+PATIENCE = 240
 """Seconds after which ranks that still run hang."""
 
 
