@@ -140,7 +140,7 @@ def _options(
     """Scores of all options of choices whose shared tokens are encoded.
 
     Args:
-        known: log-probabilities of the last of these tokens, the labelled ones among them, float32 `[I, T]`.
+        known: log-probabilities of the last of these tokens, the labelled ones among them, float32 or better `[I, T]`.
     """
     import torch
 
@@ -167,7 +167,8 @@ class _Prefix:
     def __init__(self, cache: Any, length: int, offsets: torch.Tensor, following: torch.Tensor) -> None:
         self.cache, self.length, self.offsets, self.following = cache, length, offsets, following
         """Keys and values; tokens; int64 `[R]` what to add to a token's index to get its position (pictures
-        take fewer positions than tokens in some families); float32 `[R, V]` log-probabilities of the next token."""
+        take fewer positions than tokens in some families); float32 or better `[R, V]` log-probabilities of the next
+        token."""
 
     def rows(self, places: Sequence[int]) -> _Prefix:
         """A prefix of the given rows, repeated as given; this one stays as it is."""
@@ -186,7 +187,7 @@ class _Prefix:
             ids: int64 `[R, T]`.
 
         Returns:
-            log-probability of each of these tokens, float32 `[R, T]`; the longer prefix.
+            log-probability of each of these tokens, float32 or better `[R, T]`; the longer prefix.
         """
         import torch
 
@@ -199,12 +200,12 @@ class _Prefix:
             use_cache=True,
             **{_cache_argument(model): self.cache},
         )
-        following = torch.cat([self.following[:, None], output.logits.float().log_softmax(dim=-1)], dim=1)
+        following = torch.cat([self.following[:, None], _log_softmax(output.logits)], dim=1)
         tokens = following[:, :-1].gather(2, ids[..., None])[..., 0]
         return tokens, _Prefix(self.cache, self.length + ids.shape[1], self.offsets, following[:, -1])
 
     def finish(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
-        """Log-probability of each of some last tokens `[R, T]`, float32 `[R, T]`; uses this prefix up."""
+        """Log-probability of each of some last tokens `[R, T]`, float32 or better `[R, T]`; uses this prefix up."""
         import torch
 
         ids = ids.to(self.offsets.device)
@@ -212,6 +213,11 @@ class _Prefix:
             return self.following.gather(1, ids)
         tokens, longer = self.extend(model, ids[:, :-1])
         return torch.cat([tokens, longer.following.gather(1, ids[:, -1:])], dim=1)
+
+
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities, in float32 at least."""
+    return (logits.float() if logits.dtype.itemsize < 4 else logits).log_softmax(dim=-1)
 
 
 def _cache_argument(model: Any) -> str:
@@ -259,7 +265,7 @@ def _encode_roots(
     """Encode the first `length` tokens of one sample per root, pictures included.
 
     Returns:
-        log-probabilities of the last `keep - 1` of these tokens, float32 `[R, keep - 1]`; the prefix.
+        log-probabilities of the last `keep - 1` of these tokens, float32 or better `[R, keep - 1]`; the prefix.
     """
     import torch
     from transformers import DynamicCache
@@ -278,7 +284,7 @@ def _encode_roots(
         output = loaded.model(**inputs, use_cache=True, logits_to_keep=keep, **{_cache_argument(loaded.model): keys})
     finally:
         hook.remove()
-    following = output.logits[:, -keep:].float().log_softmax(dim=-1)
+    following = _log_softmax(output.logits[:, -keep:])
     ids = inputs["input_ids"][:, length - keep + 1 :]
     known = following[:, :-1].gather(2, ids[..., None])[..., 0]
     offsets = torch.zeros(len(roots), dtype=torch.int64, device=device)
