@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from mmsurgery.start import initialise
 from mmsurgery.workspace import Workspace
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import png
 from ranks_pair import launched
 
 PROTOCOLS = ("likelihood", "official", "open")
@@ -71,14 +71,14 @@ def double(source: Path, folder: Path) -> Path:
     return folder
 
 
-def workspace(root: Path, model: Path) -> Workspace:
+def workspace(root: Path, model: Path, picture: Callable[..., bytes]) -> Workspace:
     """People to forget and to keep, three questions about some of their pictures and one without."""
     rows: list[dict[str, Any]] = []
     later: list[tuple[int, dict[str, Any]]] = []
     (root / "data").mkdir(parents=True)
     for number in range(5):
         person = {"role": "forget" if number < 2 else "retain", "person": f"p{number}"}
-        (root / "data" / f"{number}.png").write_bytes(png(number))
+        (root / "data" / f"{number}.png").write_bytes(picture(number))
         shown = {**person, "image": f"{number}.png"}
         options = [*FACTS[number % 4 :], *FACTS[: number % 4]]
         rows.append({**shown, "question": ASKED[0], "answer": FACTS[0]})
@@ -121,7 +121,9 @@ def both(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     found = {}
     for family in FAMILIES:
         root = tmp_path_factory.mktemp(family)
-        ws = workspace(root, double(request.getfixturevalue(family), root / "model"))
+        ws = workspace(
+            root, double(request.getfixturevalue(family), root / "model"), request.getfixturevalue("picture")
+        )
         shutil.copytree(ws.root, root / "alone")
         found[family] = ws, open_workspace(root / "alone")
     column = interrupted(found[FAMILIES[1]][0])
