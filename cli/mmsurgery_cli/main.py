@@ -12,13 +12,16 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mmsurgery.errors import MachineFault, MmsurgeryError, printable
+from mmsurgery.errors import MachineFault, MmsurgeryError, UsageError, printable
 from mmsurgery.interruption import Interrupted, interrupt
+from mmsurgery.ranks import Ranks
 from mmsurgery_cli import chain, looking, making, patching, running, sharing
 from mmsurgery_cli.context import state
 
 PIPE_CLOSED = 128 + signal.SIGPIPE
 """Exit code where the reader of the output went away, as a shell reports it."""
+SEVERAL_RANKS = ("saliency", "eval")
+"""Commands that ranks share; several processes of any other would do the same thing at the same time."""
 
 app = typer.Typer(
     name="mmsurgery",
@@ -39,6 +42,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     workspace: Annotated[
         str | None, typer.Option("--workspace", "-w", help="Work on this workspace instead of the current folder's.")
     ] = None,
@@ -49,6 +53,11 @@ def common(
 ) -> None:
     state.workspace = workspace
     state.debug = debug
+    if context.invoked_subcommand not in SEVERAL_RANKS and (ranks := Ranks.here()).count > 1:
+        raise UsageError(
+            f"'{context.invoked_subcommand}' runs in one process, not in {ranks.count}",
+            f"start it without torchrun, which is for {' and '.join(SEVERAL_RANKS)}",
+        )
 
 
 for module in (making, chain, looking, running, patching, sharing):

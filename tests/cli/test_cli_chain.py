@@ -81,6 +81,9 @@ def test_apply_verify_eval_diff(chain: Command, portraits: Path) -> None:
     assert np.sum(document["heatmap"]) == min(document["n"], document["changed"])
     for suffix in (".json", ".png", ".svg"):
         assert (portraits / f"diffs/vanilla..one{suffix}").stat().st_size > 100
+    for arguments, following in ((["verify", "one"], "eval one"), (["eval", "one"], "report")):
+        assert f"next: mmsurgery {following}" in chain(*arguments).out
+    assert "next: mmsurgery verify one" in chain("diff", "vanilla", "one").out
 
 
 def test_a_moved_weight_outside_the_mask_fails_the_claim(chain: Command, portraits: Path) -> None:
@@ -155,6 +158,12 @@ def test_mistakes_get_one_line(chain: Command, arguments: list[str], code: int, 
 def test_usage_errors_exit_2(command: Command) -> None:
     assert command("saliency").code == 2
     assert command("no-such-command").code == 2
+
+
+def test_what_ranks_do_not_share_is_refused_under_a_launcher(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert "'status' runs in one process, not in 2" in one_line(command("status"), 2)
 
 
 def test_no_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -111,6 +111,8 @@ def scored(results: Sequence[EvalResult]) -> Lines:
     if results and results[0].metrics:
         yield _metrics(results)
     yield from _remarks(results)
+    only_vanilla = [result.model for result in results] == ["vanilla"]
+    yield next_command("mmsurgery saliency --set forget" if only_vanilla else "mmsurgery report")
 
 
 def _metrics(results: Sequence[EvalResult]) -> Table:
@@ -191,6 +193,8 @@ def compared(result: DiffResult, *, relative: bool = False) -> Lines:
         yield label(f"top {record['n']:,} by |delta|, from {record['threshold']:.3g} up:")
         yield heatmap.render(*result.heatmaps)
         yield label(f"{result.path} and, as pictures, .png and .svg beside it")
+    masked = record["inside"] is not None
+    yield next_command(f"mmsurgery verify {record['after']}" if masked else "mmsurgery report")
 
 
 def diff_document(result: DiffResult) -> dict[str, Any]:

@@ -143,6 +143,9 @@ def verified(result: VerifyResult) -> Lines:
     )
     for fault in result.faults[:10]:
         yield label(f"  {fault}")
+    yield next_command(
+        f"mmsurgery eval {result.model}" if result.ok else f"mmsurgery diff {result.start} {result.model}"
+    )
 
 
 def reported(result: ReportResult) -> Lines:

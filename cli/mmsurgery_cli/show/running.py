@@ -8,7 +8,7 @@ from rich.text import Text
 
 from mmsurgery_cli.output import label, table
 from mmsurgery_cli.show.chain import applied, compared, masked, measured, scored
-from mmsurgery_cli.show.common import Lines
+from mmsurgery_cli.show.common import Lines, next_command
 from mmsurgery_cli.show.looking import inspected, verified
 from mmsurgery_cli.show.making import initialised, trained
 
@@ -72,6 +72,7 @@ def experiment(result: ExperimentResult) -> Lines:
         yield ""
     state = "up to date" if result.up_to_date else "written"
     yield label(f"{result.path} {state} ({result.seconds:.0f} s)")
+    yield next_command("mmsurgery report")
 
 
 _LABEL = 14
