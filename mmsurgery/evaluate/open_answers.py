@@ -6,6 +6,7 @@ the end token or 50 new tokens. What is right, another person's, wrong, a refusa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ class Answered:
     fluency: float | None
     """Probability of its median token under vanilla, in 0-1; None for an answer without a word."""
 
-    @property
+    @functools.cached_property
     def outcome(self) -> str:
         """One of `outcomes.OUTCOMES`."""
         return outcomes.outcome(self.raw_output, self.options, self.gold, other=self.other, fluency=self.fluency)
@@ -63,7 +64,7 @@ class Answered:
     def correct(self) -> bool:
         return self.outcome == "correct"
 
-    @property
+    @functools.cached_property
     def paraphrased(self) -> bool:
         """Whether it is correct in other words than the option's, or than the fact alone."""
         given = {normalised(self.options[self.gold]), outcomes.facts(self.options)[self.gold]}
