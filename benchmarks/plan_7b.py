@@ -39,8 +39,8 @@ from mmsurgery_qwen2_vl.processor import Qwen2VLProcessor, save
 
 DENSITY = 10
 """Every so-manieth weight of language model and connector is selected by the mask that is planned with."""
-CARD = 80e9
-"""Bytes of a GPU."""
+CARDS = (80, 40, 24)
+"""GB of the common GPUs."""
 LLAVA: dict[str, Any] = {
     "architectures": ["LlavaForConditionalGeneration"],
     "model_type": "llava",
@@ -106,6 +106,7 @@ QWEN: dict[str, Any] = {
         "temporal_patch_size": 2,
     },
 }
+SCOPE_FORGET = "apply mmunlearner, 10 % mask, scope forget"
 FIGURES = {
     ("llava", "saliency"): "45", ("qwen2_vl", "saliency"): "54",
     ("llava", "apply"): "84.7", ("qwen2_vl", "apply"): "99.5",
@@ -199,14 +200,22 @@ def plans(made: Workspace) -> dict[str, Plan]:
         "mask": "default",
         "selection": {name: sizes.count([name]) // DENSITY for name in sizes.shapes if name in inside},
     }
-    masked_lora = {**masked, "lora": LoRA(rank=16)}
+
+    def planned(method: str, **options: Any) -> Plan:
+        return plan_apply(made, method, device="cuda", **options)
+
+    strict, lora = {**masked, "scope": "all"}, LoRA(rank=16)
     return {
-        "saliency --set forget,preserve": plan_saliency(made, "forget,preserve"),
-        "apply ga_diff, no mask": plan_apply(made, "ga_diff"),
-        "apply mmunlearner, 10 % mask, scope forget": plan_apply(made, "mmunlearner", **masked),
-        "apply mmunlearner, 10 % mask, scope all": plan_apply(made, "mmunlearner", scope="all", **masked),
-        "apply mmunlearner, 10 % mask, LoRA 16": plan_apply(made, "mmunlearner", **masked_lora),
-        "apply npo, LoRA 16": plan_apply(made, "npo", lora=LoRA(rank=16)),
+        "saliency --set forget,preserve": plan_saliency(made, "forget,preserve", device="cuda"),
+        "apply ga_diff, no mask": planned("ga_diff"),
+        "apply ga_diff, no mask, bf16": planned("ga_diff", precision="bf16"),
+        SCOPE_FORGET: planned("mmunlearner", **masked),
+        "apply mmunlearner, 10 % mask, scope forget, bf16": planned("mmunlearner", precision="bf16", **masked),
+        "apply mmunlearner, 10 % mask, scope all": planned("mmunlearner", **strict),
+        "apply mmunlearner, 10 % mask, scope all, bf16": planned("mmunlearner", precision="bf16", **strict),
+        "apply mmunlearner, 10 % mask, LoRA 16": planned("mmunlearner", lora=lora, **masked),
+        "apply mmunlearner, 10 % mask, LoRA 16, bf16": planned("mmunlearner", lora=lora, precision="bf16", **masked),
+        "apply npo, LoRA 16": planned("npo", lora=lora),
         "eval": plan_eval(made, ["vanilla"]),
         "eval --protocol official": plan_eval(made, ["vanilla"], protocol="official"),
         "diff": plan_diff(made, "vanilla", "vanilla"),
@@ -226,12 +235,34 @@ def show(family: str, title: str, found: Mapping[str, Plan]) -> None:
         print(
             f"| {verb} | {sum(plan.samples.values()):,} | {plan.passes.forward:,}, {plan.passes.backward:,} "
             f"| **{plan.memory_total / 1e9:.{1 if plan.memory_total > 1e9 else 2}f}** | {shown or '-'} | {figure} "
-            f"| {'fits' if plan.memory_total <= CARD else 'no'} | {plan.disk_total / 1e9:.1f} |"
+            f"| {'fits' if plan.memory_total <= 1e9 * CARDS[0] else 'no'} | {plan.disk_total / 1e9:.1f} |"
         )
-    bits = found["apply mmunlearner, 10 % mask, scope forget"].memory[terms.BITS]
-    print(
-        f"\nA mask is {model.parameters / 8e9:.2f} GB packed; with that of its modules on the device {bits / 1e9:.2f}."
-    )
+    bits = found[SCOPE_FORGET].memory[terms.BITS]
+    print(f"\nA mask is {model.parameters / 8e9:.2f} GB packed; {bits / 1e9:.2f} of its modules on the device.")
+    _show_layouts(found)
+
+
+def _show_layouts(found: Mapping[str, Plan]) -> None:
+    """Peaks by layout; activations kept / computed twice."""
+    places = ("with the model", "in main memory", "in files")
+    print(f"\n| peak in GB, by where state lies | {' | '.join(places)} | the fastest that fits {CARDS} GB |")
+    print("|---|---:|---:|---:|---|")
+    for verb, plan in found.items():
+        if not plan.layouts:
+            continue
+        sizes = {layout: size / 1e9 for layout, size in plan.layouts.items()}
+        cells = [
+            " / ".join(f"{size:.1f}" for layout, size in sizes.items() if f"state {place}" in layout)
+            for place in places
+        ]
+        fits = [next((_short(layout) for layout, size in sizes.items() if size <= card), "none") for card in CARDS]
+        print(f"| {verb} | {' | '.join(cells)} | {'; '.join(fits)} |")
+
+
+def _short(layout: str) -> str:
+    place = "" if "with the model" in layout else layout.partition(",")[0].removeprefix("state ")
+    twice = "twice" if "twice" in layout else ""
+    return ", ".join(part for part in (place, twice) if part) or "as it is"
 
 
 def main() -> None:
