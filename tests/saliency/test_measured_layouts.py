@@ -76,16 +76,17 @@ def test_a_tap_keeps_its_inputs_as_autograd_does() -> None:
     """No reference of its own: what autograd's hooks for saved tensors take away is gone."""
     packed: list[torch.Size] = []
     seen: list[tuple[Any, ...]] = []
-    inputs = torch.ones(3, 2)
+    numbers = np.ones((3, 2))
+    gone = weakref.ref(numbers)
 
     def pack(value: torch.Tensor) -> torch.Size:
         packed.append(value.shape)
         return value.shape
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda shape: torch.full(shape, 5.0)):
-        output = tap.tapped(torch.zeros(3), (inputs, "mode"), lambda *found: seen.append(found), "layer")
-    gone = weakref.ref(inputs)
-    del inputs
+        inputs = (torch.from_numpy(numbers), "mode")
+        output = tap.tapped(torch.zeros(3), inputs, lambda *found: seen.append(found), "layer")
+    del numbers, inputs
     assert gone() is None
     assert packed == [(3, 2)]
     (2 * output).sum().backward()
