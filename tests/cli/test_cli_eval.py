@@ -44,9 +44,10 @@ def test_official_scores_are_a_table_per_task() -> None:
     title = " ".join(lines)  # as wide as its table
     for part in ("accuracy in % and its 95 %", "official, cloze", "F1 of ROUGE-L (r recall)", "official, generation"):
         assert title.count(part) == 1 + (part.startswith("accuracy"))
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         "vanilla, Forget VQA: answers A to all 126 items: so (and so 1 more: see --json)",
         "vanilla, Forget VQA cloze: all items are about one person",
+        "next: mmsurgery saliency --set forget",
     ]
 
 
