@@ -131,6 +131,8 @@ def test_up_to_date_imports_no_torch(workspace: Workspace, tiny_llava: Path, mon
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from mmsurgery.artifacts import files
+files._RACY = 0
 from mmsurgery.data.samples import Sample
 from mmsurgery.saliency import parts
 from mmsurgery.settings import ModelSettings, Settings
