@@ -234,11 +234,13 @@ def _write(workspace: Workspace, path: Path, results: Mapping[str, Any], setting
 def _draw_deviations(results: Mapping[str, Any], folder: Path) -> None:
     """`deviations-PANEL` and `relative-PANEL`, where the results have them."""
     labels = {row["key"]: str(row["label"]) for row in results["rows"]}
+    panels = {panel["key"]: panel["label"] for panel in results["panels"]}
     for panel, found in results.get("deviations", {}).items():
         entries = {labels[row]: entry for row, entry in found.items()}
         for kind, name in (("share", "deviations"), ("relative", "relative")):
             for ending in FORMATS:
-                draw_deviations(entries, kind, folder / f"{name}-{panel}.{ending}")
+                title = f"{results['title']}, {panels[panel]}"
+                draw_deviations(entries, kind, folder / f"{name}-{panel}.{ending}", title)
 
 
 def _check(
