@@ -127,8 +127,10 @@ def apply(
     if request.takes_reference:
         check_trained(workspace, request.reference)
     run = gather(workspace, request)
+    if workspace.model_dir(request.name).exists() and not force:
+        return _existing(run)
     with workspace.lock():
-        if workspace.model_dir(request.name).exists() and not force:
+        if workspace.model_dir(request.name).exists() and not force:  # another process may have made it meanwhile
             return _existing(run)
         return _make(run, layout or Layout(), force, progress)
 
