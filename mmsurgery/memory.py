@@ -66,9 +66,14 @@ def within(budget: int, choices: Sequence[Layout], needed: Callable[[Layout], in
             return layout
     least = min(sizes.values())
     raise MachineFault(
-        f"this needs at least {least / 1e9:.2f} GB, the budget is {budget / 1e9:.2f} GB",
-        f"give --memory {math.ceil(least / 1e9 * 10) / 10:g}GB, a smaller batch, or see --plan",
+        f"this needs at least {gigabytes(least)}, the budget is {gigabytes(budget)}",
+        f"give --memory {math.ceil(least / 1e6)}MB, a smaller batch, or see --plan",
     )
+
+
+def gigabytes(size: int) -> str:
+    """GB of 10^9 bytes; more digits of small ones, so that what a micro model takes says something."""
+    return f"{size / 1e9:,.{2 if size >= 1e8 or not size else 4}f} GB"
 
 
 def parse_size(text: str) -> int:

@@ -26,8 +26,6 @@ BATCHES = {"tiny": 2, "1M": 32, "30M": 16, "190M": 6}
 ON_GPU = 16
 """So many times as many on a GPU, where what a call costs beside its batches (the sums go to main memory) would
 outweigh them."""
-PEAK_FROM = 190e6
-"""Weights from which the limit of the peak holds: activations weigh more in smaller models."""
 PEAK_BATCH, PEAK_TOKENS = 2, 104
 """Samples of a batch that memory is looked at with, and tokens of a sample."""
 MASKS: list[dict[str, Any]] = [
@@ -103,7 +101,7 @@ def peaks(setup: Setup, family: str, size: str, model: str) -> Iterator[measure.
     plain = measure.peak(SCRIPT, "saliency straightforward", folder=folder, family=family, size=size)
     bare = measure.peak(SCRIPT, "saliency bare", folder=folder, family=family, size=size)
     count = plain.found["weights"]
-    goal = setup.goal(count, 1.45, 1.3) if count >= min(PEAK_FROM, setup.goals_from) else {}
+    goal = setup.goal(count, 1.45, 1.3)
     for estimator in ("batch", "sample"):
         mine = measure.peak(SCRIPT, "saliency", folder=folder, family=family, size=size, estimator=estimator)
         yield measure.Figure(

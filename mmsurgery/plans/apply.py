@@ -115,19 +115,17 @@ def plan_apply(
     )
 
 
-def apply_layout(
-    workspace: Workspace, method: str, memory: int, *, selection: Mapping[str, int] | None = None, **options: Any
-) -> Layout:
+def apply_layout(workspace: Workspace, method: str, memory: int, **options: Any) -> Layout:
     """The fastest layout of a run that is within a budget; precision and batches stay as they are asked for.
 
     Args:
         memory: bytes.
-        options: as for `plan_apply`.
+        options: as for `apply`.
 
     Raises:
         MachineFault: if none is within it, with the least that would do; or as `plan_apply`.
     """
-    return Unlearned.of(workspace, method, selection=selection, device=None, **options).within(memory)
+    return Unlearned.of(workspace, method, selection=None, device=None, **options).within(memory)
 
 
 def _time(

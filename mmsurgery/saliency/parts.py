@@ -235,6 +235,8 @@ class _Job:
         leaked = check_text(reader, source, part, samples)
         if leaked:
             self.progress.note(f"{leaked} samples of {part} are scored items: the settings allow it")
+        if self.layout != Layout():
+            self.progress.note(f"{part}: {self.layout}")
         with cpu_threads(self.workspace.threads):
             measured = measure_saliency(
                 self.model.loaded,

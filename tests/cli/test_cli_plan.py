@@ -60,4 +60,4 @@ def test_a_budget_chooses_the_layout(command: Callable[..., Any]) -> None:
     assert command(*COMMANDS["apply"], "--plan", "--memory", "20GiB").out.count("fits") == 3 * len(plain["layouts"])
     refused = command(*COMMANDS["apply"], "--memory", "1MB")
     assert refused.code == 6
-    assert "the budget is 0.00 GB - next: give --memory" in refused.err
+    assert "the budget is 0.0010 GB - next: give --memory" in refused.err

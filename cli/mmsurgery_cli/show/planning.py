@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmsurgery.memory import gigabytes
 from mmsurgery_cli.output import Output, label, plain, table
 from mmsurgery_cli.show.common import Lines
 
@@ -28,7 +29,7 @@ def planned(plan: Plan) -> Lines:
     model, passes = plan.model, plan.passes
     yield label(
         f"plan of {plan.verb}: model '{model.name}', {model.parameters:,} weights in {model.dtype}, "
-        f"{_size(model.bytes)}; nothing is done"
+        f"{gigabytes(model.bytes)}; nothing is done"
     )
     rows = table("", "", "", numbers=2)
     rows.show_header = False
@@ -43,9 +44,9 @@ def planned(plan: Plan) -> Lines:
         ("disk", plan.disk, plan.disk_total),
     ):
         for number, (term, size) in enumerate(entries.items()):
-            rows.add_row(heading if not number else "", term, _size(size))
-        rows.add_row("" if entries else heading, "in all", _size(total), style="bold")
-    rows.add_row("", "free", _size(plan.disk_free))
+            rows.add_row(heading if not number else "", term, gigabytes(size))
+        rows.add_row("" if entries else heading, "in all", gigabytes(total), style="bold")
+    rows.add_row("", "free", gigabytes(plan.disk_free))
     rows.add_row("time", "", "-" if plan.seconds is None else _time(plan.seconds))
     yield rows
     if plan.layouts:
@@ -60,18 +61,13 @@ def _layouts(plan: Plan) -> Any:
     rows = table("layout (--memory chooses)", "memory", *(f"{card} GB" for card in cards))
     for layout, size in plan.layouts.items():
         fits = ("fits" if size <= card * 1e9 else "-" for card in cards)
-        rows.add_row(label(layout), _size(size), *fits)
+        rows.add_row(label(layout), gigabytes(size), *fits)
     return rows
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
     document: dict[str, Any] = plain(plan)
     return {**document, "memory_total": plan.memory_total, "disk_total": plan.disk_total}
-
-
-def _size(size: int) -> str:
-    """GB of 10^9 bytes; more digits of small ones, so that a micro model's plan says something."""
-    return f"{size / 1e9:,.{2 if size >= 1e8 or not size else 4}f} GB"
 
 
 def _time(seconds: float) -> str:
