@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import datetime
 import os
 import platform
 import shutil
@@ -136,17 +135,15 @@ def _times(folder: Path, names: list[str]) -> Iterator[str]:
         "the machine may have been busy."
     )
     yield ""
-    yield "| experiment | cells made | seconds in them | median of a cell | from first to last line |"
-    yield "|---|---:|---:|---:|---:|"
+    yield "| experiment | cells made | seconds in them | median of a cell |"
+    yield "|---|---:|---:|---:|"
     for name in names:
         if not (folder / name / METRICS).exists():
             continue
         events = read_metrics(folder / name / METRICS)
         done = sorted(event["seconds"] for event in events if event["event"] == "done" and event["seconds"] > FOUND)
         if done:
-            ends = [datetime.datetime.fromisoformat(events[place]["at"]) for place in (0, -1)]
-            span = (ends[1] - ends[0]).total_seconds()
-            yield f"| {name} | {len(done)} | {sum(done):,.0f} | {done[len(done) // 2]:.0f} | {span:,.0f} |"
+            yield f"| {name} | {len(done)} | {sum(done):,.0f} | {done[len(done) // 2]:.0f} |"
     yield ""
 
 

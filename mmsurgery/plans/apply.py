@@ -8,7 +8,7 @@ from typing import Any
 
 from mmsurgery.artifacts.snapshots import GENERATIONS
 from mmsurgery.data.samples import Sample
-from mmsurgery.memory import Layout
+from mmsurgery.memory import Layout, gigabytes
 from mmsurgery.plans.plan import Passes, Plan, free_below, fullest
 from mmsurgery.plans.probe import backward, probed
 from mmsurgery.plans.sizes import FLOAT32, Sizes
@@ -83,7 +83,7 @@ def plan_apply(
     if layout != Layout():
         notes.append(str(layout))
     if elsewhere:
-        notes.append(f"{elsewhere / 1e9:.2f} GB of state lie elsewhere ({known.elsewhere(layout)})")
+        notes.append(f"{gigabytes(elsewhere)} of state lie elsewhere ({known.elsewhere(layout)})")
     if known.scored:
         notes.append(f"forward passes include {known.scored:,} scored items, whose tokens are not counted")
     snapshot = FLOAT32 * (1 + ADAMW) * known.trained.moved
@@ -109,7 +109,7 @@ def plan_apply(
             *known.said,
             *fullest_while,
             how,
-            f"going on after an interruption takes {snapshot / 1e9:.2f} GB more for a moment",
+            f"going on after an interruption takes {gigabytes(snapshot)} more for a moment",
         ),
         layouts={str(each): known.peak(each) for each in known.trained.layouts(known.device)},
     )

@@ -10,6 +10,7 @@ from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.diff import stream
 from mmsurgery.diff.difference import LISTED, TOP
 from mmsurgery.errors import UsageError
+from mmsurgery.memory import gigabytes
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.plan import Passes, Plan, free_below
 from mmsurgery.plans.sizes import Sizes
@@ -78,7 +79,7 @@ def plan_diff(
         seconds=2 * seconds * sizes.count() / weights,
         notes=(
             *notes,
-            f"reads {both / 1e9:.2f} GB, at most twice",
+            f"reads {gigabytes(both)}, at most twice",
             f"time from {weights:,} weights, for two readings of everything",
         ),
     )

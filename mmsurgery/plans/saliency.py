@@ -12,7 +12,7 @@ from mmsurgery.backbones.loading import device as here
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import UsageError, unknown
-from mmsurgery.memory import Layout, layouts, within
+from mmsurgery.memory import Layout, gigabytes, layouts, within
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.lengths import Lengths, lengths
 from mmsurgery.plans.plan import Passes, Plan, free_below, fullest
@@ -59,7 +59,7 @@ def plan_saliency(
         notes.append(str(layout))
     if elsewhere := known.elsewhere(layout):
         place = "files" if layout.state == "disk" else "main memory"
-        notes.append(f"{elsewhere / 1e9:.2f} GB of state lie elsewhere ({place})")
+        notes.append(f"{gigabytes(elsewhere)} of state lie elsewhere ({place})")
     count = sum(map(len, samples.values()))
     seconds, how = None, "no time: there is nothing to measure"
     if samples:
@@ -80,7 +80,7 @@ def plan_saliency(
         disk=disk,
         disk_free=free_below(workspace.path("saliency")),
         seconds=seconds,
-        notes=(*notes, *said, how, f"going on after an interruption takes {one / 1e9:.2f} GB more for a moment"),
+        notes=(*notes, *said, how, f"going on after an interruption takes {gigabytes(one)} more for a moment"),
         layouts={str(each): known.peak(each) for each in layouts(known.device)} if samples else {},
     )
 

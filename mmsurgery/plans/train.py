@@ -8,6 +8,7 @@ from pathlib import Path
 from mmsurgery.artifacts.snapshots import GENERATIONS
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import UsageError, unknown
+from mmsurgery.memory import gigabytes
 from mmsurgery.names import Selector
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.lengths import Lengths, lengths
@@ -70,7 +71,7 @@ def plan_train(
             f"recipe {tuning.recipe_name}: {tuning.steps:,} steps",
             *said,
             how,
-            f"going on after an interruption takes {snapshot / 1e9:.2f} GB more for a moment",
+            f"going on after an interruption takes {gigabytes(snapshot)} more for a moment",
         ),
     )
 

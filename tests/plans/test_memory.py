@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mmsurgery.errors import MachineFault
-from mmsurgery.memory import Layout, Store
+from mmsurgery.memory import Layout, Store, gigabytes
 from mmsurgery.plans import Plan, apply_layout, plan_apply, plan_saliency
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.sizes import Sizes
@@ -110,7 +110,7 @@ def test_beside_a_gpu_there_are_weights_places_and_one_gradient(ws: Workspace) -
     assert gone == {terms.MASTERS, terms.MOMENTS, terms.GRADIENTS}
     assert {**with_model.memory, **dict.fromkeys(gone, 0)} == {**beside.memory, **dict.fromkeys(gone, 0)}
     size = with_model.memory_total - beside.memory_total
-    assert f"{size / 1e9:.2f} GB of state lie elsewhere (main memory)" in beside.notes
+    assert f"{gigabytes(size)} of state lie elsewhere (main memory)" in beside.notes
     assert beside.memory[terms.WEIGHTS] == 2 * Sizes.of("vanilla", ws.model_dir("vanilla")).count()
     assert list(beside.layouts.values())[::2] == [with_model.memory_total, *2 * [beside.memory_total]]
     budgeted = plan_apply(ws, "ga_diff", memory=with_model.memory_total - 1, **options)

@@ -13,7 +13,7 @@ from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.backbones.loading import load
 from mmsurgery.data.benchmark import source_of
 from mmsurgery.errors import MachineFault
-from mmsurgery.memory import PLACES, Layout, Store, layouts
+from mmsurgery.memory import PLACES, Layout, Store, gigabytes, layouts
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans import plan_saliency, saliency_layout
 from mmsurgery.saliency import parts
@@ -76,7 +76,7 @@ def test_a_gpu_keeps_no_sums_that_lie_elsewhere(ws: Workspace, monkeypatch: pyte
     for place in ("host", "disk"):
         assert terms.ACCUMULATORS not in plans[place].memory
         assert plans[place].memory[terms.TEMPORARY] == 2 * plans["device"].memory[terms.TEMPORARY]
-        assert f"{sums / 1e9:.2f} GB of state lie elsewhere" in " ".join(plans[place].notes)
+        assert f"{gigabytes(sums)} of state lie elsewhere" in " ".join(plans[place].notes)
     assert len(plans["host"].layouts) == 6
     assert ("sums" in plans["host"].disk, plans["disk"].disk["sums"]) == (False, sums)
 
