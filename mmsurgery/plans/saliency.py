@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from mmsurgery.plans.lengths import Lengths, lengths
 from mmsurgery.plans.plan import Passes, Plan, free_below, fullest
 from mmsurgery.plans.probe import probed
 from mmsurgery.plans.sizes import FLOAT32, Sizes
+from mmsurgery.saliency.blocks import block_rows
 from mmsurgery.saliency.parts import STORES, named_parts
 from mmsurgery.saliency.shards import Shard
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress, Workspace
@@ -186,15 +188,24 @@ class _Known:
         """4 bytes for every weight that a loss reaches (8 of a float64 model)."""
         return max(self.sizes.width, FLOAT32) * self.sizes.count(self._reached(part))
 
+    def _at_once(self, name: str) -> int:
+        """Elements of a linear weight whose gradients by sample are made at a time."""
+        shape = self.sizes.shapes[name]
+        count, row = math.prod(shape), math.prod(shape[1:])
+        if self.sizes.addresses[name].component == "embed":
+            return count
+        return min(count, row * block_rows(shape, self.device))
+
     def moments(self, layout: Layout) -> dict[str, dict[str, int]]:
         """Terms by moment, of the part that takes most; parts are measured and saved one after the other.
 
         weights: the model is loaded in its own dtype.
         accumulators: one sum for every weight that is reached, where they are kept beside the model.
-        temporary, while measuring: estimator `sample` has a float32 scratch of the largest linear weight (the head,
-            or the embedding tied to it, is one) and, for 16-bit models, their product in the model's dtype; the others
-            the gradient of one tensor in the model's dtype (freed at once) and, for 16-bit models and `batch`, a
-            float32 scratch of it. A GPU whose sums are elsewhere has one more, for what a batch adds to them.
+        temporary, while measuring: estimator `sample` has the gradient of a linear weight (the head is one), in
+            the model's dtype and, for 16-bit models, in float32: of some rows at a time, but of all of an embedding
+            that is the head, too. The others have the gradient of one tensor in the model's dtype
+            (freed at once) and, for 16-bit models and `batch`, a float32 scratch of it. A GPU whose sums are elsewhere
+            has one more, for what a batch adds to them.
         temporary, while saving: one HDF5 file twice over (its image is built in memory), of at most 1 GiB or of one
             tensor, half of it with bfloat16.
         pictures: all different ones of the part, up to 256 MiB as the model takes them.
@@ -206,8 +217,10 @@ class _Known:
         for part, each in self.lengths.items():
             reached = self._reached(each)
             if self.estimator == "sample":
-                largest = sizes.largest([name for name in reached if name in sizes.linear or name in sizes.output])
-                temporary = largest * (number + (width if low else 0))
+                linear = [name for name in reached if name in sizes.linear or name in sizes.output]
+                largest = sizes.largest(linear)
+                at_once = max((self._at_once(name) for name in linear), default=0)
+                temporary = at_once * (number + (width if low else 0))
             else:
                 largest = sizes.largest(reached)
                 temporary = largest * (width + (number if low and self.estimator == "batch" else 0))

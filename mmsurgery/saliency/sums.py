@@ -52,12 +52,12 @@ class Sums:
         yield addend
         self._bring(addend.view(-1), total.view(-1))
 
-    def scratch(self, parameter: torch.nn.Parameter, dtype: torch.dtype, use: str = "sum") -> torch.Tensor:
-        """Uninitialised memory in the parameter's shape, shared by all calls of the same `use`."""
-        key = (use, parameter.device, dtype)
-        if key not in self._buffers or self._buffers[key].numel() < parameter.numel():
-            self._buffers[key] = torch.empty(parameter.numel(), dtype=dtype, device=parameter.device)
-        return self._buffers[key][: parameter.numel()].view(parameter.shape)
+    def scratch(self, like: torch.Tensor, dtype: torch.dtype, use: str = "sum") -> torch.Tensor:
+        """Uninitialised memory in the shape of a parameter or of rows of it, shared by all calls of the same `use`."""
+        key = (use, like.device, dtype)
+        if key not in self._buffers or self._buffers[key].numel() < like.numel():
+            self._buffers[key] = torch.empty(like.numel(), dtype=dtype, device=like.device)
+        return self._buffers[key][: like.numel()].view(like.shape)
 
     def add(self, parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
         with self.adding(parameter) as total:
@@ -67,13 +67,9 @@ class Sums:
         """Add the squared gradient; a low-precision gradient is converted first, since squares of
         16-bit numbers underflow. (A GPU's kernels convert what they read: the same numbers, no scratch.)"""
         with self.adding(parameter) as total:
-            self.square(parameter, gradient, total)
-
-    def square(self, parameter: torch.nn.Parameter, gradient: torch.Tensor, total: torch.Tensor) -> None:
-        """Add the squared gradient to what `adding` gave."""
-        if gradient.dtype != total.dtype and not gradient.is_cuda:
-            gradient = self.scratch(parameter, total.dtype).copy_(gradient)
-        total.addcmul_(gradient, gradient)
+            if gradient.dtype != total.dtype and not gradient.is_cuda:
+                gradient = self.scratch(parameter, total.dtype).copy_(gradient)
+            total.addcmul_(gradient, gradient)
 
     def _bring(self, addend: torch.Tensor, total: torch.Tensor) -> None:
         """Add numbers on a GPU to a sum in main memory: one piece is on its way while the one before it is added."""

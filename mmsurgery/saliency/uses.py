@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from mmsurgery.saliency.blocks import block_rows
 from mmsurgery.saliency.sums import Sums, sum_dtype
 
 SMALL = 1 << 17
@@ -86,23 +87,27 @@ class MatrixUse(Use):
         flat.copy_(product) if fresh else flat.add_(product)
 
     def add_squares(self, parameter: torch.nn.Parameter, sums: Sums) -> None:
-        if len(self.gradient) * parameter.numel() > SMALL:
-            if self.gradient.is_cuda and self.gradient.dtype != sum_dtype(parameter):
-                self._add_products(parameter, sums)
-            else:
-                super().add_squares(parameter, sums)
-            return
-        gradients = torch.bmm(self.gradient.transpose(1, 2), self.inputs).view(-1, *parameter.shape)
-        RowsUse(gradients.to(sum_dtype(parameter)), self.owners).add_squares(parameter, sums)
+        if len(self.gradient) * parameter.numel() <= SMALL:
+            gradients = torch.bmm(self.gradient.transpose(1, 2), self.inputs).view(-1, *parameter.shape)
+            RowsUse(gradients.to(sum_dtype(parameter)), self.owners).add_squares(parameter, sums)
+        else:
+            rows = block_rows(parameter.shape, parameter.device.type)
+            with sums.adding(parameter) as total:
+                for first in range(0, len(parameter), rows):
+                    self._add_rows(slice(first, first + rows), total.view(len(total), -1)[first : first + rows], sums)
 
-    def _add_products(self, parameter: torch.nn.Parameter, sums: Sums) -> None:
-        """Square the 16-bit products as they are added: the numbers of `write`, without its float32 copy."""
-        product = sums.scratch(parameter, self.gradient.dtype, "product")
-        with sums.adding(parameter) as total:
-            for sample in self.owners.present:
-                left, right = self.owners.take(self.gradient, sample).T, self.owners.take(self.inputs, sample)
-                torch.mm(left, right, out=product.view(len(product), -1))
-                sums.square(parameter, product, total)
+    def _add_rows(self, rows: slice, total: torch.Tensor, sums: Sums) -> None:
+        """Add the squares of some rows. A GPU's kernels convert 16-bit products as they read them; on a CPU they
+        are converted first, to the same numbers."""
+        product = sums.scratch(total, self.gradient.dtype, "product")
+        low = product.dtype != total.dtype and not product.is_cuda
+        converted = sums.scratch(total, total.dtype) if low else product
+        gradient = self.gradient[..., rows]
+        for sample in self.owners.present:
+            torch.mm(self.owners.take(gradient, sample).T, self.owners.take(self.inputs, sample), out=product)
+            if low:
+                converted.copy_(product)
+            total.addcmul_(converted, converted)
 
 
 class RowsUse(Use):
