@@ -23,14 +23,17 @@ import contextlib
 import datetime
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mmsurgery.errors import MachineFault, MmsurgeryError, UsageError
 from mmsurgery.interruption import Interrupted
 from mmsurgery.workspace import SILENT, Progress
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -44,6 +47,8 @@ GRACE = datetime.timedelta(seconds=3)
 """How long word of a failure may take to arrive after the connection is closed."""
 LOOK = 1.0
 """Seconds between two looks for word of a failure."""
+PIECE = 1 << 26
+"""Elements of a tensor that are sent at a time."""
 _FAILED = "mmsurgery/failed"
 
 
@@ -146,6 +151,15 @@ class Ranks:
             torch_distributed.gather_object(value, found, group=group, group_dst=0)
         return found
 
+    def exchange(self, value: T) -> list[T]:
+        """Every rank's value, in their order, for all; called as `gather` is."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        with self._connected() as (torch_distributed, group):
+            torch_distributed.all_gather_object(found, value, group=group)
+        return found
+
     def told(self, value: T) -> T:
         """The first rank's value, for all; called as `gather` is."""
         if self.count == 1:
@@ -160,6 +174,59 @@ class Ranks:
         if self.count > 1:
             with self._connected() as (torch_distributed, group):
                 torch_distributed.barrier(group=group)
+
+    def join(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor | None:
+        """Every rank's rows, one after the other, in main memory, for the first one; None for the others, which hold
+        no more than their own. Called as `gather` is.
+
+        Args:
+            rows: in main memory, `[counts[rank], ...]`; what follows the rows and the dtype are the same everywhere.
+        """
+        import torch
+
+        rows = rows.contiguous()
+        if self.count == 1:
+            return rows
+        with self._connected() as (torch_distributed, group):
+            if not self.first:
+                for piece in _pieces(rows):
+                    torch_distributed.send(piece, 0, group=group)
+                return None
+            whole = torch.empty((sum(counts), *rows.shape[1:]), dtype=rows.dtype)
+            whole[: counts[0]] = rows
+            for rank in range(1, self.count):
+                for piece in _pieces(whole[sum(counts[:rank]) :][: counts[rank]]):
+                    torch_distributed.recv(piece, rank, group=group)
+        return whole
+
+    def mesh(self, device: str) -> Any:
+        """The ranks as torch's `DeviceMesh` of one dimension, for what torch shares among them by itself: gloo between
+        CPUs, nccl between GPUs. To be called by all, inside `together`; what uses it runs inside `connected`."""
+        import torch.distributed
+        from torch.distributed.device_mesh import DeviceMesh
+
+        meeting = _Meeting.open(self)
+        with self._connected():
+            if device == "cpu":
+                group = meeting.group
+            else:
+                group = meeting.cards = meeting.cards or torch.distributed.new_group(backend="nccl", timeout=PATIENCE)
+        return DeviceMesh.from_group(group, device)
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Around work in which torch talks to the other ranks by itself: a broken connection becomes a fault that says
+        whose.
+
+        Raises:
+            MachineFault: naming a rank that failed.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not _of_connection(error):
+                raise
+            _Meeting.open(self).fault(self, error)
 
     def watched(self, progress: Progress) -> Progress:
         """What a rank is to report to: the first one to `progress`, the others to nobody. Stages look for word of
@@ -180,6 +247,23 @@ class Ranks:
             yield torch.distributed, meeting.group
         except RuntimeError as error:
             meeting.fault(self, error)
+
+
+ALONE = Ranks()
+"""One process."""
+
+
+def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A contiguous tensor in flat pieces."""
+    flat = tensor.view(-1)
+    return (flat[start : start + PIECE] for start in range(0, len(flat), PIECE))
+
+
+def _of_connection(error: RuntimeError) -> bool:
+    """Whether an error is about talking to other ranks: nccl's have a type, gloo's are known by their words."""
+    import torch.distributed
+
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "closed by peer" in str(error)
 
 
 _LAUNCH = "start it with torchrun, or set " + ", ".join(NAMES[:-1]) + f" and {NAMES[-1]}, or none of them"
@@ -216,6 +300,8 @@ class _Meeting:
 
     def __init__(self, store: Any, group: Any) -> None:
         self.store, self.group = store, group
+        self.cards: Any = None
+        """The group of nccl, once it is needed."""
 
     @classmethod
     def open(cls, ranks: Ranks) -> _Meeting:
@@ -286,5 +372,8 @@ class _Meeting:
             if not self.store.check([_FAILED]):
                 self.store.set(_FAILED, f"rank {ranks.rank} of {ranks.count} failed: {line}")
         type(self)._now, type(self)._parted = None, True
+        if self.cards is not None:  # or it would wait for what the others will not do any more
+            with contextlib.suppress(RuntimeError):
+                self.cards.abort()
         with contextlib.suppress(RuntimeError, ValueError):
             torch.distributed.destroy_process_group()

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmsurgery.errors import UsageError
 from mmsurgery.memory import parse_size
 from mmsurgery_cli.context import Force, Json, Name, open_here
 from mmsurgery_cli.output import Output
@@ -185,7 +186,8 @@ def apply(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Unlearn, with or without a mask, then audit the result against it."""
+    """Unlearn, with or without a mask, then audit the result against it; under torchrun processes share the model."""
+    from mmsurgery.ranks import Ranks
     from mmsurgery.unlearn.apply import apply as unlearn
     from mmsurgery.unlearn.lora import lora_of
 
@@ -208,6 +210,12 @@ def apply(
     }
     budget = None if memory is None else parse_size(memory)
     told: dict[str, Any] = {"force": force, "progress": output}
+    ranks = Ranks.here()
+    if ranks.count > 1 and (plan or budget is not None):
+        raise UsageError(
+            f"{'--plan' if plan else '--memory'} is about one process, not about {ranks.count} that share a model",
+            "leave it out, or start it without torchrun",
+        )
     if plan:
         from mmsurgery.plans import plan_apply
 
@@ -217,6 +225,8 @@ def apply(
 
         told["layout"] = apply_layout(open_here(), method, budget, **options)
     result = unlearn(open_here(), method, **options, **told)
+    if not ranks.first:  # one process speaks
+        return
     output.show(*show.applied(result))
     output.document(result)
 

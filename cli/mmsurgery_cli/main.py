@@ -20,7 +20,7 @@ from mmsurgery_cli.context import state
 
 PIPE_CLOSED = 128 + signal.SIGPIPE
 """Exit code where the reader of the output went away, as a shell reports it."""
-SEVERAL_RANKS = ("saliency", "eval")
+SEVERAL_RANKS = ("saliency", "apply", "eval")
 """Commands that ranks share; several processes of any other would do the same thing at the same time."""
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ def common(
     if context.invoked_subcommand not in SEVERAL_RANKS and (ranks := Ranks.here()).count > 1:
         raise UsageError(
             f"'{context.invoked_subcommand}' runs in one process, not in {ranks.count}",
-            f"start it without torchrun, which is for {' and '.join(SEVERAL_RANKS)}",
+            f"start it without torchrun, which is for {', '.join(SEVERAL_RANKS[:-1])} and {SEVERAL_RANKS[-1]}",
         )
 
 

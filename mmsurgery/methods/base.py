@@ -49,9 +49,23 @@ class Method(ABC):
     log-probabilities of the forget answers under the model of `--reference`), `retain_distribution`
     (log-probabilities of every token at the retain answers' positions under the vanilla model)."""
 
+    mean_of_samples: ClassVar[bool] = False
+    """Whether each term is the mean over its batch's samples of something that looks at no other sample, and the order
+    of terms and of what they ask of the model is the same whatever the samples: several processes then each do a share
+    of a batch."""
+
     @abstractmethod
     def terms(self, step: Step) -> Iterator[Term]:
         """The step's terms, forget terms first. `step.forget` or `step.retain` is None in a step without it."""
+
+    def shared(self) -> bool:
+        """Whether several processes may do a share of each batch: whoever overrides `terms` says so anew."""
+        for cls in type(self).__mro__:
+            if "mean_of_samples" in vars(cls):
+                return bool(vars(cls)["mean_of_samples"])
+            if "terms" in vars(cls):
+                break
+        return False
 
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters of the method's own, as plain JSON; the fields of a dataclass."""

@@ -29,6 +29,7 @@ class GA(Method):
     name = "ga"
     title = "Gradient Ascent"
     equation = "Eq. 15"
+    mean_of_samples = True
     uses_retain = False
 
     def terms(self, step: Step) -> Iterator[Term]:

@@ -30,6 +30,7 @@ class GADiff(Method):
     name = "ga_diff"
     title = "Gradient Difference"
     equation = "Eq. 16"
+    mean_of_samples = True
 
     def terms(self, step: Step) -> Iterator[Term]:
         if step.forget is not None:

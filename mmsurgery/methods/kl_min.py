@@ -33,6 +33,7 @@ class KLMin(Method):
     name = "kl_min"
     title = "KL Minimisation"
     equation = "Eq. 17, 18"
+    mean_of_samples = True
     references = frozenset({"retain_distribution"})
 
     def terms(self, step: Step) -> Iterator[Term]:

@@ -33,6 +33,7 @@ class NPO(Method):
     name = "npo"
     title = "Negative Preference Optimisation"
     equation = "Eq. 19"
+    mean_of_samples = True
     uses_retain = False
     references = frozenset({"forget_logprob"})
 

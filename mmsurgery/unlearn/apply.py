@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,17 @@ from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InternalError, Mismatch, UnusableData
 from mmsurgery.memory import Layout, Store
 from mmsurgery.provenance import differences
+from mmsurgery.ranks import Ranks
 from mmsurgery.unlearn.deletions import digest_of, people_of, write_request
 from mmsurgery.unlearn.lora import LoRA, unreached
 from mmsurgery.unlearn.objective import VANISHED
 from mmsurgery.unlearn.plan import StepPlan
+from mmsurgery.unlearn.rank_snapshots import snapshots_of
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.unlearn.request import Request, Run, gather
 from mmsurgery.unlearn.resume import History
 from mmsurgery.unlearn.save import check_space, commit
+from mmsurgery.unlearn.shares import Share
 from mmsurgery.unlearn.trained_models import check_trained
 from mmsurgery.unlearn.verify import Moved
 from mmsurgery.workspace import SILENT, Progress, Workspace
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from mmsurgery.unlearn.loop import Evaluation
     from mmsurgery.unlearn.masked import Update
     from mmsurgery.unlearn.save import Trained
+    from mmsurgery.unlearn.sharded import Shards
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,9 @@ def apply(
 ) -> ApplyResult:
     """Unlearn the forget set and save the model as `models/<method>[.<mask>]`.
 
+    Several ranks (see `ranks`) cut up the model among them, and run shares of each batch: the result is that of one
+    process, up to rounding. The first one writes, and all return the same.
+
     Args:
         method: a method's name, or `path.py:Name`.
         mask: name of a mask; None trains every weight, except for a method that requires one, which
@@ -99,13 +107,16 @@ def apply(
         force: make it again, and replace another model of the name.
 
     Raises:
-        UsageError: for a wrong argument; MissingArtifact: for a model or mask that does not exist.
+        UsageError: for a wrong argument, or what several ranks cannot do.
+        MissingArtifact: for a model or mask that does not exist.
         InputRefused: if a file is damaged.
         Mismatch: if the mask is of another model, the reference of other data, or another model has the name.
         UnusableData: for an empty or too small set, a mask that selects nothing, a loss or gradient
             that is not finite.
-        MachineFault: if the disk is too small, for the model or for state in files, or the workspace is in use.
+        MachineFault: if the disk is too small, for the model or for state in files, or the workspace is in use; if
+            another rank failed.
     """
+    ranks, layout = Ranks.here(), layout or Layout()
     request = Request.of(
         workspace,
         method,
@@ -124,15 +135,26 @@ def apply(
         precision=precision,
         eval_every=eval_every,
     )
+    if ranks.count > 1:
+        from mmsurgery.unlearn import sharded
+
+        sharded.check(ranks, request.method, lora, layout)
     if request.takes_reference:
         check_trained(workspace, request.reference)
-    run = gather(workspace, request)
-    if workspace.model_dir(request.name).exists() and not force:
-        return _existing(run)
-    with workspace.lock():
-        if workspace.model_dir(request.name).exists() and not force:  # another process may have made it meanwhile
-            return _existing(run)
-        return _make(run, layout or Layout(), force, progress)
+    with ranks.together():
+        run = gather(workspace, request)
+        if (found := _found(run, ranks, force)) is not None:
+            return found
+        with ranks.together(workspace.lock()):
+            if (found := _found(run, ranks, force)) is not None:  # another process may have made it meanwhile
+                return found
+            return _make(run, ranks, layout, force, ranks.watched(progress))
+
+
+def _found(run: Run, ranks: Ranks, force: bool) -> ApplyResult | None:
+    """The model that is there already, unless it is to be made again."""
+    there = ranks.first and run.workspace.model_dir(run.request.name).exists() and not force
+    return ranks.told(_existing(run) if there else None)
 
 
 def _existing(run: Run) -> ApplyResult:
@@ -153,7 +175,7 @@ def _result(folder: Path, record: dict[str, Any], *, up_to_date: bool) -> ApplyR
     return ApplyResult(record["model"], folder, up_to_date, record["claim"], moved, record)
 
 
-def _make(run: Run, layout: Layout, force: bool, progress: Progress) -> ApplyResult:
+def _make(run: Run, ranks: Ranks, layout: Layout, force: bool, progress: Progress) -> ApplyResult:
     from mmsurgery.unlearn.loop import deterministic
 
     request, origin, plan = run.request, run.provenance(), run.plan()
@@ -162,16 +184,45 @@ def _make(run: Run, layout: Layout, force: bool, progress: Progress) -> ApplyRes
     _say(run, len(plan), progress)
     if layout != Layout():
         progress.note(str(layout))
-    write_request(run.workspace, people_of(run.forget))
-    snapshots = Snapshots.of(folder, origin["key"])
-    with deterministic(request.recipe.threads):
-        trained, history = _train(run, plan, layout, snapshots, progress)
+    if ranks.count > 1:
+        from mmsurgery.unlearn.sharded import check_pictures
+
+        check_pictures(ranks, run.forget)
+        check_pictures(ranks, run.retain)
+        progress.note(f"the model is cut up among {ranks.count} processes, and each batch")
+        origin["ranks"] = ranks.count
+    if ranks.first:
+        write_request(run.workspace, people_of(run.forget))
+    snapshots = snapshots_of(folder, origin["key"], ranks, progress)
+    with deterministic(request.recipe.threads), _running(ranks):
+        trained, history, shards = _train(run, plan, ranks, layout, snapshots, progress)
+        made = None
+        if ranks.first:
+            made = _commit(run, trained, _record(run, plan, layout, history, origin), force, progress)
+        if shards is not None:
+            shards.serve()
+        return ranks.told(made)  # type: ignore[return-value]
+
+
+def _running(ranks: Ranks) -> AbstractContextManager[None]:
+    if ranks.count == 1:
+        return contextlib.nullcontext()
+    from mmsurgery.unlearn.sharded import running
+
+    return running(ranks)
+
+
+def _commit(
+    run: Run, trained: Mapping[str, Trained], body: dict[str, Any], force: bool, progress: Progress
+) -> ApplyResult:
+    request = run.request
+    folder = run.workspace.model_dir(request.name)
     record = commit(
         folder,
         run.files,
         run.family,
         trained,
-        _record(run, plan, layout, history, origin),
+        body,
         mask=run.mask,
         claim=request.claim,
         replace=force,
@@ -245,20 +296,19 @@ def _say(run: Run, steps: int, progress: Progress) -> None:
 
 
 def _train(
-    run: Run, plan: list[StepPlan], layout: Layout, snapshots: Snapshots, progress: Progress
-) -> tuple[dict[str, Trained], History]:
-    """What was trained by name, and what the run went through."""
+    run: Run, plan: list[StepPlan], ranks: Ranks, layout: Layout, snapshots: Snapshots, progress: Progress
+) -> tuple[dict[str, Trained], History, Shards | None]:
+    """What was trained by name, what the run went through, and what this one of several ranks holds."""
     from mmsurgery.backbones.checkpointing import activations_checkpointed
-    from mmsurgery.backbones.loading import bit_sums, load
     from mmsurgery.unlearn.loop import Optimisation, train
     from mmsurgery.unlearn.objective import Unlearning
 
     request, recipe = run.request, run.request.recipe
-    loaded = load(run.files.path, _dtype(run))
-    before = bit_sums(loaded.model)
-    references = _references(run, loaded, plan, progress)
+    loaded, shards = _load(run, run.files.path, ranks)
+    before = _bit_sums(loaded, shards)
+    references = _references(run, loaded, plan, ranks, progress)
     store = Store(layout.state, run.workspace.path("models"))
-    update = _update(run, loaded, store)
+    update = _update(run, loaded, shards, store)
     step = Unlearning(
         loaded,
         request.method,
@@ -269,6 +319,7 @@ def _train(
         references,
         request.forget_weight,
         witness=None if request.strict else run.mask,
+        ranks=ranks,
     )
 
     def accumulate(number: int) -> dict[str, float]:
@@ -284,28 +335,45 @@ def _train(
         ),
         store=store,
         snapshots=snapshots,
-        evaluation=_evaluation(run, loaded) if request.eval_every else None,
+        evaluation=_evaluation(run, loaded, shards) if request.eval_every else None,
         batch_ids=step.ids,
+        ranks=ranks,
         what=f"unlearning {request.name}",
         progress=progress,
     )
     trained = update.trained()
-    after = bit_sums(loaded.model)
+    after = _bit_sums(loaded, shards)
     drifted = sorted(name for name, bits in before.items() if name not in trained and after.get(name) != bits)
     if drifted:
         raise InternalError(f"{drifted[0]} is frozen and moved in memory: what was trained is not what is saved")
-    return trained, history
+    return trained, history, shards
 
 
-def _dtype(run: Run) -> torch.dtype:
-    """What the model computes in."""
+def _load(run: Run, folder: Path, ranks: Ranks) -> tuple[Loaded, Shards | None]:
+    """A model in what the run computes in, and of several ranks what this one holds of it."""
     import torch
 
-    return torch.bfloat16 if run.request.low else torch.float32
+    from mmsurgery.backbones.loading import load
+
+    if ranks.count > 1:
+        from mmsurgery.unlearn.sharded import load_shards
+
+        return load_shards(folder, ranks, low=run.request.low)
+    return load(folder, torch.bfloat16 if run.request.low else torch.float32), None
 
 
-def _update(run: Run, loaded: Loaded, store: Store) -> Update:
+def _bit_sums(loaded: Loaded, shards: Shards | None) -> dict[str, int]:
+    from mmsurgery.backbones.loading import bit_sums
+
+    return bit_sums(loaded.model) if shards is None else shards.bit_sums()
+
+
+def _update(run: Run, loaded: Loaded, shards: Shards | None, store: Store) -> Update:
     request = run.request
+    if shards is not None:
+        from mmsurgery.unlearn.sharded import ShardedUpdate
+
+        return ShardedUpdate(shards, run.mask, strict=request.strict)
     if request.lora is not None:
         from mmsurgery.unlearn.adapters import LowRankUpdate
 
@@ -324,38 +392,39 @@ def _stored(run: Run) -> Callable[[str], torch.Tensor]:
     return lambda name: torch.tensor(run.files.float32(name))
 
 
-def _references(run: Run, loaded: Loaded, plan: list[StepPlan], progress: Progress) -> References:
-    """Outputs of the reference models for the planned samples; a model that is not the start's is loaded for it."""
-    from mmsurgery.backbones.loading import load
+def _references(run: Run, loaded: Loaded, plan: list[StepPlan], ranks: Ranks, progress: Progress) -> References:
+    """Outputs of the reference models for the planned samples, of several ranks for its own; a model that is not the
+    start's is loaded for it."""
     from mmsurgery.methods.step import References
     from mmsurgery.unlearn.references import CACHE, distribution_bytes, forget_logprob, retain_distribution
 
     def model(name: str) -> Loaded:
         folder = run.workspace.existing_model(name)
-        return loaded if folder == run.files.path else load(folder, _dtype(run))
+        return loaded if folder == run.files.path else _load(run, folder, ranks)[0]
 
     size = run.request.recipe.batch_size
     forgotten: dict[int, torch.Tensor] = {}
     if run.request.takes_reference:
-        places = [place for step in plan for place in step.forget]
+        places = [place for step in plan for place in Share.of(step.forget, ranks).places]
         reference = model(run.request.reference)
-        forgotten = forget_logprob(reference, run.forget, places, batch_size=size, progress=progress)
+        forgotten = forget_logprob(reference, run.forget, places, batch_size=size, ranks=ranks, progress=progress)
     if not run.request.needs_vanilla:
         return References(forgotten)
     places = [place for step in plan for place in step.retain]
     vanilla = run.workspace.existing_model("vanilla")
-    if (needed := distribution_bytes(loaded, run.retain, places)) > CACHE:
+    if (needed := distribution_bytes(loaded, run.retain, places) // ranks.count) > CACHE:
         progress.note(
             f"the vanilla model's outputs would take {needed / 2**30:.1f} GiB: "
             "it stays in memory beside the trained one, and computes them step by step"
         )
-        return References(forgotten, twin=load(vanilla, _dtype(run)).model)
+        return References(forgotten, twin=_load(run, vanilla, ranks)[0].model)
     progress.note(f"the vanilla model's outputs are kept in memory: {needed / 2**20:.1f} MiB")
-    kept = retain_distribution(model("vanilla"), run.retain, places, batch_size=size, progress=progress)
+    places = [place for step in plan for place in Share.of(step.retain, ranks).places]
+    kept = retain_distribution(model("vanilla"), run.retain, places, batch_size=size, ranks=ranks, progress=progress)
     return References(forgotten, kept)
 
 
-def _evaluation(run: Run, loaded: Loaded) -> Evaluation:
+def _evaluation(run: Run, loaded: Loaded, shards: Shards | None) -> Evaluation:
     """Accuracy of every column that has items, by likelihood, along the run; and which items were right."""
     from mmsurgery.evaluate.scoring import score
     from mmsurgery.unlearn.loop import Evaluation
@@ -367,7 +436,8 @@ def _evaluation(run: Run, loaded: Loaded) -> Evaluation:
     asked = [item for found in items.values() for item in found]
 
     def columns() -> dict[str, Any]:
-        scored = iter(score(loaded, asked, cache=cache))  # all at once: columns share pictures
+        with contextlib.nullcontext() if shards is None else shards.put_together():
+            scored = iter(score(loaded, asked, cache=cache))  # all at once: columns share pictures
         right = {column: np.array([next(scored).correct for _ in found]) for column, found in items.items()}
         return {
             "columns": {column: float(each.mean()) for column, each in right.items()},

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.errors import UnusableData
 from mmsurgery.memory import Store
+from mmsurgery.ranks import ALONE, Ranks
 from mmsurgery.unlearn.resume import History
 from mmsurgery.workspace import SILENT, Progress
 
@@ -76,6 +77,7 @@ def train(
     snapshots: Snapshots | None = None,
     evaluation: Evaluation | None = None,
     batch_ids: Callable[[int], str] = str,
+    ranks: Ranks = ALONE,
     what: str = "training",
     progress: Progress = SILENT,
 ) -> History:
@@ -85,6 +87,7 @@ def train(
         accumulate: leaves step n's gradients in the parameters and returns its losses by kind.
         store: where moments are made; with the parameters where None.
         batch_ids: the ids of step n's samples, for messages.
+        ranks: those that the model is cut up among; the gradient's norm is over all of them.
 
     Raises:
         UnusableData: naming step, tensor and samples, where a loss or gradient is not finite.
@@ -104,8 +107,8 @@ def train(
             history.evaluations.append({"step": 0, **evaluation.score()})
         for step in range(history.steps, steps):
             optimizer.zero_grad(set_to_none=True)
-            losses = _finite(accumulate(step), step, batch_ids, update.trainable)
-            norm = _clip(update.trainable, optimisation.clip_norm, step, batch_ids)
+            losses = _finite(accumulate(step), step, batch_ids, update.trainable, ranks)
+            norm = _clip(update.trainable, optimisation.clip_norm, step, batch_ids, ranks)
             _begin(update.trainable, optimizer, store)
             optimizer.param_groups[0]["lr"] = optimisation.learning_rate(step)
             optimizer.step()
@@ -147,10 +150,11 @@ def _finite(
     step: int,
     batch_ids: Callable[[int], str],
     trainable: Mapping[str, torch.nn.Parameter],
+    ranks: Ranks,
 ) -> Mapping[str, float]:
     for kind, loss in losses.items():
         if not math.isfinite(loss):
-            weight = _first_not_finite({name: p.detach() for name, p in trainable.items()})
+            weight = _first_not_finite({name: p.detach() for name, p in trainable.items()}, ranks)
             cause = f"; weight {weight} is not finite" if weight else ""
             raise UnusableData(
                 f"step {step + 1}: the {kind} loss is {loss}{cause} (samples {batch_ids(step)})",
@@ -160,16 +164,22 @@ def _finite(
 
 
 def _clip(
-    trainable: Mapping[str, torch.nn.Parameter], largest: float, step: int, batch_ids: Callable[[int], str]
+    trainable: Mapping[str, torch.nn.Parameter],
+    largest: float,
+    step: int,
+    batch_ids: Callable[[int], str],
+    ranks: Ranks,
 ) -> float:
     """Clip to the largest norm and return the norm before."""
     import torch
 
     gradients = {name: p.grad for name, p in trainable.items() if p.grad is not None}
     total = torch.nn.utils.get_total_norm(gradients.values())
+    if ranks.count > 1:
+        total = torch.tensor(math.hypot(*ranks.exchange(float(total))), dtype=torch.float32)
     norm = float(total)
     if not math.isfinite(norm):
-        tensor = _first_not_finite(gradients)
+        tensor = _first_not_finite(gradients, ranks)
         fault = f"the gradient of {tensor} is not finite" if tensor else "the gradient's norm is too large for float32"
         raise UnusableData(
             f"step {step + 1}: {fault} (samples {batch_ids(step)})", "lower the learning rate, or check the model"
@@ -179,10 +189,13 @@ def _clip(
     return norm
 
 
-def _first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+def _first_not_finite(tensors: Mapping[str, torch.Tensor], ranks: Ranks) -> str | None:
+    """The first of some tensors, of the same names on all ranks, that is not finite on any of them."""
     import torch
 
-    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+    own = next((n for n, tensor in enumerate(tensors.values()) if not bool(torch.isfinite(tensor).all())), None)
+    found = [number for number in ranks.exchange(own) if number is not None]
+    return list(tensors)[min(found)] if found else None
 
 
 def _state(trainable: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mmsurgery.artifacts.mask import Mask
     from mmsurgery.unlearn.save import Trained
+    from mmsurgery.unlearn.sharded import Shards
 
 BLOCK = 1 << 18
 """Weights handled at a time: the expanded bits of a block stay in the processor's cache."""
@@ -110,6 +111,10 @@ class Update:
     def hold(self) -> None:
         """Before a step without retain terms: remember what it may not move."""
 
+    def rows(self, name: str) -> slice:
+        """Which rows of a weight are held here: all, but for one that is cut up among ranks."""
+        return slice(None)
+
     def mask_forget_gradient(self) -> None:
         """After the forget terms, before the retain terms."""
 
@@ -142,6 +147,8 @@ class MaskedUpdate(Update):
         stored: name -> the weight as its checkpoint has it, float32, where the model computes in less: every weight
             that is trained has a master then. None where the model is float32.
         store: where masters are made; in another place than on the model's GPU, every weight has one.
+        shards: what this rank holds of a model that is cut up among several: of each weight that, and its bits, are
+            all that is looked at.
 
     Attributes:
         trainable: canonical name -> parameter or master, in the model's order.
@@ -160,10 +167,11 @@ class MaskedUpdate(Update):
         strict: bool = False,
         stored: Callable[[str], torch.Tensor] | None = None,
         store: Store | None = None,
+        shards: Shards | None = None,
     ) -> None:
         import torch
 
-        parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
+        parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters()) if shards is None else shards.cut
         names = set(parameters)
         if mask is not None:
             check_fit(mask, {name: tuple(p.shape) for name, p in parameters.items()})
@@ -175,14 +183,15 @@ class MaskedUpdate(Update):
         self._masters: dict[str, Master] = {}
         self._bits: dict[str, PackedBits] = {}
         self._held: dict[str, torch.Tensor] = {}
-        for name, weight in parameters.items():
-            weight.requires_grad_(name in names)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in names)
+            weight = parameter if shards is None else shards.held[name]
             weight.data = weight.data.contiguous()
             if name not in names:
                 continue
             bits = None
-            if mask is not None and mask.parameters[name].selected < weight.numel():
-                bits = mask.parameters[name].bits
+            if mask is not None and mask.parameters[name].selected < parameter.numel():
+                bits = mask.parameters[name].bits if shards is None else shards.bits(mask, name)
             beside = self._store.place != "device" and weight.device.type != "cpu"
             selection = Selection(bits, weight.numel(), weight.device) if strict and bits is not None else None
             moved = weight

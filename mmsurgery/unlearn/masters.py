@@ -90,7 +90,8 @@ class Master:
     """What the optimizer moves for a weight.
 
     Args:
-        weight: contiguous, in the dtype that the model computes in; from now on its gradient is taken from it.
+        weight: contiguous, in the dtype that the model computes in; from now on its gradient is taken from it. One
+            that has none of its own, rows of a weight that is cut up, is to be brought to `take`.
         values: float32, in the weight's shape, on any device: what the master begins with.
         store: where it is made.
         selection: which entries it holds; all where None.
@@ -115,10 +116,11 @@ class Master:
         self._buffer: torch.Tensor | None = None
         if made.device != weight.device:  # pinned once: to be given new memory in every step would take longer
             self._buffer = Store("host").zeros(chosen.shape, torch.float32, made.device)
-        weight.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
+        if weight.requires_grad:
+            weight.register_post_accumulate_grad_hook(self.take)  # type: ignore[no-untyped-call]
 
-    def _take(self, weight: torch.Tensor) -> None:
-        """Move the weight's gradient, which a backward pass has just made, beside the master."""
+    def take(self, weight: torch.Tensor) -> None:
+        """Move the weight's gradient, which a backward pass has made, beside the master."""
         gradient, weight.grad = weight.grad, None
         if gradient is None:
             return

@@ -10,7 +10,9 @@ from mmsurgery.data.samples import Sample
 from mmsurgery.errors import InternalError, UnusableData, UsageError
 from mmsurgery.methods.base import Method, Term
 from mmsurgery.methods.step import Passage, References, Step
+from mmsurgery.ranks import ALONE, Ranks
 from mmsurgery.unlearn.plan import StepPlan
+from mmsurgery.unlearn.shares import Share
 
 if TYPE_CHECKING:
     from mmsurgery.artifacts.mask import Mask
@@ -40,6 +42,9 @@ class Unlearning:
     witness: Mask | None = None
     """In scope `forget`, where the saved weights cannot show what the forget terms reached: the mask that the first
     forget gradient is held against, bit by bit, apart from `update`'s own bookkeeping."""
+    ranks: Ranks = ALONE
+    """Those that the model is cut up among: each runs its share of every batch, the gradient that is left is the mean
+    over ranks, and losses are those of the whole batch."""
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __call__(self, number: int) -> dict[str, float]:
@@ -93,9 +98,13 @@ class Unlearning:
                 f"step {number + 1}: no trainable weight influences the {term.kind} loss (samples {self.ids(number)})",
                 "train other modules",
             )
+        planned = self.plan[number]
+        share = Share.of(planned.forget if term.kind == "forget" else planned.retain, self.ranks)
         weighted = term.loss * self.forget_weight if term.kind == "forget" else term.loss
+        if self.ranks.count > 1:
+            weighted = weighted * (self.ranks.count * share.weight)
         weighted.backward()  # type: ignore[no-untyped-call]
-        return float(term.loss.detach())
+        return sum(self.ranks.exchange(share.weight * float(term.loss.detach())))
 
     def ids(self, number: int) -> str:
         """Ids of a step's samples."""
@@ -106,6 +115,7 @@ class Unlearning:
     def _passage(self, samples: Sequence[Sample], places: tuple[int, ...]) -> Passage | None:
         if not places:
             return None
+        places = Share.of(places, self.ranks).places
         chosen = [samples[place] for place in places]
         device = next(self.loaded.model.parameters()).device
         batch = self.loaded.backbone.collate(self.loaded.processor, chosen, cache=self._cache)
@@ -118,7 +128,7 @@ def _check_outside(mask: Mask, update: Update, number: int) -> None:
     for name, parameter in update.trainable.items():
         if parameter.grad is None:
             continue
-        stray = int(((parameter.grad.detach().cpu().numpy() != 0) & ~mask[name]).sum())
+        stray = int(((parameter.grad.detach().cpu().numpy() != 0) & ~mask[name][update.rows(name)]).sum())
         if stray:
             raise InternalError(
                 f"step {number + 1}: the forget term reaches {stray:,} weights of {name} outside the mask; "

@@ -94,8 +94,8 @@ def test_checkpointing_is_on_in_passes_alone(ws: Workspace, monkeypatch: pytest.
         seen["pass"].add(on(self.loaded.model))
         return backward(self, term, number)
 
-    def scored(run: Any, loaded: Any) -> Any:
-        found = evaluation(run, loaded)
+    def scored(run: Any, loaded: Any, shards: Any) -> Any:
+        found = evaluation(run, loaded, shards)
 
         def score() -> dict[str, Any]:
             seen["scores"].add(on(loaded.model))
