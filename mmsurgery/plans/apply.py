@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from mmsurgery.artifacts.snapshots import GENERATIONS
-from mmsurgery.data.samples import Sample
 from mmsurgery.memory import Layout, gigabytes
+from mmsurgery.plans import plan as terms
 from mmsurgery.plans.plan import Passes, Plan, free_below, fullest
-from mmsurgery.plans.probe import backward, probed
-from mmsurgery.plans.sizes import FLOAT32, Sizes
+from mmsurgery.plans.probe import no_room, predicted
+from mmsurgery.plans.sizes import FLOAT32
+from mmsurgery.plans.times.watch import now
 from mmsurgery.plans.trained import ADAMW
 from mmsurgery.plans.unlearned import Unlearned
 from mmsurgery.unlearn.lora import LoRA
@@ -72,7 +72,9 @@ def plan_apply(
         "precision": precision,
         "eval_every": eval_every,
     }
+    begun = now()
     known = Unlearned.of(workspace, method, selection=selection, device=device, **options)
+    ready = now() - begun
     layout = (layout or Layout()) if memory is None else known.within(memory)
     request, sizes, steps = known.request, known.sizes, known.steps
     notes = []
@@ -87,7 +89,7 @@ def plan_apply(
     if known.scored:
         notes.append(f"forward passes include {known.scored:,} scored items, whose tokens are not counted")
     snapshot = FLOAT32 * (1 + ADAMW) * known.trained.moved
-    seconds, how = _time(sizes, known.folder, known.sets, known.seen, request.recipe.threads)
+    seconds, how = _time(workspace, known, layout, snapshot, ready, selection is None)
     passed = sum(known.seen.values())
     twice = 2 if layout.checkpointing else 1
     return Plan(
@@ -129,12 +131,26 @@ def apply_layout(workspace: Workspace, method: str, memory: int, **options: Any)
 
 
 def _time(
-    sizes: Sizes, folder: Path, sets: Mapping[str, Sequence[Sample]], seen: Mapping[str, int], threads: int
+    workspace: Workspace, known: Unlearned, layout: Layout, snapshot: int, ready: float, made: bool
 ) -> tuple[float | None, str]:
-    import torch
+    """Seconds, and what they are made of, or why there are none.
 
-    speeds, how = probed(sizes, folder, sets, backward, threads=threads, dtype=torch.float32)
-    if speeds is None:
-        return None, how
-    seconds = sum(speeds[part] * seen[part] for part in sets)
-    return seconds, f"{how}: passes alone, without optimizer steps, references and scoring"
+    Args:
+        made: whether the mask is there, if there is to be one.
+    """
+    if not made:
+        return None, "no time: the mask is not made yet"
+    if why := no_room(known.trained.width * known.sizes.count(), known.peak(layout)):
+        return None, why
+    from mmsurgery.plans.times.apply import apply_time
+
+    found = apply_time(
+        workspace,
+        known.request,
+        layout=layout,
+        twin=terms.REFERENCE in known.kept,
+        snapshot=snapshot,
+        scored=known.items,
+        scorings=known.scorings,
+    )
+    return predicted({"getting ready": ready, **found})

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import time
-from typing import Any, cast
-
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.diff import stream
 from mmsurgery.diff.difference import LISTED, TOP
+from mmsurgery.diff.run import _mask as mask_of
 from mmsurgery.errors import UsageError
 from mmsurgery.memory import gigabytes
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.plan import Passes, Plan, free_below
+from mmsurgery.plans.probe import predicted
 from mmsurgery.plans.sizes import Sizes
+from mmsurgery.plans.times.diff import diff_time
+from mmsurgery.plans.times.files import hashing
+from mmsurgery.plans.times.watch import now
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
-READ = 1 << 24
-"""Weights that are compared for the time."""
 _LISTED_IN_MEMORY = 2 * (4 + 4 + 8)
 """Bytes of a listed entry: up to twice as many are held, each a pattern, a difference and a place."""
 _IN_FILE = 120
@@ -50,6 +49,7 @@ def plan_diff(
         raise UsageError(
             f"top {TOP if top is None else top} and list {list_} make no sense", "pass --top 1000 --list 1000"
         )
+    begun = now()
     old_name, old = workspace.find_model(before or "vanilla")
     new_name, new = workspace.find_model(after or workspace.last_unlearned())
     sizes = Sizes.of(old_name, old)
@@ -63,11 +63,22 @@ def plan_diff(
         "listed": _LISTED_IN_MEMORY * list_,
         terms.BITS: -(-sizes.count() // 8) if masks else 0,
     }
-    both = sizes.stored + Sizes.of(new_name, new).stored
+    others = Sizes.of(new_name, new)
+    both = sizes.stored + others.stored
     path, notes = workspace.diff_path(old_name, new_name), []
     if path.exists() and not force:
         notes.append(f"{path.name} is there: nothing is done without --force")
-    weights, seconds = _timed(first, second)
+    _, mask = mask_of(workspace, new)
+    ready = now() - begun
+    found = diff_time(
+        first,
+        second,
+        sizes.addresses,
+        top=top or (mask and mask.selected) or TOP,
+        listed=list_,
+        mask=mask,
+    )
+    seconds, how = predicted({"getting ready": ready, "hashing": hashing([(sizes, old), (others, new)]), **found})
     return Plan(
         verb="diff",
         model=sizes.size,
@@ -76,35 +87,6 @@ def plan_diff(
         memory={term: size for term, size in memory.items() if size},
         disk={"record": _IN_FILE * list_ + 100_000, "pictures": _PICTURES},
         disk_free=free_below(workspace.path("diffs")),
-        seconds=2 * seconds * sizes.count() / weights,
-        notes=(
-            *notes,
-            f"reads {gigabytes(both)}, at most twice",
-            f"time from {weights:,} weights, for two readings of everything",
-        ),
+        seconds=seconds,
+        notes=(*notes, f"reads {gigabytes(both)}, at most twice", how),
     )
-
-
-class _Few:
-    """The first tensors of a checkpoint."""
-
-    def __init__(self, files: CheckpointFiles, names: tuple[str, ...]) -> None:
-        self._files, self.names = files, names
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._files, name)
-
-
-def _timed(first: CheckpointFiles, second: CheckpointFiles) -> tuple[int, float]:
-    """Weights compared and seconds that it took: the smallest tensors, up to `READ` weights, at least one."""
-    counts = {name: math.prod(first.shape(name)) for name in first.names}
-    chosen: list[str] = []
-    for name in sorted(counts, key=lambda name: counts[name]):
-        if chosen and sum(counts[each] for each in chosen) + counts[name] > READ:
-            break
-        chosen.append(name)
-    names = tuple(sorted(chosen))
-    begun = time.perf_counter()
-    few = [cast(CheckpointFiles, _Few(files, names)) for files in (first, second)]
-    stream.scan(*few, n=TOP, listed=0, mask=None)
-    return max(1, sum(counts[name] for name in names)), time.perf_counter() - begun

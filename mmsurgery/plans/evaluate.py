@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from mmsurgery.backbones.encoding import PICTURE_BYTES
 from mmsurgery.data.samples import Item
 from mmsurgery.errors import UsageError
-from mmsurgery.evaluate import fluency, official, open_answers, scoring
+from mmsurgery.evaluate import official, scoring
 from mmsurgery.evaluate.asked import Asked, what_is_asked
 from mmsurgery.evaluate.asking import NEW_TOKENS
 from mmsurgery.evaluate.protocols import LIKELIHOOD, OPEN, Protocol
@@ -17,12 +17,10 @@ from mmsurgery.evaluate.remembered import FEATURE_BYTES
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.lengths import LOOKED_AT, lengths, spread
 from mmsurgery.plans.plan import Passes, Plan, free_below
-from mmsurgery.plans.probe import probed
+from mmsurgery.plans.probe import no_room, predicted
 from mmsurgery.plans.sizes import Rows, Sizes
+from mmsurgery.plans.times.watch import now
 from mmsurgery.workspace import SILENT, Progress, Workspace
-
-if TYPE_CHECKING:
-    from mmsurgery.backbones.loading import Loaded
 
 LINE = 500
 """Bytes of an item in the files of a model's scores."""
@@ -56,6 +54,7 @@ def plan_eval(
     """
     if subset is not None and subset < 1:
         raise UsageError(f"a subset of {subset} items is impossible", "use 1 or more")
+    begun = now()
     names = list(models or ["vanilla", *(name for name in workspace.models() if name not in ("vanilla", "base"))])
     asked = what_is_asked(workspace, Protocol(protocol, shots, demonstrations), request, subset, progress)
     found, notes = dict(map(workspace.find_model, names)), []
@@ -71,7 +70,8 @@ def plan_eval(
         name, folder = workspace.find_model(names[0])
         size = Sizes.of(name, folder).size
         return _plan(workspace, asked, size, counts, notes=(*notes, "no time: there is nothing to score"))
-    folder = found[largest.name]
+    folder, ready = found[largest.name], now() - begun
+    seconds, how = _time(workspace, asked, found, every, largest, judge, ready)
     processor = largest.family.load_processor(folder)
     items = [item for each in asked.columns.values() for item in each]
     rows = {item.column: 0 for item in items}
@@ -85,9 +85,6 @@ def plan_eval(
         terms.PICTURES: _pictures(largest, processor, items),
         terms.SAMPLES: sum({item.image_sha256: len(item.image_bytes or b"") for item in items}.values()),
     }
-    run = functools.partial(_run, asked)
-    speeds, how = probed(largest, folder, asked.columns, run, threads=workspace.threads)
-    seconds = None if speeds is None else len(every) * sum(speeds[column] * n for column, n in counts.items())
     if protocol == LIKELIHOOD:
         notes.append("a forward pass is an option's row; what rows share is run once")
     else:
@@ -119,6 +116,33 @@ def _plan(
         seconds=seconds,
         notes=notes,
     )
+
+
+def _time(
+    workspace: Workspace,
+    asked: Asked,
+    found: Mapping[str, Path],
+    every: Sequence[Sizes],
+    largest: Sizes,
+    judge: Path | None,
+    ready: float,
+) -> tuple[float | None, str]:
+    """Seconds, and what they are made of, or why there are none."""
+    if why := no_room(largest.loaded):
+        return None, why
+    from mmsurgery.plans.times.evaluate import eval_time
+    from mmsurgery.plans.times.files import hashing
+
+    folder = found[largest.name]
+    others = [(sizes, found[sizes.name]) for sizes in every if sizes is not largest]
+    terms = eval_time(
+        folder,
+        asked,
+        models=len(every),
+        judge=judge is not None and judge not in found.values(),
+        threads=workspace.threads,
+    )
+    return predicted({"getting ready": ready, "hashing": hashing(others), **terms})
 
 
 def scoring_terms(
@@ -175,22 +199,3 @@ def _pictures(sizes: Sizes, processor: Any, items: Sequence[Item]) -> int:
     features = tokens * sizes.shapes[min(sizes.output)][1] * sizes.width
     encoded = lengths(sizes, processor, first).encoded
     return min(PICTURE_BYTES, encoded * different) + min(FEATURE_BYTES, features * different)
-
-
-def _run(asked: Asked, loaded: Loaded, items: Sequence[Item]) -> None:
-    """Score items in the protocol's way."""
-    if asked.protocol.name == LIKELIHOOD:
-        import torch
-
-        from mmsurgery.evaluate import prefix
-
-        with torch.no_grad():
-            choices = [prefix.encode(loaded, scoring.option_samples(item), {}) for item in items]
-            list(prefix.score(loaded, choices, budget=scoring.BUDGET, cache={}))
-        return
-    if asked.protocol.name == OPEN:
-        written = open_answers.write(loaded, items, cache={})
-        fluency.median_probabilities(loaded, items, [each.text for each in written], cache={})
-        return
-    shown = asked.demonstrations.items.get(items[0].column, ())
-    list(official.answers(loaded, items, asked.asking, demonstrations=shown, cache={}))

@@ -68,7 +68,10 @@ class Plan:
     disk_free: int
     """Bytes that are free where it would be written."""
     seconds: float | None
-    """Measured on this machine and scaled up; None where that was not possible, see `notes`."""
+    """Wall time of the command on this machine, from where the interpreter and torch are imported to its end: getting
+    ready, libraries that are loaded on the way, the model, every unit, snapshots, writing and checking. Scaled up from
+    a few units that were run; as if nothing of it was there or interrupted. None where that was not possible, see
+    `notes`, which also say what it is made of."""
     notes: tuple[str, ...]
     layouts: Mapping[str, int] = field(default_factory=dict)
     """Layout in words (see `memory.Layout`) -> bytes at the fullest moment, state that lies elsewhere left out; of

@@ -1,27 +1,16 @@
-"""Time of a pass on this machine, measured on two samples where the model is small enough."""
+"""Whether there is room to run a few units of a verb for their time; and what a time is made of, in words."""
 
 from __future__ import annotations
 
+import gc
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from mmsurgery.data.samples import Sample
-from mmsurgery.plans.sizes import Sizes
-
-if TYPE_CHECKING:
-    import torch
-
-    from mmsurgery.backbones.loading import Loaded
-
-PROBED = 2
-"""Samples of a probe."""
 SHARE = 3
-"""A model is loaded for a probe if its weights are at most this part of the free memory."""
-
-Pass = Callable[["Loaded", Sequence[Any]], Any]
+"""A model is loaded for its time if its weights are at most this part of the free memory."""
+LISTED = 0.05
+"""Seconds of what is named."""
 
 
 def free_memory() -> int:
@@ -40,57 +29,33 @@ def free_memory() -> int:
         return 0
 
 
-def probed(
-    sizes: Sizes,
-    folder: Path,
-    samples: Mapping[str, Sequence[Any]],
-    run: Pass,
-    *,
-    threads: int,
-    dtype: torch.dtype | None = None,
-) -> tuple[dict[str, float] | None, str]:
-    """Seconds a sample, by part, and what is to be said of it; None where the model is too large.
+def no_room(weights: int, peak: int = 0) -> str | None:
+    """Why a model is not loaded for its time; None if it can be.
 
     Args:
-        samples: part -> its samples, two of which are run, once to warm up and once for the time.
-        run: what is timed.
-        dtype: that the model is loaded in; its own where None.
+        weights: bytes, as they are loaded.
+        peak: bytes at the fullest moment of what is timed, where that is more than a pass.
     """
-    weights, free = sizes.loaded if dtype is None else sizes.count() * dtype.itemsize, free_memory()
+    free = free_memory()
     if weights * SHARE > free:
-        return None, (
+        return (
             f"no time: the weights take {weights / 1e9:.1f} GB, more than a third of the {free / 1e9:.1f} GB that are "
             "free, so no pass was timed"
         )
-    import torch
-
-    from mmsurgery.backbones.loading import load
-    from mmsurgery.saliency.parts import cpu_threads
-
-    loaded, found = load(folder, dtype), {}
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
-    with cpu_threads(threads):
-        for part, members in samples.items():
-            chosen = list(members[:PROBED])
-            run(loaded, chosen)
-            wait()
-            begun = time.perf_counter()
-            run(loaded, chosen)
-            wait()
-            found[part] = (time.perf_counter() - begun) / max(len(chosen), 1)
-    return found, f"time from {PROBED} samples of each kind, timed once on this machine"
+    if peak > free:
+        return f"no time: a step takes {peak / 1e9:.1f} GB, {free / 1e9:.1f} GB are free, so none was timed"
+    return None
 
 
-def _nothing() -> None:
-    """A CPU is done when it returns."""
+def predicted(terms: Mapping[str, float]) -> tuple[float, str]:
+    """A time, and what it is made of in words.
 
-
-def backward(loaded: Loaded, samples: Sequence[Sample]) -> None:
-    """One forward and backward pass, gradients of all weights; they are dropped."""
-    from mmsurgery.methods.step import Answers
-
-    batch = loaded.backbone.collate(loaded.processor, samples)
-    device = next(loaded.model.parameters()).device
-    answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()})
-    answers.nll().mean().backward()  # type: ignore[no-untyped-call]
-    loaded.model.zero_grad(set_to_none=True)
+    Args:
+        terms: what is done -> seconds.
+    """
+    gc.collect()  # models hang on their own hooks
+    listed = ", ".join(f"{what} {seconds:.1f}" for what, seconds in terms.items() if seconds >= LISTED)
+    return sum(terms.values()), (
+        f"time, in s, from a few units that were run on this machine: {listed or 'next to nothing'}; without the start "
+        "of the interpreter and torch; files are taken to be written as fast as temporary ones"
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmsurgery.artifacts.saliency_map import FILE_BYTES
 from mmsurgery.artifacts.snapshots import GENERATIONS
@@ -17,15 +17,13 @@ from mmsurgery.memory import Layout, gigabytes, layouts, within
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.lengths import Lengths, lengths
 from mmsurgery.plans.plan import Passes, Plan, free_below, fullest
-from mmsurgery.plans.probe import probed
+from mmsurgery.plans.probe import no_room, predicted
 from mmsurgery.plans.sizes import FLOAT32, Sizes
+from mmsurgery.plans.times.watch import now
 from mmsurgery.saliency.blocks import block_rows
 from mmsurgery.saliency.parts import STORES, named_parts
 from mmsurgery.saliency.shards import Shard
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress, Workspace
-
-if TYPE_CHECKING:
-    from mmsurgery.backbones.loading import Loaded
 
 
 def plan_saliency(
@@ -53,7 +51,9 @@ def plan_saliency(
         as `measure_parts`, as far as names, numbers, model and data are concerned.
         MachineFault: if no layout is within the budget.
     """
+    begun = now()
     known = _Known.of(workspace, names, estimator, batch_size, shard, force, model, store, device)
+    ready = now() - begun
     layout = (layout or Layout()) if memory is None else known.within(memory)
     sizes, samples, notes = known.sizes, known.samples, [*known.notes]
     found, said = fullest(known.moments(layout))
@@ -65,9 +65,7 @@ def plan_saliency(
     count = sum(map(len, samples.values()))
     seconds, how = None, "no time: there is nothing to measure"
     if samples:
-        folder = workspace.existing_model(model)
-        speeds, how = probed(sizes, folder, samples, _run(estimator), threads=workspace.threads)
-        seconds = None if speeds is None else sum(speeds[part] * len(members) for part, members in samples.items())
+        seconds, how = known.time(workspace, model, layout, ready)
     one = FLOAT32 * sizes.count()
     stored = one if store == "float32" or shard is not None else one // 2
     disk = {"maps": stored * len(samples), "snapshots": one * (GENERATIONS + 1)} if samples else {}
@@ -166,6 +164,26 @@ class _Known:
             notes=notes,
         )
 
+    def time(self, workspace: Workspace, model: str, layout: Layout, ready: float) -> tuple[float | None, str]:
+        """Seconds, and what they are made of, or why there are none."""
+        if why := no_room(self.sizes.loaded):
+            return None, why
+        if not any(self.samples.values()):
+            return None, "no time: there is nothing to measure"
+        from mmsurgery.plans.times.saliency import saliency_time
+
+        found = saliency_time(
+            workspace.existing_model(model),
+            {part: members for part, members in self.samples.items() if members},
+            {part: self._sums(each) for part, each in self.lengths.items()},
+            estimator=self.estimator,
+            batch_size=self.batch_size,
+            store=self.store,
+            layout=layout,
+            threads=workspace.threads,
+        )
+        return predicted({"getting ready": ready, **found})
+
     def within(self, budget: int) -> Layout:
         """The fastest layout within a budget, in bytes; raises as `memory.within`."""
         return within(budget, layouts(self.device), self.peak)
@@ -241,12 +259,3 @@ class _Known:
                 terms.SAMPLES: each.files,
             }
         return moments or {"nothing is done": {}}
-
-
-def _run(estimator: str) -> Callable[[Loaded, Sequence[Sample]], None]:
-    def run(loaded: Loaded, samples: Sequence[Sample]) -> None:
-        from mmsurgery.saliency.measure import measure_saliency
-
-        measure_saliency(loaded, samples, estimator=estimator, batch_size=len(samples))
-
-    return run

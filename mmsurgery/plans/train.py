@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from mmsurgery.artifacts.snapshots import GENERATIONS
-from mmsurgery.data.samples import Sample
 from mmsurgery.errors import UsageError, unknown
 from mmsurgery.memory import gigabytes
 from mmsurgery.names import Selector
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.lengths import Lengths, lengths
 from mmsurgery.plans.plan import Passes, Plan, free_below, fullest
-from mmsurgery.plans.probe import backward, probed
+from mmsurgery.plans.probe import no_room, predicted
 from mmsurgery.plans.sizes import BF16, FLOAT32, Sizes
+from mmsurgery.plans.times.watch import now
 from mmsurgery.plans.trained import ADAMW
 from mmsurgery.recipes import Recipe
 from mmsurgery.training import TRAINABLE, tuning_of
 from mmsurgery.unlearn.lora import LoRA
-from mmsurgery.unlearn.tuning import START
+from mmsurgery.unlearn.tuning import START, Tuning
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 
@@ -38,8 +37,10 @@ def plan_train(
         raise UsageError(
             "portraits' models are too small for a plan: some MB, a minute", f"run mmsurgery train {which}"
         )
+    begun = now()
     tuning = tuning_of(workspace, which, recipe, progress)
     tuning.check()
+    ready = now() - begun
     numbers, folder = tuning.recipe, tuning.files.path
     sizes = Sizes.of(START, folder)
     processor = sizes.family.load_processor(folder)
@@ -49,7 +50,7 @@ def plan_train(
     moved = _moved(numbers, sizes, names)
     snapshot = FLOAT32 * (1 + ADAMW) * moved
     count = numbers.epochs * sum(map(len, tuning.parts.values()))
-    seconds, how = _time(sizes, tuning.parts, numbers, workspace, folder)
+    seconds, how = _time(tuning, sizes, names, sum(memory.values()), snapshot, ready)
     notes = []
     if tuning.folder.exists() and not force:
         notes.append(f"model '{which}' is there: nothing is done without --force")
@@ -128,12 +129,12 @@ def _moments(
 
 
 def _time(
-    sizes: Sizes, parts: Mapping[str, Sequence[Sample]], recipe: Recipe, workspace: Workspace, folder: Path
+    tuning: Tuning, sizes: Sizes, names: Sequence[str], peak: int, snapshot: int, ready: float
 ) -> tuple[float | None, str]:
-    import torch
+    """Seconds, and what they are made of, or why there are none."""
+    low = tuning.recipe.adapter == "lora" and tuning.recipe.precision == "bf16"
+    if why := no_room((BF16 if low else FLOAT32) * sizes.count(), peak):
+        return None, why
+    from mmsurgery.plans.times.train import train_time
 
-    speeds, how = probed(sizes, folder, parts, backward, threads=workspace.threads, dtype=torch.float32)
-    if speeds is None:
-        return None, how
-    seconds = recipe.epochs * sum(speeds[part] * len(samples) for part, samples in parts.items())
-    return seconds, f"{how}: float32 passes alone, without optimizer steps and recomputed activations"
+    return predicted({"getting ready": ready, **train_time(tuning, names, snapshot=snapshot)})

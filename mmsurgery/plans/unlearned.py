@@ -45,8 +45,10 @@ class Unlearned:
     asked: int
     """Forward passes of references."""
     said: Sequence[str]
-    scored: int
-    """Items scored along the run."""
+    items: Sequence[Item]
+    """That are scored along the run."""
+    scorings: int
+    """How often."""
     scoring: Mapping[str, int]
 
     @classmethod
@@ -102,9 +104,15 @@ class Unlearned:
             before=before,
             asked=asked,
             said=said,
-            scored=len(items) * (2 + (len(steps) - 1) // request.eval_every) if items else 0,
+            items=items,
+            scorings=2 + (len(steps) - 1) // request.eval_every if items else 0,
             scoring=scoring_terms(sizes, processor, items, trained.width) if items else {},
         )
+
+    @property
+    def scored(self) -> int:
+        """Items scored along the run, each as often as it is."""
+        return len(self.items) * self.scorings
 
     @property
     def seen(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 import shutil
@@ -17,7 +18,8 @@ from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.names import Selector
-from mmsurgery.settings import RecipeSettings, Settings
+from mmsurgery.saliency import parts
+from mmsurgery.settings import BenchmarkSettings, ModelSettings, RecipeSettings, Settings
 from mmsurgery.workspace import Workspace
 
 _WORDS = "What is the city of this person ? The lisbon oslo soup rice . food"
@@ -80,7 +82,6 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ws(tmp_path: Path, micro: Path, make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace with models `vanilla` and `reference`, and a mask `default` of half of lm and connector."""
     from mmsurgery.evaluate import asked
-    from mmsurgery.saliency import parts
     from mmsurgery.unlearn import apply as applying
     from mmsurgery.unlearn import request
 
@@ -93,6 +94,30 @@ def ws(tmp_path: Path, micro: Path, make_sample: Callable[..., Sample], monkeypa
         shutil.copytree(micro, workspace.model_dir(name))
     half_mask(micro).write(workspace.mask_path("default"))
     return workspace
+
+
+@pytest.fixture
+def trainable(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The workspace as one of a benchmark of its own, its model `vanilla` the base."""
+    monkeypatch.setattr("mmsurgery.training.benchmark", parts.benchmark)
+    settings = dataclasses.replace(
+        ws.settings,
+        benchmark=BenchmarkSettings(name="tiny"),
+        models=ModelSettings(base=str(ws.model_dir("vanilla"))),
+    )
+    return Workspace(ws.root, settings)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[[str], str]:
+    """Makes a recipe file: two epochs in batches of two, and what else it is to say."""
+
+    def make(text: str) -> str:
+        file = tmp_path / "mine.toml"
+        file.write_text(f'epochs = 2\nbatch_size = 2\nlearning_rate = 1e-3\nsource = "a test"\n{text}')
+        return str(file)
+
+    return make
 
 
 def half_mask(folder: Path) -> Mask:
@@ -111,6 +136,12 @@ def half_mask(folder: Path) -> Mask:
     return Mask(
         rule="random", beta=None, estimator=None, mixture=None, modules="lm,connector", parameters=parameters, base=base
     )
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans run nothing for their time: what they leave in memory would be counted, too."""
+    monkeypatch.setattr("mmsurgery.plans.probe.free_memory", lambda: 0)
 
 
 class Census:

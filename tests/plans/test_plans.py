@@ -66,7 +66,7 @@ def test_weights_of_a_third_of_the_free_memory_are_loaded(ws: Workspace, monkeyp
         assert (plan_saliency(ws, "retain_qa").seconds is not None) is timed
 
 
-def test_passes_of_saliency(ws: Workspace) -> None:
+def test_passes_of_saliency(ws: Workspace, untimed: None) -> None:
     plan = plan_saliency(ws, "forget_vqa,retain_qa")
     assert plan.samples == {"forget_vqa": 6, "retain_qa": 6}
     assert (plan.passes.forward, plan.passes.backward) == (12, 12)
@@ -78,7 +78,7 @@ def test_passes_of_saliency(ws: Workspace) -> None:
     assert pictured - text >= 6 * 16  # a picture is 16 tokens
 
 
-def test_passes_of_apply(ws: Workspace) -> None:
+def test_passes_of_apply(ws: Workspace, untimed: None) -> None:
     joint = plan_apply(ws, "ga_diff", epochs=3)
     assert (joint.passes.forward, joint.passes.backward) == (36, 36)
     referenced = plan_apply(ws, "npo", epochs=3)
@@ -87,7 +87,7 @@ def test_passes_of_apply(ws: Workspace) -> None:
     assert plan_apply(ws, "npo", eval_every=2).passes.forward == 6 + 6 + 3 * 4
 
 
-def test_passes_of_eval_are_rows_of_different_options(ws: Workspace) -> None:
+def test_passes_of_eval_are_rows_of_different_options(ws: Workspace, untimed: None) -> None:
     plan = plan_eval(ws, ["vanilla", "reference"])
     assert plan.samples == {"forget_vqa": 4}
     assert plan.passes.forward == 2 * 4 * 2  # two of the three options read the same
@@ -128,7 +128,7 @@ def halve(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
 
 
-def test_disk_has_the_snapshots_in_it(ws: Workspace) -> None:
+def test_disk_has_the_snapshots_in_it(ws: Workspace, untimed: None) -> None:
     weights = Sizes.of("vanilla", ws.model_dir("vanilla")).count()
     assert plan_saliency(ws, "forget_vqa,retain_qa").disk == {"maps": 8 * weights, "snapshots": 12 * weights}
     assert plan_saliency(ws, "forget_vqa", store="bfloat16").disk["maps"] == 2 * weights

@@ -39,7 +39,9 @@ def allocated(run: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("estimator", ["sample", "batch", "dataset"])
-def test_every_layout_takes_what_is_planned(ws: Workspace, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_layout_takes_what_is_planned(
+    ws: Workspace, untimed: None, estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a part is measured, in two batches: the second one finds all sums."""
     monkeypatch.setattr("mmsurgery.plans.saliency.FILE_BYTES", 0)
     monkeypatch.setattr("mmsurgery.saliency.uses.SMALL", 0)  # as with tensors of large models

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,49 +11,35 @@ from mmsurgery.errors import UsageError
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans import plan_train
 from mmsurgery.plans.sizes import Sizes
-from mmsurgery.saliency import parts
-from mmsurgery.settings import BenchmarkSettings, ModelSettings
 from mmsurgery.training import train
 from mmsurgery.workspace import Workspace
 
-RECIPE = 'epochs = 2\nbatch_size = 2\nlearning_rate = 1e-3\nsource = "a test"\n'
 FULL = 'adapter = "full"\n'
 LORA = "rank = 8\nalpha = 8.0\n"
 BF16 = 'precision = "bf16"\n'
 
 
-@pytest.fixture
-def trainable(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """The workspace as one of a benchmark of its own, its model `vanilla` the base."""
-    monkeypatch.setattr("mmsurgery.training.benchmark", parts.benchmark)
-    settings = dataclasses.replace(
-        ws.settings,
-        benchmark=BenchmarkSettings(name="tiny"),
-        models=ModelSettings(base=str(ws.model_dir("vanilla"))),
-    )
-    return Workspace(ws.root, settings)
-
-
-def recipe(tmp_path: Path, text: str) -> str:
-    file = tmp_path / "mine.toml"
-    file.write_text(RECIPE + text)
-    return str(file)
-
-
 @pytest.mark.parametrize("text", [FULL, FULL + BF16, FULL + 'modules = "lm"\n', LORA, LORA + BF16])
-def test_memory(trainable: Workspace, census: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_memory(
+    trainable: Workspace,
+    untimed: None,
+    census: Any,
+    recipe: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+) -> None:
     monkeypatch.setattr(Sizes, "kept", lambda *arguments, **options: 0)
-    plan = plan_train(trainable, "gold", recipe=recipe(tmp_path, text))
-    train(trainable, "gold", recipe=recipe(tmp_path, text), progress=census)
+    plan = plan_train(trainable, "gold", recipe=recipe(text))
+    train(trainable, "gold", recipe=recipe(text), progress=census)
     said = sum(size for term, size in plan.memory.items() if term != terms.SAMPLES)
     assert said == pytest.approx(census.most, rel=0.15), plan.memory
 
 
-def test_passes(trainable: Workspace, tmp_path: Path) -> None:
-    kept = plan_train(trainable, "gold", recipe=recipe(tmp_path, LORA))
+def test_passes(trainable: Workspace, recipe: Callable[[str], str]) -> None:
+    kept = plan_train(trainable, "gold", recipe=recipe(LORA))
     assert kept.samples == {"retain_vqa": 6, "retain_qa": 6}
     assert (kept.passes.forward, kept.passes.backward) == (24, 24)
-    again = plan_train(trainable, "gold", recipe=recipe(tmp_path, LORA + "checkpointing = true\n"))
+    again = plan_train(trainable, "gold", recipe=recipe(LORA + "checkpointing = true\n"))
     assert (again.passes.forward, again.passes.backward) == (48, 24)
     assert not (trainable.root / "models" / "gold").exists()
 
