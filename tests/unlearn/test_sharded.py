@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from mmsurgery.api import open_workspace
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
-from mmsurgery.artifacts.mask import Mask
+from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import load
@@ -23,6 +24,7 @@ from mmsurgery.errors import UnusableData, UsageError
 from mmsurgery.memory import Layout
 from mmsurgery.methods.ga_diff import GADiff
 from mmsurgery.methods.mmunlearner import MMUnlearner
+from mmsurgery.names import Address
 from mmsurgery.ranks import Ranks
 from mmsurgery.start import initialise
 from mmsurgery.unlearn import sharded
@@ -220,6 +222,7 @@ def test_killed_and_started_again_ends_with_the_same_bytes(places: dict[str, Pla
     ]
     again = launched(APPLY, "stop", llava.command("killed", KILLED), llava.command("stopped", "ga"))
     assert "going on after step 2" in again[0].err
+    assert "going on after step 3" not in again[0].err
     whole, resumed = (read_record(models / name) for name in ("whole", "killed"))
     assert resumed["model_sha256"] == whole["model_sha256"]
     assert resumed["losses"] == whole["losses"]
@@ -279,6 +282,23 @@ def test_shares_make_up_the_batch(size: int, count: int) -> None:
     assert sum(share.weight for share in shares) == pytest.approx(1)
     assert tuple(place for share in shares if share.weight for place in share.places) == batch
     assert all(share.places for share in shares)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (1, 7), (4,), (7, 3, 3)])
+@pytest.mark.parametrize("count", range(2, 5))
+def test_the_mask_is_cut_up_as_the_weights_are(shape: tuple[int, ...], count: int) -> None:
+    """As torch cuts them, also where rows begin within a byte, and where a rank has none."""
+    chosen = np.random.default_rng(0).random(shape) < 0.5
+    address = Address("lm", 0, "w")
+    parts = {"w": MaskParameter(shape, address, pack(chosen))}
+    mask = Mask(rule="random", beta=None, estimator=None, mixture=None, modules="lm", parameters=parts, base={})
+    weight = torch.from_numpy(chosen)
+    for rank in range(count):
+        shards = object.__new__(sharded.Shards)
+        shards.ranks, shards.cut = Ranks(rank, count, rank), {"w": weight}
+        expected = (*weight.chunk(count), *[weight[:0]] * count)[rank]
+        assert torch.equal(weight[shards.rows("w")], expected)
+        assert shards.bits(mask, "w").tolist() == pack(expected.numpy()).tolist()
 
 
 class Own(GADiff):
