@@ -159,8 +159,10 @@ def _processor() -> str:
 def _experiment(results: Mapping[str, Any], folder: Path, pictures: Path) -> Iterator[str]:
     yield f"## {results['title']}"
     yield ""
-    yield f"*{results['question']}* `mmsurgery experiment {results['name']}`"
+    tune = " --tune" if results.get("tuned") else ""
+    yield f"*{results['question']}* `mmsurgery experiment {results['name']}{tune}`"
     yield ""
+    yield from _rates(results)
     for panel, sentences in results["findings"].items():
         yield from (f"- **{panel}**: {sentence}" for sentence in sentences)
     yield ""
@@ -181,6 +183,30 @@ def _experiment(results: Mapping[str, Any], folder: Path, pictures: Path) -> Ite
         text = f"### {text[3:]}" if text.startswith("## ") else text
         yield text.strip() if open_ else f"<details><summary>More tables</summary>\n\n{text.strip()}\n\n</details>"
         yield ""
+
+
+def _rates(results: Mapping[str, Any]) -> Iterator[str]:
+    """What was tried before the learning rates were chosen."""
+    if not results.get("tuned"):
+        return
+    labels = {row["key"]: row["label"] for row in results["rows"]}
+    yield "| | utility at matched forgetting, by learning rate | chosen | on |"
+    yield "|---|---|---:|---|"
+    for panel, rows in results["tuned"].items():
+        for key, found in rows.items():
+            tried = "; ".join(
+                f"{each['learning_rate']:g}: "
+                + (f"{100 * each['utility']:.1f}" if each["utility"] is not None else "-")
+                + f" ({each['reached']} of {each['levels']} got there)"
+                for each in found["tried"]
+            )
+            yield f"| {panel}: {labels[key]} | {tried} | {found['learning_rate']:g} | {found['on']} |"
+    yield ""
+    yield (
+        "Taken is the rate with which most runs get to matched forgetting, then the highest utility there; these "
+        "models judge nothing below. A rate so low that forgetting takes more than 3 budgets cannot be taken."
+    )
+    yield ""
 
 
 def _is_first(title: str) -> bool:
