@@ -88,7 +88,7 @@ def diff(
     path = workspace.diff_path(old_name, new_name)
     family = backbone(model_config(old)["model_type"])
     first, second = (CheckpointFiles(folder, family.canonical) for folder in (old, new))
-    mask_name, mask = _mask(workspace, new)
+    mask_name, mask = mask_of(workspace, new)
     n = top if top is not None else mask.selected if mask is not None and mask.selected else TOP
     origin = provenance(
         "diff",
@@ -139,7 +139,7 @@ def read_diff(path: Path) -> dict[str, Any]:
     return record
 
 
-def _mask(workspace: Workspace, model: Path) -> tuple[str | None, Mask | None]:
+def mask_of(workspace: Workspace, model: Path) -> tuple[str | None, Mask | None]:
     """The mask a model was made with, else `masks/default`, else none."""
     made_with, record = None, None
     if (model / RUN_FILE).exists():

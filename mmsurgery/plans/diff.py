@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.diff import stream
 from mmsurgery.diff.difference import LISTED, TOP
-from mmsurgery.diff.run import _mask as mask_of
+from mmsurgery.diff.run import mask_of as mask_of
 from mmsurgery.errors import UsageError
 from mmsurgery.memory import gigabytes
 from mmsurgery.plans import plan as terms

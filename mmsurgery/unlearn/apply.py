@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles
-from mmsurgery.artifacts.mask import SCORED_TEXT, pack
-from mmsurgery.artifacts.snapshots import Snapshots
+from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.backbones.loading import device_name
-from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InternalError, Mismatch, UnusableData
-from mmsurgery.memory import Layout, Store
+from mmsurgery.memory import Layout
 from mmsurgery.provenance import differences
 from mmsurgery.ranks import Ranks
 from mmsurgery.unlearn.deletions import digest_of, people_of, write_request
@@ -30,20 +26,13 @@ from mmsurgery.unlearn.record import read_record
 from mmsurgery.unlearn.request import Request, Run, gather
 from mmsurgery.unlearn.resume import History
 from mmsurgery.unlearn.save import check_space, commit
-from mmsurgery.unlearn.shares import Share
+from mmsurgery.unlearn.train_run import train_run
 from mmsurgery.unlearn.trained_models import check_trained
 from mmsurgery.unlearn.verify import Moved
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 if TYPE_CHECKING:
-    import torch
-
-    from mmsurgery.backbones.loading import Loaded
-    from mmsurgery.methods.step import References
-    from mmsurgery.unlearn.loop import Evaluation
-    from mmsurgery.unlearn.masked import Update
     from mmsurgery.unlearn.save import Trained
-    from mmsurgery.unlearn.sharded import Shards
 
 
 @dataclass(frozen=True)
@@ -195,7 +184,7 @@ def _make(run: Run, ranks: Ranks, layout: Layout, force: bool, progress: Progres
         write_request(run.workspace, people_of(run.forget))
     snapshots = snapshots_of(folder, origin["key"], ranks, progress)
     with deterministic(request.recipe.threads), _running(ranks):
-        trained, history, shards = _train(run, plan, ranks, layout, snapshots, progress)
+        trained, history, shards = train_run(run, plan, ranks, layout, snapshots, progress)
         made = None
         if ranks.first:
             made = _commit(run, trained, _record(run, plan, layout, history, origin), force, progress)
@@ -293,158 +282,6 @@ def _say(run: Run, steps: int, progress: Progress) -> None:
             progress.note("scope all: under LoRA the mask acts on the weights in every step")
         weights, parameters = unreached(run.mask, run.targets)
         progress.note(f"{weights:,} weights that the mask selects, in {parameters} parameters, are beyond LoRA")
-
-
-def _train(
-    run: Run, plan: list[StepPlan], ranks: Ranks, layout: Layout, snapshots: Snapshots, progress: Progress
-) -> tuple[dict[str, Trained], History, Shards | None]:
-    """What was trained by name, what the run went through, and what this one of several ranks holds."""
-    from mmsurgery.backbones.checkpointing import activations_checkpointed
-    from mmsurgery.unlearn.loop import Optimisation, train
-    from mmsurgery.unlearn.objective import Unlearning
-
-    request, recipe = run.request, run.request.recipe
-    loaded, shards = _load(run, run.files.path, ranks)
-    before = _bit_sums(loaded, shards)
-    references = _references(run, loaded, plan, ranks, progress)
-    store = Store(layout.state, run.workspace.path("models"))
-    update = _update(run, loaded, shards, store)
-    step = Unlearning(
-        loaded,
-        request.method,
-        update,
-        run.forget,
-        run.retain,
-        plan,
-        references,
-        request.forget_weight,
-        witness=None if request.strict else run.mask,
-        ranks=ranks,
-    )
-
-    def accumulate(number: int) -> dict[str, float]:
-        with activations_checkpointed(loaded.model) if layout.checkpointing else contextlib.nullcontext():
-            return step(number)
-
-    history = train(
-        update,
-        accumulate,
-        steps=len(plan),
-        optimisation=Optimisation(
-            learning_rate=lambda _: recipe.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
-        ),
-        store=store,
-        snapshots=snapshots,
-        evaluation=_evaluation(run, loaded, shards) if request.eval_every else None,
-        batch_ids=step.ids,
-        ranks=ranks,
-        what=f"unlearning {request.name}",
-        progress=progress,
-    )
-    trained = update.trained()
-    after = _bit_sums(loaded, shards)
-    drifted = sorted(name for name, bits in before.items() if name not in trained and after.get(name) != bits)
-    if drifted:
-        raise InternalError(f"{drifted[0]} is frozen and moved in memory: what was trained is not what is saved")
-    return trained, history, shards
-
-
-def _load(run: Run, folder: Path, ranks: Ranks) -> tuple[Loaded, Shards | None]:
-    """A model in what the run computes in, and of several ranks what this one holds of it."""
-    import torch
-
-    from mmsurgery.backbones.loading import load
-
-    if ranks.count > 1:
-        from mmsurgery.unlearn.sharded import load_shards
-
-        return load_shards(folder, ranks, low=run.request.low)
-    return load(folder, torch.bfloat16 if run.request.low else torch.float32), None
-
-
-def _bit_sums(loaded: Loaded, shards: Shards | None) -> dict[str, int]:
-    from mmsurgery.backbones.loading import bit_sums
-
-    return bit_sums(loaded.model) if shards is None else shards.bit_sums()
-
-
-def _update(run: Run, loaded: Loaded, shards: Shards | None, store: Store) -> Update:
-    request = run.request
-    if shards is not None:
-        from mmsurgery.unlearn.sharded import ShardedUpdate
-
-        return ShardedUpdate(shards, run.mask, strict=request.strict)
-    if request.lora is not None:
-        from mmsurgery.unlearn.adapters import LowRankUpdate
-
-        return LowRankUpdate(loaded.model, request.lora, run.targets, run.mask, seed=request.recipe.seed)
-    from mmsurgery.unlearn.masked import MaskedUpdate
-
-    return MaskedUpdate(
-        loaded.model, run.mask, strict=request.strict, stored=_stored(run) if request.low else None, store=store
-    )
-
-
-def _stored(run: Run) -> Callable[[str], torch.Tensor]:
-    """Name -> the start's weight as its checkpoint has it, float32, in main memory."""
-    import torch
-
-    return lambda name: torch.tensor(run.files.float32(name))
-
-
-def _references(run: Run, loaded: Loaded, plan: list[StepPlan], ranks: Ranks, progress: Progress) -> References:
-    """Outputs of the reference models for the planned samples, of several ranks for its own; a model that is not the
-    start's is loaded for it."""
-    from mmsurgery.methods.step import References
-    from mmsurgery.unlearn.references import CACHE, distribution_bytes, forget_logprob, retain_distribution
-
-    def model(name: str) -> Loaded:
-        folder = run.workspace.existing_model(name)
-        return loaded if folder == run.files.path else _load(run, folder, ranks)[0]
-
-    size = run.request.recipe.batch_size
-    forgotten: dict[int, torch.Tensor] = {}
-    if run.request.takes_reference:
-        places = [place for step in plan for place in Share.of(step.forget, ranks).places]
-        reference = model(run.request.reference)
-        forgotten = forget_logprob(reference, run.forget, places, batch_size=size, ranks=ranks, progress=progress)
-    if not run.request.needs_vanilla:
-        return References(forgotten)
-    places = [place for step in plan for place in step.retain]
-    vanilla = run.workspace.existing_model("vanilla")
-    if (needed := distribution_bytes(loaded, run.retain, places) // ranks.count) > CACHE:
-        progress.note(
-            f"the vanilla model's outputs would take {needed / 2**30:.1f} GiB: "
-            "it stays in memory beside the trained one, and computes them step by step"
-        )
-        return References(forgotten, twin=_load(run, vanilla, ranks)[0].model)
-    progress.note(f"the vanilla model's outputs are kept in memory: {needed / 2**20:.1f} MiB")
-    places = [place for step in plan for place in Share.of(step.retain, ranks).places]
-    kept = retain_distribution(model("vanilla"), run.retain, places, batch_size=size, ranks=ranks, progress=progress)
-    return References(forgotten, kept)
-
-
-def _evaluation(run: Run, loaded: Loaded, shards: Shards | None) -> Evaluation:
-    """Accuracy of every column that has items, by likelihood, along the run; and which items were right."""
-    from mmsurgery.evaluate.scoring import score
-    from mmsurgery.unlearn.loop import Evaluation
-
-    source, reader = source_of(run.workspace), benchmark(run.workspace.settings.benchmark.name)
-    items = {column: found for column in reader.columns(source) if (found := reader.items(source, column))}
-    cache: dict[Any, Any] = {}
-
-    asked = [item for found in items.values() for item in found]
-
-    def columns() -> dict[str, Any]:
-        with contextlib.nullcontext() if shards is None else shards.put_together():
-            scored = iter(score(loaded, asked, cache=cache))  # all at once: columns share pictures
-        right = {column: np.array([next(scored).correct for _ in found]) for column, found in items.items()}
-        return {
-            "columns": {column: float(each.mean()) for column, each in right.items()},
-            "correct": {column: pack(each).tobytes().hex() for column, each in right.items()},
-        }
-
-    return Evaluation(every=run.request.eval_every, score=columns)
 
 
 def _done(run: Run, plan: list[StepPlan], history: History) -> dict[str, int]:

@@ -199,7 +199,7 @@ class Tuning:
     def _train(self, snapshots: TrainingSnapshots, progress: Progress) -> tuple[dict[str, Trained], dict[str, Any]]:
         """What was trained by canonical name, and what the run's record says of the training."""
         recipe, loaded = self.recipe, self._load()
-        update, trained = self._update(loaded)
+        update, trained = self.update(loaded)
         if recipe.checkpointing:
             checkpoint_activations(loaded.model)
         rates = {"linear": Linear, "constant": Constant}[recipe.schedule]
@@ -251,7 +251,7 @@ class Tuning:
         bf16 = self.recipe.adapter == "lora" and self.recipe.precision == "bf16"
         return load(self.files.path, torch.bfloat16 if bf16 else torch.float32)
 
-    def _update(self, loaded: Loaded) -> tuple[Update, Callable[[], dict[str, Trained]]]:
+    def update(self, loaded: Loaded) -> tuple[Update, Callable[[], dict[str, Trained]]]:
         """What is trained of the model, and what gives what is to be saved once it is."""
         recipe, names = self.recipe, self._trained_names()
         if recipe.adapter == "lora":

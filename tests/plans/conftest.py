@@ -82,8 +82,8 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ws(tmp_path: Path, micro: Path, make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace with models `vanilla` and `reference`, and a mask `default` of half of lm and connector."""
     from mmsurgery.evaluate import asked
-    from mmsurgery.unlearn import apply as applying
     from mmsurgery.unlearn import request
+    from mmsurgery.unlearn import train_run as applying
 
     found = Benchmark(make_sample)
     rooms = ("mmsurgery.plans.unlearned", "mmsurgery.plans.saliency")

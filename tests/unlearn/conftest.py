@@ -14,8 +14,8 @@ from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.names import Selector
 from mmsurgery.settings import RecipeSettings, Settings
-from mmsurgery.unlearn import apply as applying
 from mmsurgery.unlearn import request
+from mmsurgery.unlearn import train_run as applying
 from mmsurgery.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -81,7 +81,7 @@ def test_layouts_are_no_part_of_what_a_run_is(ws: Workspace, kind: str) -> None:
 
 def test_checkpointing_is_on_in_passes_alone(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores need keys and values, which layers do not keep while they compute activations twice."""
-    from mmsurgery.unlearn import apply as applying
+    from mmsurgery.unlearn import train_run as applying
     from mmsurgery.unlearn.objective import Unlearning
 
     seen: dict[str, set[bool]] = {"pass": set(), "scores": set()}

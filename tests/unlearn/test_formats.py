@@ -33,8 +33,8 @@ from mmsurgery.portraits import shipped
 from mmsurgery.provenance import sha256_json
 from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.settings import Settings
-from mmsurgery.unlearn import apply as applying
 from mmsurgery.unlearn import request as requesting
+from mmsurgery.unlearn import train_run as applying
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.workspace import Workspace

@@ -15,14 +15,12 @@ from mmsurgery.plans.times.saliency import length
 from mmsurgery.plans.times.watch import BOX, LEAST, Watch, in_turn, now, watched
 from mmsurgery.unlearn.plan import StepPlan
 from mmsurgery.unlearn.request import Request, Run, gather
+from mmsurgery.unlearn.train_run import update_of
 from mmsurgery.workspace import SILENT, Workspace
 
 if TYPE_CHECKING:
-    import torch
-
     from mmsurgery.backbones.loading import Loaded
     from mmsurgery.methods.step import References
-    from mmsurgery.unlearn.masked import Update
 
 FEW = 3
 """Steps that reference outputs are computed for at least, whatever it takes."""
@@ -104,26 +102,9 @@ class _Training:
 
     def __post_init__(self) -> None:
         self.store = Store(self.layout.state)
-        self.update = self._update()
+        self.update = update_of(self.run, self.loaded, None, self.store)
         self.asked: dict[str, list[tuple[float, int]]] = {}
         """Set -> seconds and samples of each time that references were computed."""
-
-    def _update(self) -> Update:
-        """As `apply` makes it."""
-        request, model = self.run.request, self.loaded.model
-        if request.lora is not None:
-            from mmsurgery.unlearn.adapters import LowRankUpdate
-
-            return LowRankUpdate(model, request.lora, self.run.targets, self.run.mask, seed=request.recipe.seed)
-        from mmsurgery.unlearn.masked import MaskedUpdate
-
-        stored = self._stored if request.low else None
-        return MaskedUpdate(model, self.run.mask, strict=request.strict, stored=stored, store=self.store)
-
-    def _stored(self, name: str) -> torch.Tensor:
-        import torch
-
-        return torch.tensor(self.run.files.float32(name))
 
     def kinds(self) -> list[list[int]]:
         """Numbers of the steps: those with forget and retain samples, those with forget samples alone, and so on."""

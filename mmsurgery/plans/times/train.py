@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mmsurgery.plans.times.files import saving_model, snapshots
 from mmsurgery.plans.times.saliency import length
 from mmsurgery.plans.times.watch import BOX, LEAST, Watch, in_turn, now, watched
 from mmsurgery.unlearn.finetune import Constant, finetune
-from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.tuning import Tuning
 
 if TYPE_CHECKING:
-    from mmsurgery.backbones.loading import Loaded
-    from mmsurgery.unlearn.masked import Update
-    from mmsurgery.unlearn.save import Trained
+    pass
 
 MOST = 4 * LEAST
 """Steps that are run."""
@@ -57,7 +54,7 @@ def train_time(tuning: Tuning, names: Sequence[str], *, snapshot: int) -> dict[s
     with deterministic(tuning.threads):
         adapted = recipe.adapter == "lora"
         loaded = load(tuning.files.path, torch.bfloat16 if adapted and recipe.precision == "bf16" else torch.float32)
-        update, trained = _update(tuning, loaded, names)
+        update, trained = tuning.update(loaded)
         if recipe.checkpointing:
             checkpoint_activations(loaded.model)
         found["loading"] += now() - begun
@@ -83,17 +80,3 @@ def train_time(tuning: Tuning, names: Sequence[str], *, snapshot: int) -> dict[s
     size = sum(tuning.files.array(name).nbytes for name in tuning.files.names)
     found["steps"] += snapshots(found["steps"], snapshot, found["saving"] / max(size, 1))
     return found
-
-
-def _update(tuning: Tuning, loaded: Loaded, names: Sequence[str]) -> tuple[Update, Callable[[], Mapping[str, Trained]]]:
-    """What is trained of the model, and what gives what is saved of it: as `Tuning` makes them."""
-    from mmsurgery.unlearn.adapters import LowRankUpdate
-    from mmsurgery.unlearn.weights import MasterUpdate, WeightUpdate
-
-    recipe = tuning.recipe
-    if recipe.adapter == "lora":
-        lora = LoRA(rank=recipe.rank or 0, modules=recipe.modules)
-        adapters = LowRankUpdate(loaded.model, lora, names, None, seed=recipe.seed, alpha=recipe.alpha)
-        return adapters, adapters.merged_into
-    update = (MasterUpdate if recipe.precision == "bf16" else WeightUpdate)(loaded.model, names)
-    return update, update.trained
