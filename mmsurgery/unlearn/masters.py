@@ -9,6 +9,7 @@ beside the master, so that of all weights' gradients one is in memory at a time.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,13 @@ class Master:
         if made.device != weight.device:  # pinned once: to be given new memory in every step would take longer
             self._buffer = Store("host").zeros(chosen.shape, torch.float32, made.device)
         if weight.requires_grad:
-            weight.register_post_accumulate_grad_hook(self.take)  # type: ignore[no-untyped-call]
+            me = weakref.ref(self)  # a weight that holds its master would never leave memory, nor would the model
+
+            def taken(weight: torch.Tensor) -> None:
+                if (master := me()) is not None:
+                    master.take(weight)
+
+            weight.register_post_accumulate_grad_hook(taken)  # type: ignore[no-untyped-call]
 
     def take(self, weight: torch.Tensor) -> None:
         """Move the weight's gradient, which a backward pass has made, beside the master."""

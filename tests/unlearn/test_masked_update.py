@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -125,6 +127,21 @@ def test_scope_all_moves_numbers_of_the_selected_weights_alone(
         inside = torch.from_numpy(mask[name]) if name in update.trainable else torch.zeros_like(parameter).bool()
         moved = (stored[name] + 1.0).to(parameter.dtype)
         assert torch.equal(parameter.detach(), torch.where(inside, moved, weights[name]))
+
+
+def test_a_model_leaves_memory_with_what_was_trained_of_it(tiny_llava: Path, random_mask: Callable[..., Mask]) -> None:
+    """Its weights do not hold the masters that take their gradients: many runs go through one process."""
+    from mmsurgery.backbones.loading import load
+
+    loaded = load(tiny_llava)
+    update = MaskedUpdate(loaded.model, random_mask(loaded, "connector"), strict=True)
+    weight = loaded.model.get_parameter(next(iter(update.trainable)))
+    weight.sum().backward()
+    assert weight.grad is None  # taken
+    seen = weakref.ref(weight)
+    del loaded, update, weight
+    gc.collect()
+    assert seen() is None
 
 
 def test_a_tensor_that_is_selected_whole_is_trained_as_it_is(loaded: Loaded, random_mask: Callable[..., Mask]) -> None:
