@@ -32,6 +32,8 @@ import page
 import torch
 from stages import Setup
 
+from mmsurgery.settings import RecipeSettings
+
 STAGES = ("saliency", "masks", "training", "diff", "evaluation")
 SIZES = ("1M", "30M", "190M")
 OUT = Path(__file__).parents[1] / "build" / "bench"
@@ -91,7 +93,7 @@ def main() -> int:
     parser.add_argument("--families", default=",".join(models.FAMILIES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=models.TOKENS, help="of a sample; steps have four")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=RecipeSettings().threads, help="as the recipe has")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
     parser.add_argument("--markdown", action="store_true", help="print what has been measured as Markdown")
