@@ -19,7 +19,7 @@ from mmsurgery.artifacts.mask import Mask, count_ones, pack
 from mmsurgery.artifacts.tensors import to_float32
 from mmsurgery.errors import UnusableData
 
-BLOCK = 1 << 18
+BLOCK = 1 << 17
 """Weights read at a time; a multiple of 8."""
 LOW_BITS = 13
 """Of a pattern's 31 bits, those told apart in the second pass."""
@@ -28,7 +28,7 @@ _INFINITY = 0x7F800000
 _ROW = 2048
 """Weights whose squares are added at a time: few enough for one thread, so the order is that of any number."""
 _RAISED_EVERY = 64
-"""Blocks after which the lowest bin that still matters is looked up again."""
+"""Blocks after which the lowest bin that still matters is looked up again; and after 1, 2, 4, 8 ..."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -100,12 +100,14 @@ def scan(
                 bits = mask.parameters[name].bits[part.start // 8 : (part.start + changed.size + 7) // 8]
                 found.inside += count_ones(pack(changed) & bits)
             if maxima[-1] >> LOW_BITS >= lowest:
-                found.histogram += np.bincount(_large(part.patterns, lowest) >> LOW_BITS, minlength=_BINS)
+                bins = _large(part.patterns, lowest) >> LOW_BITS
+                first = int(bins.min())  # so that what is added is as long as the bins of this block reach
+                found.histogram[first : (maxima[-1] >> LOW_BITS) + 1] += np.bincount(bins - np.uint32(first))
             largest.add(part.patterns, part.delta, offset + part.start)
             moved += _squares(part.delta) if maxima[-1] else 0.0
             there += _squares(part.value)
             blocks += 1
-            if blocks % _RAISED_EVERY == 0:
+            if blocks % _RAISED_EVERY == 0 or blocks & (blocks - 1) == 0:
                 lowest = threshold_bin(found.histogram, n)
         found.maxima[name], found.changed[name], found.squares[name] = maxima, counted, (moved, there)
         offset += int(np.prod(before.shape(name), dtype=np.int64))
@@ -255,12 +257,12 @@ def _blocks(
     before: CheckpointFiles, after: CheckpointFiles, name: str, block: int, kept: set[int] | None = None
 ) -> Iterator[_Block]:
     """A parameter block by block, or the blocks that start at `kept`."""
-    flat = [files.array(name).reshape(-1) for files in (before, after)]
+    flat = [np.asarray(files.array(name)).reshape(-1) for files in (before, after)]  # slices of a map cost more
     dtypes = before.dtype(name), after.dtype(name)
     for start in range(0, flat[0].size, block):
         if kept is not None and start not in kept:
             continue
-        old, new = (np.asarray(array[start : start + block]) for array in flat)
+        old, new = (array[start : start + block] for array in flat)
         with np.errstate(over="ignore", invalid="ignore"):
             values = to_float32(old, dtypes[0]), to_float32(new, dtypes[1])
             delta = values[1] - values[0]
