@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from notes import Notes
 
 from mmsurgery import interruption
 from mmsurgery.artifacts import snapshots as module
@@ -16,15 +17,6 @@ from mmsurgery.interruption import Interrupted, interrupt
 from mmsurgery.workspace import SILENT
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0,), np.float32)}
-
-
-class Notes:
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.stage = SILENT.stage
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def test_the_two_newest_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:

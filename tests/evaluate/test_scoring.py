@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from notes import Notes
 
 from mmsurgery.data.samples import Item
 from mmsurgery.errors import UnusableData
@@ -166,19 +167,6 @@ def test_a_gold_letter_without_option_is_refused(loaded_llava: Loaded, items: li
         score(loaded_llava, [dataclasses.replace(items[0], options=None)])
 
 
-class Notes:
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def stage(self, what: str, total: int) -> Any:
-        from mmsurgery.workspace import SILENT
-
-        return SILENT.stage(what, total)
-
-
 @pytest.mark.parametrize("first", [0, 1], ids=["picture", "text"])
 def test_a_family_that_cannot_continue_is_scored_row_by_row(
     loaded_llava: Loaded, items: list[Item], first: int, monkeypatch: pytest.MonkeyPatch
@@ -199,7 +187,7 @@ def test_a_family_that_cannot_continue_is_scored_row_by_row(
         assert not prefixes_hold(loaded_llava, encoded(loaded_llava, some), {})
     (scored,) = score(loaded_llava, some, progress=notes)
     assert scored.options == pytest.approx(reference[0].options, abs=1e-5)
-    assert notes.notes == ["LLaVA-1.5 cannot continue from shared prefixes: scoring row by row"]
+    assert notes.texts == ["LLaVA-1.5 cannot continue from shared prefixes: scoring row by row"]
 
 
 def test_scoring_leaves_the_model_as_it_was(loaded_llava: Loaded, items: list[Item]) -> None:
@@ -259,7 +247,7 @@ def test_half_precision_models_are_scored_from_prefixes_too(loaded_llava: Loaded
     half, notes = dataclasses.replace(loaded_llava, model=copy.deepcopy(loaded_llava.model).bfloat16()), Notes()
     for scored, reference in zip(score(half, items, progress=notes), score(loaded_llava, items), strict=True):
         assert scored.options == pytest.approx(reference.options, abs=scoring.TOLERANCE[2])
-    assert not notes.notes
+    assert not notes.texts
     assert half.model.lm_head.weight.dtype == torch.bfloat16
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from notes import Notes
 
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.backbones.loading import Loaded
@@ -24,14 +25,6 @@ from mmsurgery.workspace import Workspace
 
 LAYER = "model.language_model.layers.0."
 DOWN, UP = LAYER + "mlp.down_proj.weight", LAYER + "mlp.up_proj.weight"
-
-
-class Notes:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture
@@ -73,7 +66,7 @@ def test_the_integer_0_none_and_absent_names(ws: Workspace, tmp_path: Path, draw
     file = saved(tmp_path / "m.pt", {"weight": {DOWN: drawn[DOWN], UP: 0, "lm_head.weight": None}})
     notes = Notes()
     mask = import_mask(ws, [file], name="frozen", progress=notes).mask  # type: ignore[arg-type]
-    assert any("integer 0" in line and UP in line for line in notes.lines)
+    assert any("integer 0" in line and UP in line for line in notes.texts)
     assert mask.selected == int(drawn[DOWN].sum()) == int(mask[DOWN].sum())
     assert mask.modules == "lm"
     assert mask.counts["absent"] == mask.total - drawn[DOWN].numel() - drawn[UP].numel()

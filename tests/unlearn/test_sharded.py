@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from notes import Notes
 
 from mmsurgery.api import open_workspace
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
@@ -32,7 +33,7 @@ from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.rank_snapshots import snapshots_of
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.unlearn.shares import Share
-from mmsurgery.workspace import SILENT, Workspace
+from mmsurgery.workspace import Workspace
 from mmsurgery_cli.main import run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -334,17 +335,6 @@ def test_plans_of_one_process_are_refused(
         monkeypatch.setenv(name, value)
     assert run(["apply", "--method", "ga", option]) == 2
     assert f"{option.partition('=')[0]} is about one process, not about 2" in capsys.readouterr().err
-
-
-class Notes:
-    """A `Progress` that remembers its notes."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.stage = SILENT.stage
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.mark.parametrize(("there", "said"), [("rank-1-of-2", "2 processes"), ("rank-1-of-3", "3 processes")])

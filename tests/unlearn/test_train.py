@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from notes import Notes
 from PIL import Image
 
 from mmsurgery import training
@@ -46,7 +47,7 @@ from mmsurgery.unlearn.save import as_stored
 from mmsurgery.unlearn.trained_models import check_trained, stale_models
 from mmsurgery.unlearn.tuning import Tuning
 from mmsurgery.unlearn.weights import MasterUpdate
-from mmsurgery.workspace import SILENT, Workspace
+from mmsurgery.workspace import Workspace
 from mmsurgery_cli.main import run
 
 FORGET, RETAIN = ("007", "412"), ("001", "010", "336")
@@ -585,17 +586,6 @@ def test_killed_and_run_again_ends_with_the_same_bytes(
     for file in sorted(undisturbed.path.iterdir()):
         assert (again.path / file.name).read_bytes() == file.read_bytes(), file.name
     assert not list(other.path("models").glob(".resume-*"))
-
-
-class Notes:
-    """A `Progress` that remembers its notes."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.stage = SILENT.stage
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def test_what_is_about_to_be_done_is_said(ws: Workspace) -> None:

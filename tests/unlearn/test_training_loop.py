@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from notes import Notes
 
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.snapshots import Snapshots
@@ -383,17 +384,6 @@ def test_a_snapshot_of_whole_tensors_is_not_taken_for_one_of_selected_weights(
     snapshots = Snapshots(tmp_path / "resume", "key")
     run("ga_diff", mask, steps=2, snapshots=snapshots)
     assert same(run("ga_diff", mask, strict=True, snapshots=snapshots)[1], undisturbed[1])
-
-
-class Notes:
-    """A `Progress` that remembers its notes."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.stage = SILENT.stage
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
