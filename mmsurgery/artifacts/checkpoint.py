@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.artifacts.files import digest_cache, file_identity, read_json
+from mmsurgery.artifacts.files import digest_cache, file_identity, read_at, read_json, unreadable
 from mmsurgery.artifacts.tensors import Header, TensorInfo, memory_map, read_header, to_float32
 from mmsurgery.errors import InputRefused, MissingArtifact
 from mmsurgery.hub_models import CONVERT
@@ -220,6 +221,46 @@ class CheckpointFiles:
         except OSError as error:
             raise InputRefused(f"{path} cannot be read: {error.strerror}", "copy the checkpoint again") from error
         return digest.hexdigest()
+
+
+class WeightReader:
+    """Reads parts of a checkpoint's tensors into memory of the caller's, from several threads if need be. Unlike a
+    memory map, it survives that a file is cut meanwhile.
+
+    Raises:
+        InputRefused: if a file cannot be opened.
+    """
+
+    def __init__(self, files: CheckpointFiles) -> None:
+        self._files = files
+        self._handles: dict[Path, int] = {}
+        try:
+            for path in files.files:
+                self._handles[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(self._handles[path], 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        except OSError as error:
+            self.close()
+            raise unreadable(Path(error.filename), error) from error
+
+    def read(self, name: str, start: int, out: np.ndarray[Any, np.dtype[Any]]) -> None:
+        """Fill `out`, of the dtype as stored, with the weights from the flat index `start` on.
+
+        Raises:
+            InputRefused: if they cannot be read whole.
+        """
+        path, info = self._files._entry(name)
+        try:
+            read_at(self._handles[path], memoryview(out.data).cast("B"), info.begin + start * out.itemsize)
+        except ValueError as error:
+            raise InputRefused(f"{path} was cut while it was read", "make or copy it again") from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles = {}
 
 
 def _check_layers(path: Path, config: Any, tensors: int) -> None:

@@ -261,6 +261,20 @@ def read_json(path: Path, limit: int = MAX_JSON) -> Any:
     return parse_json(read_bytes(path, limit), str(path))
 
 
+def read_at(handle: int, buffer: memoryview, place: int) -> None:
+    """Fill bytes from an open file; the system may give them in several goes.
+
+    Raises:
+        ValueError: if the file ends before.
+        OSError: if it cannot be read.
+    """
+    while buffer:
+        count = os.preadv(handle, [buffer], place)
+        if not count:
+            raise ValueError("the file was cut")
+        buffer, place = buffer[count:], place + count
+
+
 def file_identity(path: Path) -> list[int]:
     """Size, times of modification and change (ns) and inode of a regular file: equal as long as its bytes
     are. A file written a moment ago has no lasting identity: its next change may carry the same times."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mmsurgery.artifacts.files import read_at
 from mmsurgery.errors import InputRefused
 from mmsurgery.names import check_parameter_name
 
@@ -216,20 +217,11 @@ def _straight(dataset: Dataset, size: int) -> Iterator[Array]:
                 if not left:
                     place, left = next(spans)
                 part = rest[: left * itemsize]
-                _fill(handle, part, place)
+                read_at(handle, part, place)
                 place, left, rest = place + len(part), left - len(part) // itemsize, rest[len(part) :]
             yield values
     finally:
         os.close(handle)
-
-
-def _fill(handle: int, rest: memoryview, place: int) -> None:
-    """Read as many bytes as were asked for; the system may give them in several goes."""
-    while rest:
-        count = os.preadv(handle, [rest], place)
-        if not count:
-            raise ValueError("the file was cut")
-        rest, place = rest[count:], place + count
 
 
 def _through_library(dataset: Dataset, size: int) -> Iterator[Array]:

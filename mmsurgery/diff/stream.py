@@ -3,20 +3,23 @@
 A difference is ordered by the bit pattern of |after - before| in float32: patterns of non-negative
 floats are ordered as their values. The first pass counts patterns by their upper bits, which gives the
 bin that the n-th largest falls into, and adds up squares; the second counts that bin's patterns by their
-lower bits, cell by cell. Blocks that cannot hold a difference of that size are not read again.
+lower bits, cell by cell. The patterns that can be in it are kept where they are few; else the blocks
+that hold some are read again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, WeightReader
 from mmsurgery.artifacts.mask import Mask, count_ones, pack
-from mmsurgery.artifacts.tensors import to_float32
+from mmsurgery.artifacts.tensors import DTYPES, to_float32
 from mmsurgery.errors import UnusableData
 
 BLOCK = 1 << 17
@@ -25,10 +28,14 @@ LOW_BITS = 13
 """Of a pattern's 31 bits, those told apart in the second pass."""
 _BINS = 1 << (31 - LOW_BITS)
 _INFINITY = 0x7F800000
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
 _ROW = 2048
 """Weights whose squares are added at a time: few enough for one thread, so the order is that of any number."""
-_RAISED_EVERY = 64
+_RAISED_EVERY = 256
 """Blocks after which the lowest bin that still matters is looked up again; and after 1, 2, 4, 8 ..."""
+
+_KEPT = 1 << 20
+"""Patterns kept between the passes, at most."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -59,6 +66,27 @@ class Scan:
     largest: list[Entry] = field(default_factory=list)
     maxima: dict[str, list[int]] = field(default_factory=dict)
     """Greatest pattern of each block of each parameter."""
+    candidates: dict[str, list[Array]] | None = field(default_factory=dict)
+    """Of each parameter the patterns of the n-th largest's bin and above, and some below; None where they were
+    too many."""
+
+    def count(self, name: str, patterns: Array) -> None:
+        """Count patterns of the lowest bin that matters and above."""
+        bins = patterns >> LOW_BITS
+        first = int(bins.min())  # so that what is added is as long as the bins of these patterns reach
+        counted = np.bincount(bins - np.uint32(first))
+        self.histogram[first : first + len(counted)] += counted
+        if self.candidates is not None:
+            self.candidates.setdefault(name, []).append(patterns)
+
+    def leave_out_below(self, lowest: int) -> None:
+        """Forget candidates below a bin, and all of them where too many would be left."""
+        if self.candidates is None:
+            return
+        kept = {name: np.concatenate(arrays) for name, arrays in self.candidates.items()}
+        kept = {name: patterns[patterns >= lowest << LOW_BITS] for name, patterns in kept.items()}
+        few = sum(patterns.size for patterns in kept.values()) <= _KEPT
+        self.candidates = {name: [patterns] for name, patterns in kept.items()} if few else None
 
 
 @dataclass(frozen=True)
@@ -90,44 +118,31 @@ def scan(
     """
     found, largest, lowest, blocks, offset = Scan(), _Largest(listed), 0, 0, 0
     offsets = {}
-    for name in before.names:
-        offsets[name], maxima, counted, moved, there = offset, [], 0, 0.0, 0.0
-        for part in _blocks(before, after, name, block):
-            maxima.append(int(part.patterns.max()))
-            changed = part.changed()
-            counted += (count := int(np.count_nonzero(changed)))
-            if mask is not None and count:
-                bits = mask.parameters[name].bits[part.start // 8 : (part.start + changed.size + 7) // 8]
-                found.inside += count_ones(pack(changed) & bits)
-            if maxima[-1] >> LOW_BITS >= lowest:
-                bins = _large(part.patterns, lowest) >> LOW_BITS
-                first = int(bins.min())  # so that what is added is as long as the bins of this block reach
-                found.histogram[first : (maxima[-1] >> LOW_BITS) + 1] += np.bincount(bins - np.uint32(first))
-            largest.add(part.patterns, part.delta, offset + part.start)
-            moved += _squares(part.delta) if maxima[-1] else 0.0
-            there += _squares(part.value)
-            blocks += 1
-            if blocks % _RAISED_EVERY == 0 or blocks & (blocks - 1) == 0:
-                lowest = threshold_bin(found.histogram, n)
-        found.maxima[name], found.changed[name], found.squares[name] = maxima, counted, (moved, there)
-        offset += int(np.prod(before.shape(name), dtype=np.int64))
-        advance(1)
+    with _Reading(before, after, block) as reading:
+        for name in before.names:
+            offsets[name], maxima, counted, moved, there = offset, [], 0, 0.0, 0.0
+            for part in reading.blocks(name):
+                maxima.append(part.maximum)
+                changed = part.changed()
+                counted += (count := int(np.count_nonzero(changed)))
+                if mask is not None and count:
+                    bits = mask.parameters[name].bits[part.start // 8 : (part.start + changed.size + 7) // 8]
+                    found.inside += count_ones(pack(changed) & bits)
+                if part.maximum and part.maximum >> LOW_BITS >= lowest:
+                    places = np.flatnonzero(part.patterns >= max(1, lowest << LOW_BITS))
+                    found.count(name, patterns := part.patterns[places])
+                    largest.add(patterns, part.delta, places, offset + part.start)
+                moved += part.squares(part.delta) if part.maximum else 0.0
+                there += part.squares(part.value)
+                blocks += 1
+                if blocks % _RAISED_EVERY == 0 or blocks & (blocks - 1) == 0:
+                    lowest = threshold_bin(found.histogram, n)
+                    found.leave_out_below(lowest)
+            found.maxima[name], found.changed[name], found.squares[name] = maxima, counted, (moved, there)
+            offset += math.prod(before.shape(name))
+            advance(1)
     found.largest = largest.entries(offsets)
     return found
-
-
-def _squares(values: Array) -> float:
-    """The sum of the squares, in float64."""
-    wide = values.astype(np.float64)
-    rows = wide[: wide.size // _ROW * _ROW].reshape(-1, _ROW)
-    rest = wide[rows.size :]
-    return float(np.vecdot(rows, rows).sum() + np.vecdot(rest, rest))
-
-
-def _large(patterns: Array, lowest: int) -> Array:
-    """`patterns` of the bin `lowest` and above; all where leaving out few would cost more than counting them."""
-    kept = patterns >= lowest << LOW_BITS
-    return patterns[kept] if 8 * int(np.count_nonzero(kept)) < patterns.size else patterns
 
 
 def threshold_bin(histogram: Array, n: int) -> int:
@@ -160,17 +175,11 @@ def count(
     chosen = threshold_bin(found.histogram, n)
     above: dict[Any, int] = {}
     low: dict[Any, Array] = {}
-    for name in before.names:
-        cell, maxima = cells[name], found.maxima[name]
-        kept = {place * block for place, greatest in enumerate(maxima) if greatest >> LOW_BITS >= chosen}
-        for part in _blocks(before, after, name, block, kept):
-            larger = int(np.count_nonzero(part.patterns >= (chosen + 1) << LOW_BITS))
-            above[cell] = above.get(cell, 0) + larger
-            lower = part.patterns[part.patterns >> LOW_BITS == chosen] & ((1 << LOW_BITS) - 1)
-            if lower.size:
-                counted = np.bincount(lower, minlength=1 << LOW_BITS)
-                low[cell] = low[cell] + counted if cell in low else counted
-        advance(1)
+    for name, larger, lower in _of_bin(before, after, found, chosen, block, advance):
+        cell = cells[name]
+        above[cell] = above.get(cell, 0) + larger
+        if lower.size:
+            low[cell] = low[cell] + lower if cell in low else lower
     wanted = n - int(found.histogram[chosen + 1 :].sum())
     together = sum(low.values(), np.zeros(1 << LOW_BITS, np.int64))
     place = threshold_bin(together, wanted)
@@ -182,6 +191,34 @@ def count(
     return float(pattern.view(np.float32)[0]), counts
 
 
+def _of_bin(
+    before: CheckpointFiles,
+    after: CheckpointFiles,
+    found: Scan,
+    chosen: int,
+    block: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[str, int, Array]]:
+    """Names with how many patterns are above the bin `chosen`, and counts of those in it by their lower bits."""
+    if found.candidates is not None:
+        for name, arrays in found.candidates.items():
+            for patterns in arrays:
+                yield name, *_split(patterns, chosen)
+        advance(len(before.names))
+        return
+    with _Reading(before, after, block, found.maxima, chosen) as reading:
+        for name in before.names:
+            for part in reading.blocks(name):
+                yield name, *_split(part.patterns, chosen)
+            advance(1)
+
+
+def _split(patterns: Array, chosen: int) -> tuple[int, Array]:
+    larger = int(np.count_nonzero(patterns >= (chosen + 1) << LOW_BITS))
+    lower = patterns[patterns >> LOW_BITS == chosen] & ((1 << LOW_BITS) - 1)
+    return larger, np.bincount(lower, minlength=1 << LOW_BITS) if lower.size else np.zeros(0, np.int64)
+
+
 class _Largest:
     """The k largest differences seen; equal ones in the order they were added."""
 
@@ -191,14 +228,16 @@ class _Largest:
         self._deltas = np.zeros(0, np.float32)
         self._places = np.zeros(0, np.int64)
 
-    def add(self, patterns: Array, deltas: Array, offset: int) -> None:
-        """Take a block whose first weight has the place `offset`; places must increase from call to call."""
+    def add(self, patterns: Array, deltas: Array, places: Array, offset: int) -> None:
+        """Take the weights of a block at `places`, of which `patterns` are; `offset` is the place of the block's
+        first weight among all, and must increase from call to call."""
         chosen = np.flatnonzero(patterns > self.threshold) if self.k else ()
         if not len(chosen):
             return
+        places = places[chosen]
         self._patterns = np.concatenate([self._patterns, patterns[chosen]])
-        self._deltas = np.concatenate([self._deltas, deltas[chosen]])
-        self._places = np.concatenate([self._places, offset + np.asarray(chosen, np.int64)])
+        self._deltas = np.concatenate([self._deltas, deltas[places]])
+        self._places = np.concatenate([self._places, places + offset])
         if len(self._patterns) > 2 * self.k:
             self._prune()
 
@@ -222,14 +261,69 @@ class _Largest:
         return [Entry(names[owner], index, delta) for owner, index, delta in rows]
 
 
+class _Reading:
+    """Blocks of two checkpoints' parameters, in memory that the next block takes again."""
+
+    def __init__(
+        self,
+        before: CheckpointFiles,
+        after: CheckpointFiles,
+        block: int,
+        maxima: Mapping[str, list[int]] | None = None,
+        chosen: int = 0,
+    ) -> None:
+        """With `maxima`, greatest patterns of the blocks, only blocks that reach the bin `chosen`."""
+        self._files, self._block = (before, after), block
+        self._maxima, self._chosen = maxima, chosen
+        self._rooms = np.empty((2, 8 * block), np.uint8)
+        self._delta, self._patterns = np.empty(block, np.float32), np.empty(block, np.uint32)
+        self._wide = np.empty(block, np.float64)
+
+    def __enter__(self) -> _Reading:
+        with ExitStack() as opened:
+            self._readers = [opened.enter_context(closing(WeightReader(files))) for files in self._files]
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def blocks(self, name: str) -> Iterator[_Block]:
+        """Blocks of a parameter.
+
+        Raises:
+            InputRefused: if a file was cut meanwhile.
+            UnusableData: if a weight or a difference is not finite in float32.
+        """
+        whole = math.prod(self._files[0].shape(name))
+        for place, start in enumerate(range(0, whole, self._block)):
+            if self._maxima is None or self._maxima[name][place] >> LOW_BITS >= self._chosen:
+                yield self._read(name, start, min(self._block, whole - start))
+
+    def _read(self, name: str, start: int, size: int) -> _Block:
+        dtypes = self._files[0].dtype(name), self._files[1].dtype(name)
+        stored = [
+            room[: size * DTYPES[dtype].itemsize].view(DTYPES[dtype])
+            for dtype, room in zip(dtypes, self._rooms, strict=True)
+        ]
+        for reader, room in zip(self._readers, stored, strict=True):
+            reader.read(name, start, room)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = to_float32(stored[0], dtypes[0]), to_float32(stored[1], dtypes[1])
+            delta = np.subtract(values[1], values[0], out=self._delta[:size])
+        patterns = np.bitwise_and(delta.view(np.uint32), _MAGNITUDE, out=self._patterns[:size])
+        if (maximum := int(patterns.max())) >= _INFINITY:
+            raise _not_finite(name, start, self._files, values, patterns)
+        return _Block(start, (stored[0], stored[1]), dtypes, values[0], delta, patterns, maximum, self._wide[:size])
+
+
 @dataclass(frozen=True)
 class _Block:
     """Consecutive weights of a parameter in both checkpoints."""
 
     start: int
-    old: Array
-    new: Array
-    """As stored, bfloat16 as bit patterns."""
+    stored: tuple[Array, Array]
+    """bfloat16 as bit patterns."""
     dtypes: tuple[str, str]
     value: Array
     """before, float32."""
@@ -237,39 +331,33 @@ class _Block:
     """after - before, float32."""
     patterns: Array
     """Bit patterns of |delta|, uint32."""
+    maximum: int
+    """The greatest pattern."""
+    wide: Array
+    """Room for float64 values."""
 
     def changed(self) -> Array:
         """Whether bits differ; weights stored in different dtypes are compared as float64 values, which
         hold every dtype's exactly."""
+        old, new = self.stored
         if self.dtypes[0] == self.dtypes[1]:
-            pattern = f"u{self.old.itemsize}"
-            old, new = self.old.view(pattern), self.new.view(pattern)
+            pattern = f"u{old.itemsize}"
+            old, new = old.view(pattern), new.view(pattern)
         else:
             old, new = (
                 (to_float32(stored, dtype) if dtype == "BF16" else stored).astype(np.float64).view(np.uint64)
-                for stored, dtype in zip((self.old, self.new), self.dtypes, strict=True)
+                for stored, dtype in zip(self.stored, self.dtypes, strict=True)
             )
         changed: Array = old != new
         return changed
 
-
-def _blocks(
-    before: CheckpointFiles, after: CheckpointFiles, name: str, block: int, kept: set[int] | None = None
-) -> Iterator[_Block]:
-    """A parameter block by block, or the blocks that start at `kept`."""
-    flat = [np.asarray(files.array(name)).reshape(-1) for files in (before, after)]  # slices of a map cost more
-    dtypes = before.dtype(name), after.dtype(name)
-    for start in range(0, flat[0].size, block):
-        if kept is not None and start not in kept:
-            continue
-        old, new = (array[start : start + block] for array in flat)
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = to_float32(old, dtypes[0]), to_float32(new, dtypes[1])
-            delta = values[1] - values[0]
-        patterns = delta.view(np.uint32) & np.uint32(0x7FFFFFFF)
-        if patterns.max() >= _INFINITY:
-            raise _not_finite(name, start, (before, after), values, patterns)
-        yield _Block(start, old, new, dtypes, values[0], delta, patterns)
+    def squares(self, values: Array) -> float:
+        """The sum of the squares, in float64."""
+        wide = self.wide
+        np.copyto(wide, values)
+        rows = wide[: wide.size // _ROW * _ROW].reshape(-1, _ROW)
+        rest = wide[rows.size :]
+        return float(np.vecdot(rows, rows).sum() + np.vecdot(rest, rest))
 
 
 def _not_finite(

@@ -19,7 +19,7 @@ from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.artifacts.tensors import write_safetensors, write_safetensors_stream
 from mmsurgery.diff import compare, group_counts, heatmaps, relative_heatmaps, stream
 from mmsurgery.diff.stream import threshold_bin
-from mmsurgery.errors import Mismatch, UnusableData, UsageError
+from mmsurgery.errors import InputRefused, Mismatch, UnusableData, UsageError
 from mmsurgery.names import Address
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkers"))
@@ -314,23 +314,46 @@ def test_memory_depends_on_neither_size_nor_n(write: Write, monkeypatch: pytest.
     assert peak < 40 << 20
 
 
-def test_blocks_without_candidates_are_not_read_again(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kept", "again"), [(stream._KEPT, []), (0, [0])])
+def test_only_blocks_of_candidates_that_were_too_many_are_read_again(
+    write: Write, monkeypatch: pytest.MonkeyPatch, kept: int, again: list[int]
+) -> None:
     """Of 65 blocks of 8 only the first holds a difference above zero's bin."""
     before = {"layer0.down": np.zeros(520, np.float32)}
     after = {"layer0.down": np.zeros(520, np.float32)}
     after["layer0.down"][3] = 1
     read: list[int] = []
-    blocks = stream._blocks
+    one = stream._Reading._read
 
-    def watched(*arguments: Any) -> Any:
-        for each in blocks(*arguments):
-            read.append(each.start)
-            yield each
+    def watched(self: Any, name: str, start: int, size: int) -> Any:
+        read.append(start)
+        return one(self, name, start, size)
 
-    monkeypatch.setattr(stream, "_blocks", watched)
+    monkeypatch.setattr(stream._Reading, "_read", watched)
+    monkeypatch.setattr(stream, "_KEPT", kept)
     found = compare(write(before), write(after), ADDRESSES, top=1, block=8)
     assert [(e.name, e.index) for e in found.top] == [("layer0.down", 3)]
-    assert read == [*range(0, 520, 8), 0]
+    assert found.threshold == 1
+    assert read == [*range(0, 520, 8), *again]
+
+
+@pytest.mark.parametrize("block", [8, 64, stream.BLOCK])
+@pytest.mark.parametrize("n", [1, 37, 832, 10_000])
+def test_the_same_is_found_where_no_candidates_are_kept(
+    write: Write, monkeypatch: pytest.MonkeyPatch, block: int, n: int
+) -> None:
+    files = write(noise(0)), write(noise(1))
+    found = compare(*files, ADDRESSES, top=n, block=block)
+    monkeypatch.setattr(stream, "_KEPT", -1)
+    assert compare(*files, ADDRESSES, top=n, block=block) == found
+
+
+def test_a_file_that_is_cut_meanwhile_is_refused(write: Write) -> None:
+    files = write(noise(0)), write(noise(1))
+    with files[1].files[0].open("r+b") as handle:
+        handle.truncate(600)
+    with pytest.raises(InputRefused, match="was cut while it was read"):
+        compare(*files, ADDRESSES)
 
 
 def test_heatmaps_say_shares_and_counts(write: Write) -> None:
