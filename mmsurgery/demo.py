@@ -94,7 +94,7 @@ def _timed(command: str, kind: str, call: Any) -> Step:
 def _gold_in_background(workspace: Workspace) -> Iterator[subprocess.Popen[bytes]]:
     code = "import sys; from mmsurgery.demo import train_gold; train_gold(sys.argv[1])"
     child = subprocess.Popen(  # noqa: S603 - our own interpreter and code
-        [sys.executable, "-c", code, str(workspace.root)],
+        [sys.executable, "-P", "-c", code, str(workspace.root)],
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

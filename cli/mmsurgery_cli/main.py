@@ -12,10 +12,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mmsurgery.errors import MachineFault, MmsurgeryError, UsageError, printable
+from mmsurgery.errors import InternalError, MachineFault, MmsurgeryError, UsageError, printable
 from mmsurgery.interruption import Interrupted, interrupt
 from mmsurgery.ranks import Ranks
-from mmsurgery_cli import chain, looking, making, patching, running, sharing
+from mmsurgery_cli import chain, crash, looking, making, patching, running, sharing
 from mmsurgery_cli.context import state
 
 PIPE_CLOSED = 128 + signal.SIGPIPE
@@ -79,6 +79,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stop.__context__, BrokenPipeError):  # click and rich exit with 1, the code of a missed gate
             return PIPE_CLOSED
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except InternalError as error:
+        return _fail(error, crash.line(error, arguments), error.code)
     except MmsurgeryError as error:
         return _fail(error, error.line(), error.code)
     except Interrupted as stop:
@@ -101,9 +103,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 "not enough memory on the GPU", "use a smaller batch; --plan says what a command needs"
             )
             return _fail(error, fault.line(), fault.code)
-        return _fail(
-            error, f"error[70]: {type(error).__name__}: {error} - next: run again with --debug and report it", 70
-        )
+        return _fail(error, crash.line(error, arguments), InternalError.code)
     return 0
 
 
@@ -116,7 +116,7 @@ def _fail(error: BaseException, line: str, code: int) -> int:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # where stderr is full or closed, the exit code says it alone
-        print(text, file=sys.stderr, flush=True)
+        print(crash.redacted(text), file=sys.stderr, flush=True)
 
 
 def main() -> NoReturn:
