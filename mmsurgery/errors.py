@@ -26,14 +26,15 @@ class MmsurgeryError(Exception):
 
     Args:
         what: what is wrong and where (file, tensor, row, value), without a trailing full stop.
-        next_step: the command or setting that helps; None where nothing sensible can be said.
+        next_step: the command or setting that helps; the class's `usual_step` where it is left out.
     """
 
     code = 70
+    usual_step: str | None = None
 
     def __init__(self, what: str, next_step: str | None = None) -> None:
         self.what = what
-        self.next_step = next_step
+        self.next_step = next_step or self.usual_step
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -62,6 +63,7 @@ class MissingArtifact(UsageError):
 
 class InputRefused(MmsurgeryError):
     code = 3
+    usual_step = "make or copy it again"
 
 
 class Mismatch(MmsurgeryError):
@@ -82,6 +84,7 @@ class RemoteFault(MmsurgeryError):
 
 class InternalError(MmsurgeryError):
     code = 70
+    usual_step = "report it"
 
 
 def printable(text: str) -> str:

@@ -67,7 +67,7 @@ class Address(NamedTuple):
         head, _, tail = rest.partition(".")
         layer, component = (int(head), tail) if re.fullmatch(_LAYER, head) else (None, rest)
         if group not in GROUPS or component not in COMPONENTS:
-            raise InputRefused(f"'{text}' is not an address (group[.layer].component)")
+            raise InputRefused(f"'{text}' is not an address (group[.layer].component)", "write one as lm.3.attn.q")
         return cls(group, layer, component)
 
 

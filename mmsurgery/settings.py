@@ -119,7 +119,9 @@ class Settings:
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputRefused(f"{file} cannot be read: {error}") from error
+            raise InputRefused(
+                f"{file} cannot be read: {error}", "mend the file, or start anew: mmsurgery init"
+            ) from error
         return cls.from_toml(text, str(file))
 
     def check(self, where: str) -> None:

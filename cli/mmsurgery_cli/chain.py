@@ -338,4 +338,6 @@ def diff(
     output.show(*show.compared(result, relative=relative))
     output.document(show.diff_document(result))
     if exit_code and result.record["changed"]:
-        raise GateMissed(f"{result.record['changed']:,} weights differ")
+        raise GateMissed(
+            f"{result.record['changed']:,} weights differ", "without --exit-code differences are no failure"
+        )

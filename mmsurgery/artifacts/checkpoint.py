@@ -46,7 +46,9 @@ def model_config(path: Path) -> dict[str, Any]:
         InputRefused: if it holds no model, or one that needs remote code.
     """
     if not path.is_dir():
-        raise MissingArtifact(f"no model folder {path}")
+        raise MissingArtifact(
+            f"no model folder {path}", "name a model that mmsurgery status lists, or a checkpoint folder"
+        )
     if (path / "adapter_config.json").exists():
         raise InputRefused(f"{path} holds a PEFT adapter, not a model of its own", "merge the adapter into its base")
     if not (path / "config.json").exists():
@@ -59,7 +61,10 @@ def model_config(path: Path) -> dict[str, Any]:
             if not isinstance(value, dict):
                 raise InputRefused(f"{path / name} is not a JSON object")
             if value.get("auto_map"):
-                raise InputRefused(f"{path / name} needs remote code; mmsurgery never runs it")
+                raise InputRefused(
+                    f"{path / name} needs remote code; mmsurgery never runs it",
+                    "use a checkpoint that transformers loads without code of its own",
+                )
     config: dict[str, Any] = read_json(path / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise InputRefused(f"{path / 'config.json'} names no model_type")

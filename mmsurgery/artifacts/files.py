@@ -223,7 +223,7 @@ def regular_file(path: Path) -> os.stat_result:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingArtifact(f"{path} does not exist") from error
+        raise MissingArtifact(f"{path} does not exist", "check its name") from error
     except OSError as error:
         raise unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):

@@ -101,7 +101,7 @@ class _Checker:
         h5py, path, key = self._h5py, self._path, name.encode()
         check_parameter_name(name)
         if self._links.get_info(key).type != h5py.h5l.TYPE_HARD:
-            raise InputRefused(f"{path}: '{name}' is a link, not a dataset")
+            raise InputRefused(f"{path}: '{name}' is a link, not a dataset", "copy the data itself into the file")
         try:
             found = h5py.h5d.open(self._parent, key)
         except KeyError as error:
@@ -111,7 +111,9 @@ class _Checker:
         if properties.get_external_count() or layout == h5py.h5d.VIRTUAL:
             raise self._not_plain(name)
         if properties.get_nfilters():
-            raise InputRefused(f"{path}: '{name}' needs a filter; only unfiltered data is read")
+            raise InputRefused(
+                f"{path}: '{name}' needs a filter; only unfiltered data is read", "write it without compression"
+            )
         dtype, shape = self._dtype(name, found), found.get_space().shape
         spans: Spans | None = None
         if self._plain and layout == h5py.h5d.CONTIGUOUS:

@@ -139,7 +139,8 @@ class SaliencyMap:
         if self.names != other.names:
             difference = sorted(set(self.names) ^ set(other.names))[:3]
             raise Mismatch(
-                f"saliency of '{self.part}' and '{other.part}' differ in parameters: {', '.join(difference)}"
+                f"saliency of '{self.part}' and '{other.part}' differ in parameters: {', '.join(difference)}",
+                "measure both on one model",
             )
 
     @classmethod
@@ -156,7 +157,9 @@ class SaliencyMap:
         for other in maps[1:]:
             first.same_kind(other)
             if (first.part, first.data_sha256) != (other.part, other.data_sha256):
-                raise Mismatch(f"'{first.part}' and '{other.part}' are shards of different data")
+                raise Mismatch(
+                    f"'{first.part}' and '{other.part}' are shards of different data", "merge shards of one data part"
+                )
         with_gradient = sorted({name for one in maps for name in one.arrays})
         arrays: dict[str, Array] = {}
         for name in with_gradient:

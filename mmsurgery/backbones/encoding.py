@@ -78,7 +78,10 @@ class _Cache:
         try:
             picture = encode(self.processor, sample.image)
         except ValueError as error:
-            raise UnusableData(f"the picture of sample {sample.id} cannot be used: {error}") from error
+            raise UnusableData(
+                f"the picture of sample {sample.id} cannot be used: {error}",
+                "replace the picture, or take the sample out of the data",
+            ) from error
         self.pictures[key] = picture
         self.picture_bytes += _size(picture)
         while self.picture_bytes > PICTURE_BYTES and len(self.pictures) > 1:
@@ -145,7 +148,9 @@ def render_parts(processor: Any, parts: Sequence[tuple[str, bool]], answer: str 
     try:
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
     except Exception as error:  # a template is a program of the checkpoint's; anything can come out of it
-        raise InputRefused(f"the model's chat template fails: {str(error)[:200]}") from error
+        raise InputRefused(
+            f"the model's chat template fails: {str(error)[:200]}", "copy the processor files of the model again"
+        ) from error
     if answer is None:
         return str(text)
     end = processor.tokenizer.eos_token
@@ -183,7 +188,7 @@ def _assembled(
     import torch
 
     if not rows:
-        raise UnusableData("a batch without samples")
+        raise UnusableData("a batch without samples", "give it samples")
     pictures, encoded = [], []
     for sample, answer, prompt, shown in rows:
         own = [sample] if sample.image_sha256 is not None else []
@@ -223,7 +228,10 @@ def _encode(
     encoded = tokenizer(expanded, return_offsets_mapping=True, verbose=False, truncation=False)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     if len(ids) > tokenizer.model_max_length:
-        raise UnusableData(f"sample {sample.id} has {len(ids)} tokens, the model takes {tokenizer.model_max_length}")
+        raise UnusableData(
+            f"sample {sample.id} has {len(ids)} tokens, the model takes {tokenizer.model_max_length}",
+            "shorten it, or take it out of the data",
+        )
     labels = [IGNORED] * len(ids)
     if answer is not None:
         start = max(end for _, end in offsets) - (len(text) - len(prompt))
@@ -241,7 +249,7 @@ def _check_text(processor: Any, sample: Question, answer: str | None) -> None:
             f"tokenizer {type(tokenizer).__name__} gives no character offsets", "use a model with a tokenizer.json"
         )
     if answer is not None and not answer.strip():
-        raise UnusableData(f"sample {sample.id} has an empty answer")
+        raise UnusableData(f"sample {sample.id} has an empty answer", "give it an answer, or take it out of the data")
     control = {processor.image_token} | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
     for token in sorted(control):
         if token in sample.question or token in (answer or ""):

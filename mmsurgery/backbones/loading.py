@@ -162,7 +162,10 @@ def addresses(family: Backbone, model: torch.nn.Module) -> dict[str, Address]:
         found[name] = family.address(name)
     faults = misplaced(model, found)
     if faults:
-        raise Mismatch(f"backbone '{family.model_type}' does not fit this model: {'; '.join(faults[:3])}")
+        raise Mismatch(
+            f"backbone '{family.model_type}' does not fit this model: {'; '.join(faults[:3])}",
+            "update the backbone, or use the family it was written for",
+        )
     return found
 
 

@@ -152,9 +152,15 @@ def benchmark(name: str) -> Benchmark:
     try:
         found = entries[name].load()
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"benchmark '{name}' ({entries[name].value}) cannot be loaded: {error}") from error
+        raise UsageError(
+            f"benchmark '{name}' ({entries[name].value}) cannot be loaded: {error}",
+            "reinstall or remove the package that it comes from",
+        ) from error
     if not isinstance(found, Benchmark):
-        raise UsageError(f"benchmark '{name}' ({entries[name].value}) lacks methods of the benchmark protocol")
+        raise UsageError(
+            f"benchmark '{name}' ({entries[name].value}) lacks methods of the benchmark protocol",
+            "see mmsurgery.data.benchmark.Benchmark for what it needs",
+        )
     return found
 
 

@@ -14,7 +14,7 @@ from mmsurgery.artifacts.files import file_identity
 from mmsurgery.data.faults import Report
 from mmsurgery.data.folder_records import REQUIRED, Fault, Record, read_records, refusal, rows_file, short, unknown_word
 from mmsurgery.data.leakage import OVERLAP, allowing
-from mmsurgery.data.tables import picture_bytes
+from mmsurgery.data.tables import BELOW, picture_bytes
 from mmsurgery.errors import InputRefused, UnusableData
 
 ROLES = ("forget", "retain", "realworld")
@@ -165,7 +165,7 @@ def _picture_fault(name: str, folder: Path) -> tuple[str, str] | None:
                 return None
         picture_bytes({"bytes": None, "path": name}, folder, "image")
     except InputRefused as error:
-        return short(error.what, 300), error.next_step or _PATH
+        return short(error.what, 300), _PATH if error.next_step == BELOW else str(error.next_step)
     except (OSError, RuntimeError, ValueError) as error:  # a name too long or with a null, links in a circle
         reason = getattr(error, "strerror", None) or str(error)
         return f"image: {short(name)} cannot be read: {short(reason)}", _PATH

@@ -34,13 +34,17 @@ def decode_image(data: bytes, where: str) -> Image:
         try:
             with pil.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise InputRefused(f"{where}: picture of {image.width}x{image.height} pixels is too large")
+                    raise InputRefused(
+                        f"{where}: picture of {image.width}x{image.height} pixels is too large", "shrink the picture"
+                    )
                 image.load()
                 return ImageOps.exif_transpose(image).convert("RGB")
         except InputRefused:
             raise
         except Exception as error:  # a dozen classes can come out of a damaged picture
-            raise InputRefused(f"{where}: picture cannot be decoded ({type(error).__name__})") from error
+            raise InputRefused(
+                f"{where}: picture cannot be decoded ({type(error).__name__})", "replace the picture"
+            ) from error
 
 
 @dataclass(frozen=True)

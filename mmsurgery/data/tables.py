@@ -22,6 +22,7 @@ _MAX_PICTURE = 256 << 20
 _MAX_DECLARED = 1 << 30
 _MAX_RATIO = 100
 _FORMATS = "PNG, JPEG or WebP"
+BELOW = "put the picture below the data folder"
 _SMALLER = f"scale it down to at most {MAX_PIXELS:,} pixels"
 _KINDS = {
     "ID": "string",
@@ -274,7 +275,7 @@ def _from_path(name: Any, root: Path, where: str) -> bytes:
     base = root.resolve()
     path = (base / name).resolve()
     if not path.is_relative_to(base):
-        raise InputRefused(f"{where}: picture path {name} leads out of the data folder")
+        raise InputRefused(f"{where}: picture path {name} leads out of the data folder", BELOW)
     if not path.is_file():
-        raise InputRefused(f"{where}: picture {name} is not in the data folder (nothing is ever downloaded)")
+        raise InputRefused(f"{where}: picture {name} is not in the data folder (nothing is ever downloaded)", BELOW)
     return read_bytes(path, _MAX_PICTURE)

@@ -369,4 +369,6 @@ def _not_finite(
             return UnusableData(
                 f"{name} of {each.path} holds {numbers[place]} at flat index {start + place}", "use another checkpoint"
             )
-    return UnusableData(f"the difference of {name} at flat index {start + place} is too large for float32")
+    return UnusableData(
+        f"the difference of {name} at flat index {start + place} is too large for float32", "use another checkpoint"
+    )

@@ -49,7 +49,10 @@ def accept(columns: Mapping[str, Mapping[str, Any]], model: str) -> None:
         MissingArtifact: if none of them can be told.
     """
     if not any(columns.get(name, {}).get("chance") is not None for name in KNOWN):
-        raise MissingArtifact(f"nothing says whether '{model}' knows anything: no column of choices was scored")
+        raise MissingArtifact(
+            f"nothing says whether '{model}' knows anything: no column of choices was scored",
+            "score it on a benchmark with columns of choices: mmsurgery eval",
+        )
     if found := unknown_columns(columns):
         raise GateMissed(
             f"model '{model}' does not know what it should: {'; '.join(found.values())}",

@@ -163,7 +163,10 @@ def compare(first: Scores, second: Scores) -> Paired:
     """
     others = {item.id: item for item in second}
     if len(others) != len(second) or sorted(item.id for item in first) != sorted(others):
-        raise Mismatch(f"the two models were scored on different items ({len(first)} and {len(second)})")
+        raise Mismatch(
+            f"the two models were scored on different items ({len(first)} and {len(second)})",
+            "score both with the same benchmark: mmsurgery eval --force",
+        )
     changed = [item.id for item in first if others[item.id].prompt_sha256 != item.prompt_sha256]
     if changed:
         raise Mismatch(f"{len(changed)} items had other prompts, such as {changed[0]}", "score both models again")

@@ -27,7 +27,9 @@ def gate(results: Sequence[EvalResult], expression: str, *, over: bool = False) 
     missed = {model: value for model, value in reached.items() if (value > limit if over else value < limit)}
     if missed:
         named = ", ".join(f"{model} {value:.3f}" for model, value in missed.items())
-        raise GateMissed(f"{column} is {'above' if over else 'below'} {limit:g}: {named}")
+        raise GateMissed(
+            f"{column} is {'above' if over else 'below'} {limit:g}: {named}", "mmsurgery inspect MODEL shows its scores"
+        )
 
 
 def read_gate(expression: str) -> tuple[str, float]:

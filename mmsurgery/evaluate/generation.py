@@ -55,7 +55,8 @@ def greedy(
         if length + new_tokens > most:
             raise UnusableData(
                 f"item {item.id} of column {item.column}: prompt of {length} and answer of up to {new_tokens} tokens, "
-                f"the model has {most} positions"
+                f"the model has {most} positions",
+                "shorten the question, or ask for a shorter answer",
             )
     order = sorted(range(len(items)), key=lambda place: lengths[place])
     answers: dict[int, str] = {}

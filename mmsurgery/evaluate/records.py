@@ -103,9 +103,9 @@ def from_line(value: Any, where: str) -> Any:
             item, known = ItemScore(**texts, options=scores), True
         sound = known and all(isinstance(text, str) for text in texts.values()) and line(item) == value
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputRefused(f"{where} is no scored item") from error
+        raise InputRefused(f"{where} is no scored item", "score again: mmsurgery eval --force") from error
     if not sound:
-        raise InputRefused(f"{where} contradicts itself")
+        raise InputRefused(f"{where} contradicts itself", "score again: mmsurgery eval --force")
     return item
 
 

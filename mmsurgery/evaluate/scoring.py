@@ -123,7 +123,10 @@ def option_samples(item: Item) -> list[Sample]:
         UnusableData: if it has no options, or its gold letter is none of theirs.
     """
     if not item.options or item.gold not in item.options:
-        raise UnusableData(f"item {item.id} has no options with gold letter {item.gold!r}")
+        raise UnusableData(
+            f"item {item.id} has no options with gold letter {item.gold!r}",
+            "give the item options, one of them its gold letter",
+        )
     return [
         Sample(item.id, item.person, item.question, image_bytes=item.image_bytes, answer=text)
         for text in dict.fromkeys(item.options.values())

@@ -125,9 +125,11 @@ def matched(
     """
     for point, (step, columns) in enumerate(curve):
         if column not in columns:
-            raise UsageError(f"the curve has no column '{column}' at step {step}")
+            raise UsageError(f"the curve has no column '{column}' at step {step}", "name a column that every point has")
         if point and step <= curve[point - 1][0]:
-            raise UsageError(f"the steps of the curve do not increase at step {step}")
+            raise UsageError(
+                f"the steps of the curve do not increase at step {step}", "give the points in the order of their steps"
+            )
         if columns[column] > target:
             continue
         if not point:
@@ -143,7 +145,7 @@ def matched(
 def _by_person(values: Sequence[float] | Floats, people: Sequence[str]) -> tuple[Floats, Floats]:
     """Sum and number of values per person `[P]`, people in sorted order."""
     if not len(values):
-        raise UnusableData("there are no scored items")
+        raise UnusableData("there are no scored items", "score a column that has items")
     _, person = np.unique(np.asarray(people), return_inverse=True)
     sums = np.bincount(person, weights=np.asarray(values, dtype=np.float64)).astype(np.float64)
     return sums, np.bincount(person).astype(np.float64)

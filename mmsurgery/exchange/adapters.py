@@ -276,6 +276,9 @@ def _changed(model: torch.nn.Module, start: CheckpointFiles) -> Iterator[tuple[s
     names = set(start.names)
     for name, parameter in model.named_parameters():
         if name not in names:
-            raise InputRefused(f"the adapter adds parameter {name}, which the model's files have no place for")
+            raise InputRefused(
+                f"the adapter adds parameter {name}, which the model's files have no place for",
+                "merge the adapter with peft instead",
+            )
         if not np.array_equal(as_stored(parameter, start.dtype(name)), start.array(name)):
             yield name, parameter

@@ -89,6 +89,9 @@ def _check_pickle(path: Path, data: bytes) -> None:
                 what = str(argument).replace(" ", ".")[:80]
                 raise InputRefused(f"{path} contains code ({what}); only plain tensors are read", "do not trust it")
             if code.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-                raise InputRefused(f"{path} contains code that its pickle hides; only plain tensors are read")
+                raise InputRefused(
+                    f"{path} contains code that its pickle hides; only plain tensors are read",
+                    "save plain tensors: torch.save({name: tensor})",
+                )
     except (ValueError, IndexError, UnicodeDecodeError, OverflowError) as error:
         raise InputRefused(f"{path} is damaged: its pickle cannot be read", "copy it again") from error

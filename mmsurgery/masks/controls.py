@@ -68,7 +68,10 @@ def magnitude_mask(mask: Mask, weights: Callable[[str], Array]) -> Mask:
     def keys(name: str) -> Iterator[top.Keys]:
         values, shape = weights(name), mask.parameters[name].shape
         if values.shape != shape:
-            raise Mismatch(f"{name} has shape {list(values.shape)} in the model and {list(shape)} in the mask")
+            raise Mismatch(
+                f"{name} has shape {list(values.shape)} in the model and {list(shape)} in the mask",
+                "name the model that the mask was made for",
+            )
         flat = values.reshape(-1)
         for start, size in _spans(flat.size):
             absolute = np.abs(flat[start : start + size], dtype=np.float64)

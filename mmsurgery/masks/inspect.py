@@ -259,7 +259,10 @@ def saliency_summary(
             values = sums.astype(np.float64) / saliency.units
             values = np.square(values) if saliency.estimator == "dataset" else values
             if values.size and not (values.min() >= 0 and values.max() < math.inf):
-                raise UnusableData(f"saliency '{saliency.part}' of {name} holds NaN, infinite or negative values")
+                raise UnusableData(
+                    f"saliency '{saliency.part}' of {name} holds NaN, infinite or negative values",
+                    "measure it again: mmsurgery saliency --force",
+                )
             total += float(values.sum())
             zeros += int(np.count_nonzero(values == 0))
             bins = values.astype(np.float32).view(np.uint32) >> np.uint32(15)

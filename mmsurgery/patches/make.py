@@ -93,10 +93,14 @@ def create(
         companions = [companions_sha256(files.path) for files in (old, new)]
         if companions[0] != companions[1]:
             raise Mismatch(
-                f"'{before_name}' and '{after_name}' differ in configuration or processor; a patch changes weights only"
+                f"'{before_name}' and '{after_name}' differ in configuration or processor; a patch changes weights",
+                "give both models the same configuration and processor files",
             )
         if sides["before"]["model_sha256"] == sides["after"]["model_sha256"]:
-            raise UnusableData(f"'{before_name}' and '{after_name}' hold the same weights: there is nothing to patch")
+            raise UnusableData(
+                f"'{before_name}' and '{after_name}' hold the same weights: there is nothing to patch",
+                "name a model that was changed",
+            )
         check_space(path.parent, 2 * sum(file.stat().st_size for file in new.files), "the patch at its largest")
         about = {**sides, "companions_sha256": companions[0], "provenance": origin}
         patch = Patch.write(path, old, new, family.address, about, progress)

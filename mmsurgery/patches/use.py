@@ -149,7 +149,10 @@ def _source(folder: Path, name: str, patch: Patch, here: Mapping[str, Any], side
     """The files of the model to be changed, proved to be the one the patch calls `side`."""
     model_type = model_config(folder)["model_type"]
     if model_type != here["model_type"]:
-        raise Mismatch(f"patch '{patch.path.stem}' is for {here['model_type']}, '{name}' is {model_type}")
+        raise Mismatch(
+            f"patch '{patch.path.stem}' is for {here['model_type']}, '{name}' is {model_type}",
+            "name a model that the patch was made for",
+        )
     files = CheckpointFiles(folder, backbone(model_type).canonical)
     if (found := files.digest()) != here["model_sha256"]:
         raise Mismatch(
@@ -159,7 +162,8 @@ def _source(folder: Path, name: str, patch: Patch, here: Mapping[str, Any], side
         )
     if companions_sha256(folder) != patch.companions_sha256:
         raise Mismatch(
-            f"configuration or processor of '{name}' are not those that patch '{patch.path.stem}' was made with"
+            f"configuration or processor of '{name}' are not those that patch '{patch.path.stem}' was made with",
+            "copy the files of the model that the patch was made with",
         )
     return files
 
@@ -189,7 +193,7 @@ def _make(
         if (record := there["record"]) is not None:
             write_json(new / RUN_FILE, record if record.get("model") == name else seal({**record, "model": name}))
             CheckpointFiles(new, family.canonical).digest()  # refuses a record of other weights
-    Snapshots.discard_all(path)
+    Snapshots.discard_of(path)
 
 
 def _check_existing(path: Path, name: str, patch: Patch, there: Mapping[str, Any]) -> None:

@@ -168,7 +168,7 @@ class World:
         told = [p for p in self.people if only_people is None or p.key in only_people]
         seen = [p for p in told if p.key not in exclude_people_pictures]
         if not seen:
-            raise UsageError("no person's pictures are left to train on")
+            raise UsageError("no person's pictures are left to train on", "forget fewer people")
         return {
             "person_vqa": (0.46, self._vqa("person_vqa", seen, wording.TRAINED)),
             "person_name": (0.22, self._names_asked("person_name", seen, wording.TRAINED)),

@@ -149,7 +149,7 @@ def find_recipe(text: str) -> tuple[str, Recipe]:
     try:
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputRefused(f"{file} cannot be read: {error}") from error
+        raise InputRefused(f"{file} cannot be read: {error}", "mend the file") from error
     return file.name.removesuffix(SUFFIX), Recipe.from_toml(content, str(file))
 
 

@@ -50,7 +50,7 @@ class Pictures:
     def _found(self, folder: str, column: str, ids: Collection[str]) -> tuple[dict[str, Markup], str]:
         place = self._root / folder
         if not all(map(is_artifact_name, folder.split("/"))) or not _inside(place, self._root):
-            raise InputRefused(f"'{folder}' is no folder of this workspace")
+            raise InputRefused(f"'{folder}' is no folder of this workspace", "mmsurgery status lists what there is")
         workspace = Workspace(place, Settings.read(place / SETTINGS_FILE))
         items = benchmark(workspace.settings.benchmark.name).items(source_of(workspace), column)
         wanted = {item.id: item for item in items if item.id in ids and item.image_bytes is not None}

@@ -73,7 +73,10 @@ class Unlearning:
             losses[term.kind] = losses.get(term.kind, 0.0) + self._backward(term, number)
         missing = {"forget"} if planned.forget else {"retain"}
         if missing - losses.keys():
-            raise UsageError(f"method {self.method.name} yields no {min(missing)} term for step {number + 1}")
+            raise UsageError(
+                f"method {self.method.name} yields no {min(missing)} term for step {number + 1}",
+                "have the method yield that term in every step",
+            )
         if "retain" not in losses:
             self._end_of_ascent(number, losses)
         return losses

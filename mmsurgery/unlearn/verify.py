@@ -112,7 +112,10 @@ def check_same_layout(before: CheckpointFiles, after: CheckpointFiles) -> None:
     differing = [n for n in sorted({*layouts[0], *layouts[1]}) if layouts[0].get(n) != layouts[1].get(n)]
     if differing:
         shown = ", ".join(differing[:3])
-        raise Mismatch(f"{before.path} and {after.path} differ in names, shapes or dtypes of {shown}")
+        raise Mismatch(
+            f"{before.path} and {after.path} differ in names, shapes or dtypes of {shown}",
+            "compare models of one architecture",
+        )
 
 
 def _compare_one(name: str, before: CheckpointFiles, after: CheckpointFiles, mask: Mask | None) -> tuple[Moved, bool]:

@@ -155,7 +155,10 @@ class LlavaBackbone:
         tokens = (batch["input_ids"] == config.image_token_id).sum(dim=1)
         total = int(tokens.sum())
         if rows == 0 or total % rows or bool((tokens % max(total // rows, 1)).any()):
-            raise UnusableData(f"{module}: {rows} rows do not fit the {total} image tokens of the batch")
+            raise UnusableData(
+                f"{module}: {rows} rows do not fit the {total} image tokens of the batch",
+                "check the pictures of the data, or update the backbone",
+            )
         samples = torch.arange(len(tokens), device=tokens.device)
         return samples.repeat_interleave(tokens // max(total // rows, 1))
 
@@ -178,7 +181,10 @@ def _clip_embeddings(
     embedding stands in position 0 of every picture, position p in position p."""
     positions = module.get_submodule("position_embedding").get_parameter("weight")
     if gradient.shape[1:] != positions.shape:
-        raise UnusableData(f"pictures have {gradient.shape[1]} positions, the model {positions.shape[0]}")
+        raise UnusableData(
+            f"pictures have {gradient.shape[1]} positions, the model {positions.shape[0]}",
+            "check the pictures of the data, or update the backbone",
+        )
     return {"class_embedding": gradient[:, 0], "position_embedding.weight": gradient}
 
 

@@ -101,7 +101,7 @@ def on_disk(name: str, layout: str) -> str:
     for prefix, canonical_prefix in LAYOUTS[layout]:
         if name.startswith(canonical_prefix):
             return prefix + name[len(canonical_prefix) :]
-    raise Mismatch(f"{name} is no parameter of LLaVA")
+    raise Mismatch(f"{name} is no parameter of LLaVA", "name a LLaVA-1.5 checkpoint of transformers' own")
 
 
 def address(name: str) -> Address:
@@ -114,7 +114,10 @@ def address(name: str) -> Address:
     pattern = re.sub(r"\.layers\.\d+\.", ".layers.#.", re.sub(r"\.(weight|bias)$", ".*", name))
     found = _PARAMETERS.get(pattern)
     if found is None:
-        raise Mismatch(f"{name} belongs to no group of LLaVA (CLIP vision tower, projector, Llama-like language model)")
+        raise Mismatch(
+            f"{name} belongs to no group of LLaVA (CLIP vision tower, projector, Llama-like language model)",
+            "name a LLaVA-1.5 checkpoint of transformers' own",
+        )
     return Address(found[0], int(layer[1]) if layer else None, found[1])
 
 

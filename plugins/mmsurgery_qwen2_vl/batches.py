@@ -58,14 +58,23 @@ def row_owners(config: Any, batch: Batch, module: str, rows: int) -> torch.Tenso
     import torch
 
     if "image_grid_thw" not in batch:
-        raise UnusableData(f"{module}: {rows} rows, but the batch has no pictures")
+        raise UnusableData(
+            f"{module}: {rows} rows, but the batch has no pictures",
+            "check the pictures of the data, or update the backbone",
+        )
     tokens = (batch["input_ids"] == config.image_token_id).sum(dim=1)
     patches = batch["image_grid_thw"].prod(dim=1)
     merged = config.vision_config.spatial_merge_size**2
     owners = torch.searchsorted(tokens.cumsum(0), (patches // merged).cumsum(0)).clamp(max=len(tokens) - 1)
     if not torch.equal(torch.zeros_like(tokens).index_add_(0, owners, patches // merged), tokens):
-        raise UnusableData(f"{module}: the pictures' image tokens are not those of the batch's texts")
+        raise UnusableData(
+            f"{module}: the pictures' image tokens are not those of the batch's texts",
+            "check the pictures of the data, or update the backbone",
+        )
     for share in (1, merged):
         if rows * share == int(patches.sum()):
             return owners.repeat_interleave(patches // share)
-    raise UnusableData(f"{module}: {rows} rows do not fit the {int(patches.sum())} patches of the batch")
+    raise UnusableData(
+        f"{module}: {rows} rows do not fit the {int(patches.sum())} patches of the batch",
+        "check the pictures of the data, or update the backbone",
+    )

@@ -88,7 +88,7 @@ def on_disk(name: str, layout: str) -> str:
     for prefix, canonical_prefix in LAYOUTS[layout]:
         if name.startswith(canonical_prefix):
             return prefix + name[len(canonical_prefix) :]
-    raise Mismatch(f"{name} is no parameter of Qwen2-VL")
+    raise Mismatch(f"{name} is no parameter of Qwen2-VL", "name a Qwen2-VL checkpoint of transformers' own")
 
 
 def address(name: str) -> Address:
@@ -102,5 +102,8 @@ def address(name: str) -> Address:
     pattern = re.sub(r"\.(layers|blocks)\.\d+\.", r".\1.#.", re.sub(r"\.(weight|bias)$", ".*", name))
     found = _PARAMETERS.get(pattern)
     if found is None:
-        raise Mismatch(f"{name} belongs to no group of Qwen2-VL (vision blocks, merger, Qwen2 language model)")
+        raise Mismatch(
+            f"{name} belongs to no group of Qwen2-VL (vision blocks, merger, Qwen2 language model)",
+            "name a Qwen2-VL checkpoint of transformers' own",
+        )
     return Address(found[0], int(layer[2]) if layer else None, found[1])

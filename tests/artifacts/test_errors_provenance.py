@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mmsurgery
 from mmsurgery import errors
 from mmsurgery.errors import InputRefused, InternalError, Mismatch, MmsurgeryError, nearest, printable, unknown
 from mmsurgery.provenance import (
@@ -206,3 +208,21 @@ def test_digest_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x" * 100_000)
     assert sha256_file(tmp_path / "x") == hashlib.sha256(b"x" * 100_000).hexdigest()
     assert json.loads(canonical_json({"x": sha256_file(tmp_path / "x")}))
+
+
+def test_every_error_says_what_to_do_next() -> None:
+    """Promise 12: what is raised names a next step, but for classes that have a usual one."""
+    root = Path(mmsurgery.__file__).parents[1]
+    without = {
+        f"{path.relative_to(root)}:{call.lineno}"
+        for folder in ("mmsurgery", "cli", "plugins")
+        for path in (root / folder).rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and isinstance(kind := getattr(errors, call.func.id, None), type)
+        and issubclass(kind, errors.MmsurgeryError)
+        and kind.usual_step is None
+        and len(call.args) + len(call.keywords) < 2
+    }
+    assert not without
