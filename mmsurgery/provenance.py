@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,12 @@ def provenance(command: str, settings: Mapping[str, Any], inputs: Mapping[str, A
     }
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], parts: Sequence[str] = ("settings", "inputs")
+) -> str:
     """The settings and inputs in which two provenances differ, for people: `beta 1.0 -> 2.0, saliency`."""
     before, now = (
-        {k: v for part in ("settings", "inputs") if isinstance(each.get(part), Mapping) for k, v in each[part].items()}
+        {k: v for part in parts if isinstance(each.get(part), Mapping) for k, v in each[part].items()}
         for each in (there, here)
     )
     found = []
@@ -124,6 +126,23 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         plain = not any(isinstance(value, (Mapping, list, tuple)) for value in values)
         found.append(f"{key} {' -> '.join(map(_short, values))}" if plain else key)
     return ", ".join(found) or "command"
+
+
+def run_key(origin: Mapping[str, Any]) -> str:
+    """What two runs share of which one may go on where the other stopped: settings, inputs, library versions."""
+    return sha256_json([origin["key"], origin["versions"]])
+
+
+def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], where: Path, next_step: str) -> None:
+    """Check that an interrupted run is the one that is asked for now.
+
+    Raises:
+        Mismatch: naming the settings, inputs and versions in which they differ.
+    """
+    if "key" in there and "versions" in there and run_key(there) == run_key(here):
+        return
+    other = differences(there, here, ("settings", "inputs", "versions"))
+    raise Mismatch(f"{where} holds an interrupted run with other {other}", next_step)
 
 
 def _short(value: object) -> str:

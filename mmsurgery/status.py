@@ -128,7 +128,7 @@ def _unfinished(workspace: Workspace) -> list[str]:
     runs = {p for room in ("models", "saliency") for p in workspace.path(room).glob(".resume-*")}
     runs -= {training.folder for training in trainings}
     found = {f"models/{training.model} by recipe {training.recipe}" for training in trainings}
-    found |= {f"{p.parent.name}/{re.sub('-[0-9a-f]{12}$', '', p.name.removeprefix('.resume-'))}" for p in runs}
+    found |= {f"{p.parent.name}/{p.name.removeprefix('.resume-')}" for p in runs}
     found |= {f"evals/{p.name}" for p in workspace.path("evals").glob("**/.scoring/*")}
     begun = workspace.path("experiments").glob("*/metrics.jsonl")
     found |= {f"experiments/{p.parent.name}" for p in begun if not p.with_name("results.json").exists()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import benchmark, source_of, training_parts
 from mmsurgery.data.samples import Sample
@@ -51,7 +52,8 @@ def train(
     Raises:
         UsageError: for another name, an unknown or broken recipe, a vanilla model that was given.
         MissingArtifact: if there is no base model to train from.
-        Mismatch: if a model of that name was trained in another way and `force` is not given.
+        Mismatch: if a model of that name, or an interrupted training, was trained in another way and `force` is not
+            given.
         InputRefused, UnusableData: if base or data are broken, or the training diverges.
         MachineFault: if the disk is too small or the workspace is in use.
     """
@@ -73,7 +75,9 @@ def train(
     tuning.check()
     with workspace.lock():
         if folder.exists() and not force:
-            return _result(tuning, _existing(tuning), up_to_date=True)
+            record = _existing(tuning)
+            Snapshots.discard_of(folder)  # of a run that was killed once it had made the model
+            return _result(tuning, record, up_to_date=True)
         record = tuning.make(replace=force, progress=progress)
         workspace.journal("train", model=which, recipe=tuning.recipe_name)
     return _result(tuning, record, up_to_date=False)

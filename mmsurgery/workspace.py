@@ -58,6 +58,18 @@ class Silent:
 SILENT: Progress = Silent()
 
 
+class InUse(MachineFault):
+    """Another process works on the workspace.
+
+    Args:
+        pid: the process that holds the lock; None where it is not known.
+    """
+
+    def __init__(self, root: Path, holder: str, pid: int | None) -> None:
+        self.pid = pid
+        super().__init__(f"{root} is in use by {holder}", "wait for it to finish, or use another --workspace")
+
+
 class Workspace:
     """A workspace folder. Reading it needs no lock; whoever writes holds `lock()`."""
 
@@ -145,7 +157,9 @@ class Workspace:
         if not by_path:
             return text, self.existing_model(text)
         if not folder.is_dir():
-            raise MissingArtifact(f"no model folder {folder}")
+            raise MissingArtifact(
+                f"no model folder {folder}", "name a model that mmsurgery status lists, or a checkpoint folder"
+            )
         folder = folder.resolve()
         name = folder.name
         if name in self.models() and self.model_dir(name).resolve() != folder:
@@ -215,8 +229,8 @@ class Workspace:
         """Hold the one writer's lock; a lock of a killed process frees itself.
 
         Raises:
-            MachineFault: after `timeout` seconds (default 2), naming who holds it; or if journal or lock
-                cannot be written.
+            InUse: after `timeout` seconds (default 2), naming who holds it.
+            MachineFault: if journal or lock cannot be written.
         """
         import filelock
 
@@ -225,7 +239,7 @@ class Workspace:
         try:
             lock.acquire(timeout=LOCK_TIMEOUT if timeout is None else timeout)
         except filelock.Timeout as error:
-            raise MachineFault(f"{self.root} is in use by {_read_holder(holder)}", "wait for it to finish") from error
+            raise InUse(self.root, *_read_holder(holder)) from error
         except OSError as error:
             raise MachineFault(f"cannot lock {self.root}: {error.strerror}", "check its permissions") from error
         try:
@@ -286,11 +300,12 @@ class Workspace:
         return [entry for entry in entries if isinstance(entry, dict) and "event" in entry]
 
 
-def _read_holder(path: Path) -> str:
-    try:
-        return path.read_text() or "another process"
-    except OSError:
-        return "another process"
+def _read_holder(path: Path) -> tuple[str, int | None]:
+    """Who holds the lock, in words, and its process."""
+    with contextlib.suppress(OSError, ValueError):
+        if (text := path.read_text()).startswith("pid "):
+            return text, int(text.split()[1])
+    return "another process", None
 
 
 def find_workspace(start: Path) -> Workspace:

@@ -84,11 +84,11 @@ def test_scores_patches_and_interrupted_runs(workspace: Workspace) -> None:
         "evals/vanilla.json",
         "evals/official/vanilla.json",
         "evals/requests/first/second.json",
-        "evals/.scoring/first/0123/forget_vqa.json",
+        "evals/.scoring/first/forget_vqa.json",
         "evals/.hidden.json",
         "patches/npo.safetensors",
         "patches/.partial.safetensors",
-        "models/.resume-npo.default-0123456789ab/x",
+        "models/.resume-npo.default/x",
         "saliency/.resume-retain_vqa/x",
     ):
         workspace.path(path).parent.mkdir(parents=True, exist_ok=True)

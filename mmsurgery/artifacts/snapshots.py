@@ -14,8 +14,8 @@ import numpy as np
 
 from mmsurgery import interruption
 from mmsurgery.artifacts.tensors import read_header, read_tensor, write_safetensors
-from mmsurgery.errors import InputRefused, MissingArtifact
-from mmsurgery.provenance import canonical_json, parse_json, sha256_json, versions
+from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
+from mmsurgery.provenance import canonical_json, check_same_run, parse_json
 
 if TYPE_CHECKING:
     from mmsurgery.workspace import Progress
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 GENERATIONS = 2
+BEGIN_ANEW = "repeat that one as it was; --force, or removing it, begins anew"
 
 
 class Snapshots:
@@ -30,9 +31,9 @@ class Snapshots:
 
     Args:
         folder: theirs alone.
-        key: of all that the result depends on, library versions left out; the snapshots of another key, or
-            of other versions, are removed.
+        origin: provenance of what is computed; the snapshots of another one are refused.
         unit: what is counted: `step`, `sample`.
+        force: they are removed instead.
     """
 
     interval = 30.0
@@ -41,21 +42,20 @@ class Snapshots:
     """A snapshot is not taken before this many times its predecessor's duration has passed: at most 5 % of
     the time."""
 
-    def __init__(self, folder: Path, key: str, *, unit: str = "step") -> None:
-        self.folder, self.unit = folder, unit
-        self._key = sha256_json([key, versions()])
+    def __init__(self, folder: Path, origin: Mapping[str, Any], *, unit: str = "step", force: bool = False) -> None:
+        self.folder, self.unit, self.force = folder, unit, force
+        self._origin = {part: origin[part] for part in ("settings", "inputs", "versions", "key")}
         self._next = time.monotonic() + self.interval
 
-    @classmethod
-    def of(cls, made: Path, key: str, *, unit: str = "step") -> Snapshots:
-        """The snapshots of the run that makes `made` and is identified by `key`; each run has its own."""
-        return cls(made.with_name(f".resume-{made.name}-{key[:12]}"), key, unit=unit)
-
     @staticmethod
-    def discard_all(made: Path) -> None:
-        """Remove the snapshots of every run that was to make `made`: it is made."""
-        for folder in made.parent.glob(f".resume-{made.name}-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+    def folder_of(made: Path) -> Path:
+        """Where the snapshots of the run that makes `made` lie."""
+        return made.with_name(f".resume-{made.name}")
+
+    @classmethod
+    def discard_of(cls, made: Path) -> None:
+        """Remove the snapshots of the run that was to make `made`: it is made."""
+        shutil.rmtree(cls.folder_of(made), ignore_errors=True)
 
     @contextlib.contextmanager
     def taking(self) -> Iterator[None]:
@@ -79,7 +79,7 @@ class Snapshots:
         """
         begun = time.monotonic()
         tensors = dict(arrays)
-        text = canonical_json({"state": dict(state), "key": self._key}).decode()
+        text = canonical_json({"state": dict(state), "origin": self._origin}).decode()
         path = self.folder / f"{self.unit}-{done:08d}.safetensors"
         write_safetensors(path, tensors, {"state": text, "sha256": _digest(text, tensors)})
         for old in self._newest()[GENERATIONS:]:
@@ -87,18 +87,41 @@ class Snapshots:
         self._next = time.monotonic() + max(self.interval, self.share * (time.monotonic() - begun))
         interruption.stop_if_asked()
 
-    def load(self, progress: Progress) -> tuple[dict[str, Any], Arrays] | None:
-        """State and arrays of the newest whole snapshot, or None; says so where a newer one is left out."""
+    def check(self, progress: Progress) -> None:
+        """Check that the snapshots that are there are of this computation, before it takes time; no array is read.
+
+        Raises:
+            Mismatch: naming the settings, inputs and versions in which an interrupted run differs, unless it is to
+                be removed.
+        """
         for path in self._newest():
             try:
-                key, state, arrays = _read(path)
+                value = _parsed(read_header(path).metadata.get("state", ""), path)
+            except (InputRefused, MissingArtifact):
+                continue  # `load` says so
+            try:
+                check_same_run(value["origin"], self._origin, self.folder, BEGIN_ANEW)
+            except Mismatch as error:
+                if not self.force:
+                    raise
+                progress.note(f"{error.what}: beginning anew")
+                self.discard()
+                return
+
+    def load(self, progress: Progress) -> tuple[dict[str, Any], Arrays] | None:
+        """State and arrays of the newest whole snapshot, or None; says so where a newer one is left out.
+
+        Raises:
+            as `check`.
+        """
+        self.check(progress)
+        for path in self._newest():
+            try:
+                state, arrays = _read(path)
             except (InputRefused, MissingArtifact) as error:
                 progress.note(f"snapshot {path.name} is damaged and left out ({error.what})")
                 path.unlink(missing_ok=True)
                 continue
-            if key != self._key:
-                progress.note("an interrupted run had other settings, inputs or library versions: starting anew")
-                break
             progress.note(f"going on after {self.unit} {int(path.stem.rpartition('-')[2])}")
             return state, arrays
         self.discard()
@@ -112,14 +135,20 @@ class Snapshots:
         return sorted(self.folder.glob(f"{self.unit}-*.safetensors"), reverse=True)
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any], Arrays]:
+def _parsed(text: str, path: Path) -> Any:
+    value = parse_json(text.encode(), path.name)
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), dict) for key in ("state", "origin")):
+        raise InputRefused("it is no snapshot of this version")
+    return value
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
     header = read_header(path)
     arrays = {name: read_tensor(path, info).copy() for name, info in header.tensors.items()}
     text = header.metadata.get("state", "")
     if header.metadata.get("sha256") != _digest(text, arrays):
         raise InputRefused("its content digest differs")
-    value = parse_json(text.encode(), path.name)
-    return value["key"], value["state"], arrays
+    return _parsed(text, path)["state"], arrays
 
 
 def _digest(text: str, arrays: Arrays) -> str:

@@ -21,6 +21,7 @@ from mmsurgery.evaluate.asked import Asked, what_is_asked
 from mmsurgery.evaluate.gates import check_column, gate, read_gate
 from mmsurgery.evaluate.protocols import LIKELIHOOD, OPEN, Protocol
 from mmsurgery.evaluate.scorer import Plan, Scorer, command
+from mmsurgery.evaluate.unfinished import Unfinished
 from mmsurgery.provenance import differences, provenance
 from mmsurgery.ranks import Ranks
 from mmsurgery.unlearn.trained_models import check_trained
@@ -83,7 +84,7 @@ def evaluate(
             of one name.
         MissingArtifact: if a model does not exist, or vanilla where it is needed.
         InputRefused: if a model, the benchmark's files or earlier scores are damaged.
-        Mismatch: if the name holds scores of another model or of other items.
+        Mismatch: if the name holds scores, or an interrupted scoring, of another model or of other items.
         UnusableData: if the benchmark has nothing to score, or a model's scores are not finite.
         MachineFault: if another rank failed.
     """
@@ -113,14 +114,19 @@ def evaluate(
 
         looked_up = plans()
         _note_others(looked_up, progress)
-        if all(plan.finished for plan in looked_up):
+        left = ranks.told(any(plan.finished and plan.unfinished(progress).folder.exists() for plan in looked_up))
+        if all(plan.finished for plan in looked_up) and not left:
             return _with_metrics(workspace, [plan.finished for plan in looked_up if plan.finished], ranks, progress)
         with ranks.together(workspace.lock()):
             scorer = Scorer(workspace.threads, ranks, progress)
             waiting = plans()  # again: another process may have scored them meanwhile
+            unfinished = _begun(waiting, ranks, force, progress)
             if vanilla is not None:
-                _write_answers(waiting, scorer, ranks)
-            results = [plan.finished or _score_model(workspace, plan, scorer, ranks) for plan in waiting]
+                _write_answers(waiting, unfinished, scorer, ranks)
+            results = [
+                plan.finished or _score_model(workspace, plan, begun, scorer, ranks)
+                for plan, begun in zip(waiting, unfinished, strict=True)
+            ]
         return _with_metrics(workspace, results, ranks, progress)
 
 
@@ -185,8 +191,28 @@ def _result(plan: Plan, record: Mapping[str, Any], *, up_to_date: bool) -> EvalR
     return EvalResult(plan.name, plan.path, columns, record["remarks"], up_to_date)
 
 
-def _score_model(workspace: Workspace, plan: Plan, scorer: Scorer, ranks: Ranks) -> EvalResult:
-    unfinished, scores = plan.unfinished if ranks.first else None, dict[str, list[Any]]()
+def _begun(plans: Sequence[Plan], ranks: Ranks, force: bool, progress: Progress) -> list[Unfinished | None]:
+    """What interrupted runs have done of each plan, for the first rank; what one left that was killed once it had
+    written all scores is removed.
+
+    Raises:
+        Mismatch: if one was of other settings or inputs, and `force` is not given.
+    """
+    found: list[Unfinished | None] = []
+    for plan in plans:
+        unfinished = plan.unfinished(progress)
+        if ranks.first and plan.finished:
+            unfinished.remove()
+        elif ranks.first:
+            unfinished.begin(plan.provenance, command(plan), force=force)
+        found.append(unfinished if ranks.first else None)
+    return found
+
+
+def _score_model(
+    workspace: Workspace, plan: Plan, unfinished: Unfinished | None, scorer: Scorer, ranks: Ranks
+) -> EvalResult:
+    scores = dict[str, list[Any]]()
     for column in plan.asked.columns:
         found = unfinished.scores(column) if unfinished else None
         if ranks.told(found is None):
@@ -195,7 +221,11 @@ def _score_model(workspace: Workspace, plan: Plan, scorer: Scorer, ranks: Ranks)
             if unfinished:
                 unfinished.keep_scores(column, found)
         scores[column] = found or []
-    return ranks.told(_record(workspace, plan, scores, ranks) if ranks.first else None)  # type: ignore[return-value]
+    made = None
+    if unfinished:
+        made = _record(workspace, plan, scores, ranks)
+        unfinished.remove()
+    return ranks.told(made)  # type: ignore[return-value]
 
 
 def _record(workspace: Workspace, plan: Plan, scores: Mapping[str, list[Any]], ranks: Ranks) -> EvalResult:
@@ -211,15 +241,14 @@ def _record(workspace: Workspace, plan: Plan, scores: Mapping[str, list[Any]], r
         "provenance": {**plan.provenance, **beside},
     }
     record = records.write_eval(plan.path, body, [item for each in scores.values() for item in each])
-    plan.unfinished.remove()
     workspace.journal("eval", model=plan.name, protocol=plan.asked.protocol.id)
     return _result(plan, record, up_to_date=False)
 
 
-def _write_answers(plans: Sequence[Plan], scorer: Scorer, ranks: Ranks) -> None:
+def _write_answers(plans: Sequence[Plan], begun: Sequence[Unfinished | None], scorer: Scorer, ranks: Ranks) -> None:
     """Have all models write before anything is judged, vanilla last: each is loaded once."""
-    for plan in sorted(plans, key=lambda plan: plan.folder == plan.vanilla):
-        unfinished = plan.unfinished if ranks.first else None
+    pairs = zip(plans, begun, strict=True)
+    for plan, unfinished in sorted(pairs, key=lambda pair: pair[0].folder == pair[0].vanilla):
         for column in plan.asked.columns if plan.finished is None else ():
             if ranks.told(unfinished is not None and unfinished.written(column) is None):
                 written = scorer.write(plan, column)

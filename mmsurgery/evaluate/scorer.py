@@ -16,7 +16,7 @@ from mmsurgery.evaluate.open_answers import Answered, Written
 from mmsurgery.evaluate.others import Others
 from mmsurgery.evaluate.protocols import LIKELIHOOD
 from mmsurgery.evaluate.scoring import look_at_prefixes, score
-from mmsurgery.evaluate.unfinished import Unfinished
+from mmsurgery.evaluate.unfinished import UNFINISHED, Unfinished
 from mmsurgery.ranks import Ranks
 from mmsurgery.workspace import Progress
 
@@ -41,9 +41,9 @@ class Plan:
     """Folder of the model under which written answers are judged, of protocol `open`."""
     finished: EvalResult | None
 
-    @property
-    def unfinished(self) -> Unfinished:
-        return Unfinished.of(self.path, self.name, self.provenance["key"])
+    def unfinished(self, progress: Progress) -> Unfinished:
+        """Beside the scores that it becomes."""
+        return Unfinished(self.path.parent / UNFINISHED / self.name, progress.note)
 
 
 def command(*plans: Plan) -> str:

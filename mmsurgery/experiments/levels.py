@@ -22,6 +22,7 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import benchmark
 from mmsurgery.data.portraits import check_drawn_for
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UsageError
+from mmsurgery.evaluate.unfinished import UNFINISHED
 from mmsurgery.experiments.waiting import PatientWorkspace
 from mmsurgery.hub_models import pinned_model
 from mmsurgery.masks.stale import check_fresh, vanilla_files
@@ -227,6 +228,8 @@ def _share_model(other: Workspace, workspace: Workspace, name: str) -> None:
         with workspace.lock():
             for file in workspace.path("evals").glob(f"**/{name}.*"):
                 file.unlink()
+            for folder in workspace.path("evals").glob(f"**/{UNFINISHED}/{name}"):
+                shutil.rmtree(folder)
             _share(source, target, replace=True)
     _share_missing(workspace, source, target)
 

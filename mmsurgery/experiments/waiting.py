@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import filelock
-
 from mmsurgery.api import Workspace
-from mmsurgery.errors import MachineFault
 from mmsurgery.settings import Settings
-
-_HOLDER = re.compile(r"in use by pid (\d+) ")
+from mmsurgery.workspace import InUse
 
 
 class PatientWorkspace(Workspace):
@@ -33,18 +28,16 @@ class PatientWorkspace(Workspace):
         """Hold the one writer's lock.
 
         Raises:
-            MachineFault: if journal or lock cannot be written, or this very process holds it.
+            MachineFault: if journal or lock cannot be written.
+            InUse: if this very process holds it.
         """
         with contextlib.ExitStack() as held:
             while True:
                 try:
                     held.enter_context(super().lock(timeout))
                     break
-                except MachineFault as fault:
-                    if not isinstance(fault.__cause__, filelock.Timeout):
-                        raise
-                    holder = _HOLDER.search(fault.what)
-                    if holder and int(holder[1]) == os.getpid():
+                except InUse as fault:
+                    if fault.pid == os.getpid():
                         raise
                     if self._tell is not None:
                         self._tell(f"{fault.what}: waiting, what it has made by then is found")

@@ -132,7 +132,9 @@ def _train(
     folder, seed = workspace.model_dir(name), workspace.settings.models.seed
     origin = _origin(name, files, stream, stages, seed)
     if folder.exists() and not force:
-        return _existing(name, folder, family, origin)
+        found = _existing(name, folder, family, origin)
+        Snapshots.discard_of(folder)  # of a run that was killed once it had made the model
+        return found
     wanted = made_for(workspace.settings, name)
     if not force and (shipped := unpack(folder, files, family, origin["key"], wanted)) is not None:
         progress.note(f"model '{name}' comes with the package")
@@ -153,7 +155,7 @@ def _train(
             weight_decay=WEIGHT_DECAY,
             clip_norm=CLIP_NORM,
             betas=BETAS,
-            snapshots=Snapshots.of(folder, origin["key"]),
+            snapshots=Snapshots(Snapshots.folder_of(folder), origin, force=force),
             what=f"training {name}",
             progress=progress,
         )

@@ -22,7 +22,7 @@ from mmsurgery.data.samples import Sample
 from mmsurgery.errors import MachineFault, UnusableData, UsageError, unknown
 from mmsurgery.memory import Layout, Store
 from mmsurgery.methods.step import IGNORED, Answers
-from mmsurgery.provenance import provenance, sha256_json
+from mmsurgery.provenance import provenance
 from mmsurgery.saliency.backward import Backward
 from mmsurgery.saliency.exact import HookedSamples
 from mmsurgery.saliency.modules import NotUnderstood
@@ -50,6 +50,7 @@ def measure_saliency(
     resume_folder: Path | None = None,
     data_sha256: str | None = None,
     layout: Layout = Layout(),
+    force: bool = False,
 ) -> SaliencyMap:
     """The Fisher diagonal of some samples, as sums over units in float32 (float64 for a float64 model).
 
@@ -72,11 +73,13 @@ def measure_saliency(
         data_sha256: digest of the whole part, if `samples` is a shard of it.
         layout: how memory is used. Sums in files lie beside `resume_folder`, else where the system keeps its
             temporary files. An interrupted measurement may go on in another layout.
+        force: snapshots of another measurement in `resume_folder` give way.
 
     Raises:
         TypeError: for a model or samples of another type.
         UsageError: for an unknown estimator or an impossible batch size; for a model that cannot compute its
             activations twice.
+        Mismatch: if `resume_folder` has snapshots of another measurement, and `force` is not given.
         UnusableData: if there is no sample, a sample has no answer, or a loss or gradient is not
             finite, naming sample and tensor; or if a parameter is not in memory.
         MachineFault: if memory runs out.
@@ -92,7 +95,7 @@ def measure_saliency(
         if parameter.is_meta:
             raise UnusableData(f"{name} is not in memory (offloaded); its gradient would be lost", "use more memory")
     digest = data.data_sha256(samples) if data_sha256 is None else data_sha256
-    run = _Measurement(loaded, samples, estimator, batch_size, part, digest, progress, resume_folder, layout)
+    run = _Measurement(loaded, samples, estimator, batch_size, part, digest, progress, resume_folder, layout, force)
     twice = activations_checkpointed(loaded.model) if layout.checkpointing else contextlib.nullcontext()
     with _left_as_found(loaded.model), _deterministic(loaded.model), twice:
         try:
@@ -128,6 +131,7 @@ class _Measurement:
         progress: Progress,
         resume_folder: Path | None,
         layout: Layout,
+        force: bool,
     ) -> None:
         self.loaded, self.model, self.samples, self.progress = loaded, loaded.model, samples, progress
         self.estimator, self.batch_size, self.part = estimator, batch_size, part
@@ -151,9 +155,10 @@ class _Measurement:
         """Samples whose sums were seen to be finite."""
         self.snapshots = None
         if resume_folder is not None:
-            everything = [self.settings, self.inputs, batch_size, data.data_sha256(samples)]
-            kind = [str(first.dtype), first.device.type]
-            self.snapshots = Snapshots(resume_folder, sha256_json([*everything, *kind]), unit="sample")
+            how = {"batch_size": batch_size, "dtype": str(first.dtype), "device": first.device.type}
+            inputs = {**self.inputs, "measured_sha256": data.data_sha256(samples)}
+            origin = provenance("saliency", {**self.settings, **how}, inputs)
+            self.snapshots = Snapshots(resume_folder, origin, unit="sample", force=force)
 
     def run(self) -> None:
         """Measure every sample that is not yet in the sums."""

@@ -17,7 +17,7 @@ from typing import Any
 from mmsurgery.artifacts.files import check_space, machine_fault
 from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.artifacts.saliency_map import SaliencyMap
-from mmsurgery.artifacts.snapshots import GENERATIONS
+from mmsurgery.artifacts.snapshots import GENERATIONS, Snapshots
 from mmsurgery.data.benchmark import SETS, benchmark, parts_of, source_of
 from mmsurgery.data.leakage import check_text
 from mmsurgery.data.samples import Sample, data_sha256
@@ -26,7 +26,7 @@ from mmsurgery.memory import Layout
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import differences, provenance
 from mmsurgery.ranks import Ranks
-from mmsurgery.saliency.resume import discard, settings
+from mmsurgery.saliency.resume import settings
 from mmsurgery.saliency.shards import Shard, summed
 from mmsurgery.saliency.stored import StoredModel
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress, Workspace
@@ -87,7 +87,8 @@ def measure_parts(
         UsageError: for unknown names, estimators or shards; for a shard on several ranks.
         MissingArtifact: if there is no such model.
         InputRefused: if model, data or an existing map is damaged, or changes meanwhile.
-        Mismatch: if a folder holds a map of other settings or inputs and `force` is not given.
+        Mismatch: if a folder holds a map, or an interrupted measurement, of other settings or inputs and `force` is
+            not given.
         UnusableData: see `measure_saliency`; also for text that is scored, unless it is allowed by name.
         MachineFault: if the workspace is in use or cannot be written.
     """
@@ -110,8 +111,9 @@ def measure_parts(
         with ranks.together(workspace.lock()):
             return [replace(job, progress=ranks.watched(progress)).on_ranks(part, ranks) for part in parts]
     results = {part: None if force else job.found(part) for part in parts}
-    if None not in results.values():
-        return [result for result in results.values() if result]
+    there = [result for result in results.values() if result]
+    if len(there) == len(parts) and not any(Snapshots.folder_of(each.path).exists() for each in there):
+        return there
     with workspace.lock():
         return [job.whole(part) for part in parts]
 
@@ -160,6 +162,7 @@ class _Job:
     def whole(self, part: str) -> PartResult:
         """Measure a part, unless it is there."""
         if not self.force and (found := self.found(part)) is not None:
+            Snapshots.discard_of(found.path)  # of a run that was killed once it had saved the map
             return found
         samples = self._samples(part)
         folder, origin = self._folder(part), self._origin(part, samples)
@@ -189,8 +192,10 @@ class _Job:
             if existing(folder, origin) is not None:
                 self.progress.note(f"{part}: the block of rank {block} is there")
                 return
-        except (InputRefused, Mismatch):  # nobody's but an interrupted run's
-            pass
+        except (InputRefused, Mismatch) as error:  # nobody's but an interrupted run's
+            if isinstance(error, Mismatch) and not self.force:
+                raise
+            self.progress.note(f"{error.what}: measured again")
         mine = samples[block.block(len(samples), self._unit)]
         self._measure(part, samples, mine, origin, folder).save(folder, replace=True)
 
@@ -245,9 +250,10 @@ class _Job:
                 batch_size=self.batch_size,
                 part=part,
                 progress=self.progress,
-                resume_folder=_snapshots(folder),
+                resume_folder=Snapshots.folder_of(folder),
                 data_sha256=origin["inputs"]["data_sha256"],
                 layout=self.layout,
+                force=self.force,
             )
         used = measured.provenance["inputs"]
         if not used == origin["inputs"] == {**used, **self.model.files()}:
@@ -256,7 +262,7 @@ class _Job:
         return replace(measured, provenance={**measured.provenance, **origin, **marked})
 
     def _done(self, part: str, folder: Path) -> None:
-        discard(_snapshots(folder))
+        Snapshots.discard_of(folder)
         self.workspace.journal("saliency", part=part, folder=folder.name, estimator=self.estimator)
 
     def _merge(self, part: str, samples: list[Sample], count: int) -> bool:
@@ -294,7 +300,7 @@ class _Job:
         return folder.with_name(check_artifact_name(f"{folder.name}.shard-{shard.index}-of-{shard.count}"))
 
     def _rank_folder(self, part: str, block: Shard) -> Path:
-        return _snapshots(self._folder(part)) / f"rank-{block.index}-of-{block.count}"
+        return Snapshots.folder_of(self._folder(part)) / f"rank-{block.index}-of-{block.count}"
 
     def _origin(self, part: str, samples: list[Sample], shard: Shard | None = None) -> dict[str, Any]:
         chosen = settings(part, self.estimator, self.batch_size, self.workspace.threads)
@@ -333,10 +339,6 @@ def _result(
         shard=shard,
         merged=merged,
     )
-
-
-def _snapshots(folder: Path) -> Path:
-    return folder.with_name(f".resume-{folder.name}")
 
 
 @contextlib.contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -27,9 +25,3 @@ class State:
     """Samples done, in their order."""
     supervised_tokens: int = 0
     path: str = "hooks"
-
-
-def discard(folder: Path) -> None:
-    """Remove all snapshots of a measurement."""
-    if folder.exists():
-        shutil.rmtree(folder)

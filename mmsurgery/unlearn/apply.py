@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles
 from mmsurgery.artifacts.mask import SCORED_TEXT
+from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.loading import device_name
 from mmsurgery.errors import InternalError, Mismatch, UnusableData
 from mmsurgery.memory import Layout
@@ -99,7 +100,8 @@ def apply(
         UsageError: for a wrong argument, or what several ranks cannot do.
         MissingArtifact: for a model or mask that does not exist.
         InputRefused: if a file is damaged.
-        Mismatch: if the mask is of another model, the reference of other data, or another model has the name.
+        Mismatch: if the mask is of another model, the reference of other data, or another model, or an interrupted
+            run of other settings, has the name.
         UnusableData: for an empty or too small set, a mask that selects nothing, a loss or gradient
             that is not finite.
         MachineFault: if the disk is too small, for the model or for state in files, or the workspace is in use; if
@@ -132,10 +134,14 @@ def apply(
         check_trained(workspace, request.reference)
     with ranks.together():
         run = gather(workspace, request)
-        if (found := _found(run, ranks, force)) is not None:
+        folder = workspace.model_dir(request.name)
+        left = ranks.told(Snapshots.folder_of(folder).exists())
+        if not left and (found := _found(run, ranks, force)) is not None:
             return found
         with ranks.together(workspace.lock()):
             if (found := _found(run, ranks, force)) is not None:  # another process may have made it meanwhile
+                if ranks.first:
+                    Snapshots.discard_of(folder)  # of a run that was killed once it had made the model
                 return found
             return _make(run, ranks, layout, force, ranks.watched(progress))
 
@@ -170,6 +176,8 @@ def _make(run: Run, ranks: Ranks, layout: Layout, force: bool, progress: Progres
     request, origin, plan = run.request, run.provenance(), run.plan()
     folder = run.workspace.model_dir(request.name)
     check_space(run.files, folder.parent)
+    snapshots = snapshots_of(folder, origin, ranks, progress, force=force)
+    snapshots.check(progress)
     _say(run, len(plan), progress)
     if layout != Layout():
         progress.note(str(layout))
@@ -182,7 +190,6 @@ def _make(run: Run, ranks: Ranks, layout: Layout, force: bool, progress: Progres
         origin["ranks"] = ranks.count
     if ranks.first:
         write_request(run.workspace, people_of(run.forget))
-    snapshots = snapshots_of(folder, origin["key"], ranks, progress)
     with deterministic(request.recipe.threads), _running(ranks):
         trained, history, shards = train_run(run, plan, ranks, layout, snapshots, progress)
         made = None

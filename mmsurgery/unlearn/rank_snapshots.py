@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery import interruption
-from mmsurgery.artifacts.snapshots import Arrays, Snapshots
+from mmsurgery.artifacts.snapshots import BEGIN_ANEW, Arrays, Snapshots
+from mmsurgery.errors import Mismatch
 from mmsurgery.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ class RankSnapshots(Snapshots):
     Ranks are never more than one snapshot apart, and each keeps its two newest: there is one that all have.
     """
 
-    def __init__(self, folder: Path, key: str, ranks: Ranks) -> None:
-        super().__init__(folder / _own(ranks), key)
+    def __init__(self, folder: Path, origin: Mapping[str, Any], ranks: Ranks, *, force: bool) -> None:
+        super().__init__(folder / _own(ranks), origin, force=force)
         self._ranks = ranks
 
     def due(self) -> bool:
@@ -48,17 +50,28 @@ class RankSnapshots(Snapshots):
                 path.unlink()
 
 
-def snapshots_of(made: Path, key: str, ranks: Ranks, progress: Progress) -> Snapshots:
-    """The snapshots of the run that makes `made` on these ranks. Those of another number of ranks are of no use, for
-    each holds other rows: they are removed."""
-    alone = Snapshots.of(made, key)
-    counts = {_count(path) for path in alone.folder.glob("*")} if ranks.first else set()
+def snapshots_of(made: Path, origin: Mapping[str, Any], ranks: Ranks, progress: Progress, *, force: bool) -> Snapshots:
+    """The snapshots of the run that makes `made` on these ranks.
+
+    Args:
+        force: those of other settings, inputs or another number of ranks are removed.
+
+    Raises:
+        Mismatch: if they are of another number of ranks, of which each holds other rows; or as `Snapshots.check`.
+    """
+    folder = Snapshots.folder_of(made)
+    counts = {_count(path) for path in folder.glob("*")} if ranks.first else set()
     if other := next(iter(counts - {0, ranks.count}), None):
         processes = "one process" if other == 1 else f"{other} processes"
-        progress.note(f"an interrupted run was one of {processes}, this is of {ranks.count}: starting anew")
-        shutil.rmtree(alone.folder, ignore_errors=True)
+        what = f"{folder} holds an interrupted run of {processes}, this is of {ranks.count}"
+        if not force:
+            raise Mismatch(what, BEGIN_ANEW)
+        progress.note(f"{what}: beginning anew")
+        shutil.rmtree(folder, ignore_errors=True)
     ranks.barrier()  # no rank looks before
-    return alone if ranks.count == 1 else RankSnapshots(alone.folder, key, ranks)
+    if ranks.count > 1:
+        return RankSnapshots(folder, origin, ranks, force=force)
+    return Snapshots(folder, origin, force=force)
 
 
 def _count(path: Path) -> int:

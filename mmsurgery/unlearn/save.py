@@ -89,7 +89,7 @@ def commit(
         }
         record = sealed({**body, **identity, "claim": claim, "moved": moved})
         write_json(new / RUN_FILE, record)
-    Snapshots.discard_all(folder)
+    Snapshots.discard_of(folder)
     return record
 
 

@@ -25,7 +25,7 @@ from mmsurgery.provenance import provenance
 from mmsurgery.recipes import Recipe
 from mmsurgery.unlearn.deletions import digest_of, people_of
 from mmsurgery.unlearn.finetune import Constant, Linear, finetune
-from mmsurgery.unlearn.interrupted import TrainingSnapshots, interrupted_trainings, training_snapshots
+from mmsurgery.unlearn.interrupted import TrainingSnapshots, training_snapshots
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.plan import MAX_STEPS
 from mmsurgery.unlearn.save import check_space, commit
@@ -148,6 +148,7 @@ class Tuning:
         Raises:
             as `check`; UnusableData: for an answer that cannot be learnt, such as one of unknown words, or if
                 the training diverges or moves nothing.
+            Mismatch: if an interrupted training was one of other settings, and may not be replaced.
             MachineFault: if the disk is too small or cannot be written.
         """
         from mmsurgery.unlearn.loop import deterministic
@@ -155,25 +156,14 @@ class Tuning:
         self.check()
         check_space(self.files, self.folder.parent)
         origin = self.provenance()
+        snapshots = training_snapshots(self.folder, origin, self.recipe_name, self.recipe_asked, force=replace)
+        snapshots.check(progress)
         self._say(progress)
-        snapshots = training_snapshots(self.folder, origin["key"], self.recipe_name, self.recipe_asked)
-        self._say_others(snapshots, progress)
         self._check_samples(progress)
         with deterministic(self.threads):
             trained, record = self._train(snapshots, progress)
         body = {**record, "provenance": {**origin, "device": device_name()}}
         return commit(self.folder, self.files, self.family, trained, body, replace=replace, progress=progress)
-
-    def _say_others(self, snapshots: TrainingSnapshots, progress: Progress) -> None:
-        """What else was begun under the model's name: once it is made, that is gone."""
-        for other in interrupted_trainings(self.folder.parent):
-            if other.model == self.name and other.folder != snapshots.folder:
-                mine = other.command == snapshots.command
-                on = "it was of other numbers, data or base" if mine else f"{other.command} would go on with it"
-                progress.note(
-                    f"an interrupted training of {self.name} by recipe {other.recipe} is removed once this one is "
-                    f"done; {on}"
-                )
 
     def _check_samples(self, progress: Progress) -> None:
         """Check that every sample can be trained on, before hours of training; raises as `Backbone.collate`."""

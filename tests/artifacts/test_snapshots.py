@@ -13,15 +13,22 @@ from notes import Notes
 from mmsurgery import interruption
 from mmsurgery.artifacts import snapshots as module
 from mmsurgery.artifacts.snapshots import Snapshots
+from mmsurgery.artifacts.tensors import write_safetensors
+from mmsurgery.errors import Mismatch
 from mmsurgery.interruption import Interrupted, interrupt
+from mmsurgery.provenance import provenance
 from mmsurgery.workspace import SILENT
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0,), np.float32)}
 
 
+def origin(**settings: Any) -> dict[str, Any]:
+    return provenance("test", settings, {})
+
+
 def test_the_two_newest_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     made = tmp_path / "model"
-    snapshots = Snapshots.of(made, "k" * 64, unit="sample")
+    snapshots = Snapshots(Snapshots.folder_of(made), origin(), unit="sample")
     for done in (1, 2, 10):
         snapshots.save(done, {"done": done}, ARRAYS.items())
     assert sorted(path.name for path in snapshots.folder.iterdir()) == [
@@ -29,24 +36,40 @@ def test_the_two_newest_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
         "sample-00000010.safetensors",
     ]
     notes = Notes()
-    found = Snapshots.of(made, "k" * 64, unit="sample").load(notes)
+    found = Snapshots(snapshots.folder, origin(), unit="sample").load(notes)
     assert found is not None
     assert found[0] == {"done": 10}
     assert {name: array.tolist() for name, array in found[1].items()} == {k: v.tolist() for k, v in ARRAYS.items()}
     assert notes.texts == ["going on after sample 10"]
-    Snapshots.discard_all(made)
-    assert list(tmp_path.iterdir()) == []
+    other = Snapshots(Snapshots.folder_of(tmp_path / "model-2"), origin())
+    other.save(1, {}, [])
+    Snapshots.discard_of(made)
+    assert list(tmp_path.iterdir()) == [other.folder]  # what begins with the same name is not the same
 
 
-@pytest.mark.parametrize("other", ["key", "versions"])
-def test_those_of_another_run_are_removed(tmp_path: Path, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    Snapshots(tmp_path / "s", "one").save(1, {}, ARRAYS.items())
+@pytest.mark.parametrize("read", [Snapshots.check, Snapshots.load])
+@pytest.mark.parametrize("other", ["settings", "versions", "no snapshot of this version"])
+def test_those_of_another_run_are_refused(tmp_path: Path, other: str, read: Any) -> None:
+    """Case 66; forced, they are removed with a word."""
+    there, here = origin(epochs=2, seed=0), origin(epochs=3, seed=0)
     if other == "versions":
-        monkeypatch.setattr(module, "versions", lambda: {"torch": "0"})
-    notes = Notes()
-    assert Snapshots(tmp_path / "s", "two" if other == "key" else "one").load(notes) is None
-    assert notes.texts == ["an interrupted run had other settings, inputs or library versions: starting anew"]
-    assert not (tmp_path / "s").exists()
+        here = {**there, "versions": {**there["versions"], "torch": "0"}}
+    folder, notes = tmp_path / "s", Notes()
+    Snapshots(folder, there).save(1, {}, ARRAYS.items())
+    said = "epochs 2 -> 3" if other == "settings" else f"torch {there['versions']['torch']} -> 0"
+    if other.startswith("no"):
+        write_safetensors(folder / "step-00000001.safetensors", {}, {"state": '{"state":{},"key":"0"}'})
+        read(Snapshots(folder, here), notes)
+        said = "snapshot step-00000001.safetensors is damaged and left out"  # by `load`
+        assert [text.partition(" (")[0] for text in notes.texts] == [said] * (read is Snapshots.load)
+        return
+    with pytest.raises(Mismatch) as caught:
+        read(Snapshots(folder, here), notes)
+    assert caught.value.what == f"{folder} holds an interrupted run with other {said}"
+    assert notes.texts == []
+    assert not read(Snapshots(folder, here, force=True), notes)
+    assert notes.texts == [f"{caught.value.what}: beginning anew"]
+    assert not folder.exists()
 
 
 def test_a_slow_disk_gets_fewer_snapshots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -58,7 +81,7 @@ def test_a_slow_disk_gets_fewer_snapshots(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(module, "write_safetensors", write)
-    snapshots = Snapshots(tmp_path, "key")
+    snapshots = Snapshots(tmp_path, origin())
     for moment, expected in ((129.0, False), (130.0, True)):
         now[0] = moment
         assert snapshots.due() is expected
@@ -69,7 +92,7 @@ def test_a_slow_disk_gets_fewer_snapshots(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_a_signal_waits_for_a_snapshot(tmp_path: Path) -> None:
-    snapshots = Snapshots(tmp_path, "key")
+    snapshots = Snapshots(tmp_path, origin())
     steps = []
 
     def loop() -> None:

@@ -105,9 +105,9 @@ def interrupted(ws: Workspace) -> Any:
         patch.setattr(scorer, "score", once)
         with pytest.raises(KeyboardInterrupt):
             evaluate(ws)
-    (folder,) = ws.path("evals", ".scoring", "vanilla").iterdir()
-    (column,) = (file.stem for file in folder.iterdir())
-    kept = Unfinished(folder)
+    folder = ws.path("evals", ".scoring", "vanilla")
+    (column,) = (file.stem for file in folder.iterdir() if file.name != "origin.json")
+    kept = Unfinished(folder, pytest.fail)
     scores = kept.scores(column)
     assert scores is not None
     scores[0].options["A"] = -100.0

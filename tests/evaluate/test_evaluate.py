@@ -217,7 +217,7 @@ def test_a_damaged_leftover_is_scored_again(workspace: Workspace, monkeypatch: p
         with pytest.raises(ZeroDivisionError):
             evaluate(workspace)
     leftovers = sorted(workspace.path("evals").rglob("*.json"))
-    assert [p.name for p in leftovers] == ["forget_vqa.json", "retain_qa.json"]
+    assert [p.name for p in leftovers] == ["forget_vqa.json", "origin.json", "retain_qa.json"]
     text = leftovers[0].read_text()
     leftovers[0].write_text(text.replace('"p0"', '"p9"', 1))
     evaluate(workspace)

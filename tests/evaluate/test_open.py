@@ -446,7 +446,7 @@ def test_damaged_answers_are_written_again(workspace: Workspace, monkeypatch: py
         patch.setattr(fluency, "median_probabilities", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             evaluate(workspace, ["npo"], protocol="open")
-    leftovers = sorted(workspace.path("evals").rglob("*.json"))
+    leftovers = sorted(workspace.path("evals").rglob("*.written.json"))
     assert [p.name for p in leftovers] == ["forget_vqa.written.json", "retain_qa.written.json"]
     damaged = json.loads(leftovers[1].read_text())
     damaged["lines"][0][1] = "The city is oslo ."

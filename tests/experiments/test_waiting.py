@@ -13,6 +13,7 @@ from mmsurgery import workspace as folders
 from mmsurgery.errors import MachineFault
 from mmsurgery.experiments.waiting import PatientWorkspace
 from mmsurgery.settings import Settings
+from mmsurgery.workspace import InUse
 
 
 @pytest.fixture
@@ -62,8 +63,7 @@ def test_what_cannot_be_locked_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_fault_inside_the_lock_goes_up(tmp_path: Path) -> None:
     workspace = PatientWorkspace(tmp_path, Settings(), pytest.fail)
-    fault = MachineFault("in use by pid 7 elsewhere")
-    fault.__cause__ = filelock.Timeout(str(tmp_path))
+    fault = InUse(tmp_path, "pid 7 elsewhere", 7)
     with pytest.raises(MachineFault) as caught, workspace.lock():
         raise fault
     assert caught.value is fault

@@ -159,7 +159,7 @@ def test_a_killed_training_ends_with_the_same_bytes(ws: Workspace, monkeypatch: 
     with pytest.raises(Killed):
         train_base(ws, force=True)
     assert weights(ws.model_dir("base")) == whole
-    assert list(ws.path("models").glob(".resume-base-*/step-00000001.safetensors"))
+    assert list(ws.path("models").glob(".resume-base/step-00000001.safetensors"))
     assert next(calls) == 2
     train_base(ws, force=True)
     assert next(calls) == 4  # one step was left to do

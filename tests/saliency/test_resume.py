@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.loading import Loaded
 from mmsurgery.data.samples import Sample
+from mmsurgery.errors import Mismatch
 from mmsurgery.saliency.measure import measure_saliency
 
 
@@ -136,7 +138,7 @@ def test_without_a_whole_snapshot_it_starts_anew(
 
 
 @pytest.mark.parametrize("change", ["batch_size", "estimator", "samples", "template", "versions"])
-def test_another_measurement_never_goes_on_from_it(
+def test_another_measurement_is_refused_with_what_changed(
     loaded_llava: Loaded,
     seven_samples: list[Sample],
     watcher: Callable[..., Any],
@@ -145,6 +147,7 @@ def test_another_measurement_never_goes_on_from_it(
     monkeypatch: pytest.MonkeyPatch,
     change: str,
 ) -> None:
+    """Case 66; forced, it begins anew with a word."""
     folder = killed(4)
     loaded, samples, options = loaded_llava, seven_samples, {"batch_size": 2, "estimator": "sample"}
     if change == "batch_size":
@@ -156,11 +159,22 @@ def test_another_measurement_never_goes_on_from_it(
     elif change == "template":
         loaded = changed_backbone(loaded, template_digest=lambda processor: "t" * 64)
     else:
-        monkeypatch.setattr("mmsurgery.artifacts.snapshots.versions", lambda: {"torch": "0"})
+        monkeypatch.setattr("mmsurgery.provenance.versions", lambda: {"torch": "0"})
+    said = {
+        "batch_size": "batch_size 2 -> 4",
+        "estimator": "estimator sample -> dataset",
+        "samples": "data_sha256 .* -> .*, measured_sha256 .* -> ",
+        "template": "template_sha256 .* -> tttttttttttt",
+        "versions": "torch .* -> 0",
+    }[change]
     progress = watcher()
-    measured = measure_saliency(loaded, samples, progress=progress, resume_folder=folder, **options)  # type: ignore[arg-type]
+    run: Any = functools.partial(measure_saliency, loaded, samples, progress=progress, resume_folder=folder, **options)
+    with pytest.raises(Mismatch, match=f"holds an interrupted run with other .*{said}"):
+        run()
+    assert progress.steps == []
+    measured = run(force=True)
     assert progress.steps[0] == 0
-    assert progress.notes == ["an interrupted run had other settings, inputs or library versions: starting anew"]
+    assert progress.notes[0].endswith(": beginning anew")
     fresh = measure_saliency(loaded, samples, **options)  # type: ignore[arg-type]
     assert all((measured.arrays[name] == array).all() for name, array in fresh.arrays.items())
 

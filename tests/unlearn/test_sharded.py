@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,11 +22,12 @@ from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import load
 from mmsurgery.data.samples import Sample
-from mmsurgery.errors import UnusableData, UsageError
+from mmsurgery.errors import Mismatch, UnusableData, UsageError
 from mmsurgery.memory import Layout
 from mmsurgery.methods.ga_diff import GADiff
 from mmsurgery.methods.mmunlearner import MMUnlearner
 from mmsurgery.names import Address
+from mmsurgery.provenance import provenance
 from mmsurgery.ranks import Ranks
 from mmsurgery.start import initialise
 from mmsurgery.unlearn import sharded
@@ -217,7 +219,7 @@ def test_killed_and_started_again_ends_with_the_same_bytes(places: dict[str, Pla
     assert first.err.splitlines()[-1].startswith("error[6]: rank 1 of 2 ended: killed")
     llava = places["llava"]
     models = llava.together.path("models")
-    (folder,) = models.glob(".resume-killed-*")
+    folder = models / ".resume-killed"
     assert sorted(str(path.relative_to(folder)) for path in folder.glob("*/*")) == [
         f"rank-{rank}-of-2/step-0000000{step}.safetensors" for rank, step in ((1, 2), (1, 3), (2, 1), (2, 2))
     ]
@@ -227,10 +229,10 @@ def test_killed_and_started_again_ends_with_the_same_bytes(places: dict[str, Pla
     whole, resumed = (read_record(models / name) for name in ("whole", "killed"))
     assert resumed["model_sha256"] == whole["model_sha256"]
     assert resumed["losses"] == whole["losses"]
-    assert not list(models.glob(".resume-killed-*"))
+    assert not folder.exists()
     assert [ended.code for ended in again] == [128 + 15, 128 + 15], again
     assert all("it goes on where it stopped" in ended.err for ended in again)
-    assert len(list(models.glob(".resume-stopped-*/rank-*-of-2/step-00000003.safetensors"))) == 2
+    assert len(list(models.glob(".resume-stopped/rank-*-of-2/step-00000003.safetensors"))) == 2
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all_alike(places: dict[str, Place]) -> None:
@@ -338,14 +340,16 @@ def test_plans_of_one_process_are_refused(
 
 
 @pytest.mark.parametrize(("there", "said"), [("rank-1-of-2", "2 processes"), ("rank-1-of-3", "3 processes")])
-def test_snapshots_of_other_ranks_are_left_with_a_word(tmp_path: Path, there: str, said: str) -> None:
-    alone = Snapshots.of(tmp_path / "made", "key")
-    (alone.folder / there).mkdir(parents=True)
-    notes = Notes()
-    assert snapshots_of(tmp_path / "made", "key", Ranks(), notes).folder == alone.folder
-    assert notes.texts == [f"an interrupted run was one of {said}, this is of 1: starting anew"]
-    assert not alone.folder.exists()
+def test_snapshots_of_other_ranks_are_refused(tmp_path: Path, there: str, said: str) -> None:
+    """Case 66; forced, they are removed with a word."""
+    origin, notes, folder = provenance("test", {}, {}), Notes(), Snapshots.folder_of(tmp_path / "made")
+    (folder / there).mkdir(parents=True)
+    what = f"{folder} holds an interrupted run of {said}, this is of 1"
+    with pytest.raises(Mismatch, match=re.escape(what)):
+        snapshots_of(tmp_path / "made", origin, Ranks(), notes, force=False)
+    alone = snapshots_of(tmp_path / "made", origin, Ranks(), notes, force=True)
+    assert notes.texts == [f"{what}: beginning anew"]
+    assert not folder.exists()
     alone.save(1, {}, [])
-    assert snapshots_of(tmp_path / "made", "key", Ranks(), notes).folder == alone.folder
-    assert len(notes.texts) == 1
-    assert alone.folder.exists()
+    assert snapshots_of(tmp_path / "made", origin, Ranks(), notes, force=False).folder == folder
+    assert (len(notes.texts), folder.exists()) == (1, True)

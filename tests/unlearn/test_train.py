@@ -20,7 +20,7 @@ from PIL import Image
 from mmsurgery import training
 from mmsurgery.artifacts import files
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companion_files
-from mmsurgery.artifacts.snapshots import Snapshots
+from mmsurgery.artifacts.snapshots import BEGIN_ANEW, Snapshots
 from mmsurgery.artifacts.tensors import read_header, write_safetensors_stream
 from mmsurgery.backbones.checkpointing import checkpoint_activations
 from mmsurgery.backbones.loading import Loaded, device_name, load
@@ -579,7 +579,7 @@ def test_killed_and_run_again_ends_with_the_same_bytes(
         with pytest.raises(Killed):
             made(other, "vanilla", recipe)
     assert not other.model_dir("vanilla").exists()
-    assert len(list(other.path("models").glob(".resume-vanilla-*/step-*"))) == min(kill_at, 2)
+    assert len(list(other.path("models").glob(".resume-vanilla/step-*"))) == min(kill_at, 2)
     notes = Notes()
     again = made(other, "vanilla", recipe, progress=notes)
     assert (f"going on after step {kill_at}" in notes.texts) == (kill_at > 0)
@@ -860,21 +860,22 @@ def test_an_interrupted_training_says_by_which_recipe(
 def test_what_another_recipe_began_is_not_removed_without_a_word(
     ws: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Case 66."""
     file = recipe_file(ws, dataclasses.replace(SHORT, batch_size=1), "begun")
     interrupted(ws, "gold", monkeypatch, file)
-    (folder,) = ws.path("models").glob(".resume-gold-*")
-    notes = Notes()
-    made(ws, "gold", SHORT, progress=notes)
-    said = "an interrupted training of gold by recipe begun is removed once this one is done; "
-    assert said + f"mmsurgery train gold --recipe {file} would go on with it" in notes.texts
-    assert not folder.exists()
+    folder = ws.path("models", ".resume-gold")
+    with pytest.raises(Mismatch) as caught:
+        made(ws, "gold", SHORT)
+    assert caught.value.what == f"{folder} holds an interrupted run with other batch_size 1 -> 2"
+    assert caught.value.next_step == f"mmsurgery train gold --recipe {file} goes on with it; --force begins anew"
     recipe_file(ws, SHORT, "begun")
-    interrupted(ws, "reference", monkeypatch, file)
-    (ws.root / "begun.toml").write_text((ws.root / "begun.toml").read_text().replace("epochs = 2", "epochs = 3"))
-    for which, count in (("vanilla", 0), ("reference", 1)):
-        notes = Notes()
-        train(ws, which, recipe=file, progress=notes)
-        assert [text.endswith("it was of other numbers, data or base") for text in notes.texts[1:]] == [True] * count
+    with pytest.raises(Mismatch, match="batch_size 1 -> 2") as caught:  # the same command, by other numbers
+        train(ws, "gold", recipe=file)
+    assert caught.value.next_step == BEGIN_ANEW
+    notes = Notes()
+    train(ws, "gold", recipe=file, force=True, progress=notes)
+    assert notes.texts[0] == f"{caught.value.what}: beginning anew"
+    assert not folder.exists()
 
 
 def test_a_training_that_goes_on_says_nothing_of_another(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from mmsurgery.memory import Store
 from mmsurgery.methods.base import Method, Term
 from mmsurgery.methods.registry import method
 from mmsurgery.methods.step import References, Step
+from mmsurgery.provenance import provenance
 from mmsurgery.unlearn.loop import Evaluation, Optimisation, deterministic, train
 from mmsurgery.unlearn.masked import MaskedUpdate
 from mmsurgery.unlearn.objective import Unlearning
@@ -187,7 +188,7 @@ def test_scope_all_holds_under_nan_gradients_outside_and_a_resume(run: Runner, m
             raise Killed
 
     undisturbed = run("mmunlearner", mask, strict=True, weight_decay=0.1, epochs=5)
-    snapshots = Snapshots(tmp_path / "resume", "key")
+    snapshots = Snapshots(tmp_path / "resume", provenance("test", {}, {}))
     options: dict[str, Any] = {"strict": True, "weight_decay": 0.1, "epochs": 5, "snapshots": snapshots}
     with pytest.raises(Killed):
         run("mmunlearner", mask, **options, spoil=spoil, wound=kill)
@@ -333,7 +334,7 @@ def test_killed_and_run_again_ends_with_the_same_bytes(run: Runner, tmp_path: Pa
             raise Killed
 
     scores: Iterator[int] = iter(range(100))
-    snapshots = Snapshots(tmp_path / "resume", "key")
+    snapshots = Snapshots(tmp_path / "resume", provenance("test", {}, {}))
 
     def evaluation() -> Evaluation:
         return Evaluation(every=2, score=lambda: {"columns": {"x": 0.5}, "call": next(scores)})
@@ -368,7 +369,7 @@ def test_state_in_files_gives_the_same_bytes_killed_or_not(run: Runner, mask: Ma
     undisturbed = run("ga_diff", mask, **options)
     assert same(run("ga_diff", mask, store=Store("disk", tmp_path), **options)[1], undisturbed[1])
     assert not list(tmp_path.iterdir())
-    snapshots = Snapshots(tmp_path / "resume", "key")
+    snapshots = Snapshots(tmp_path / "resume", provenance("test", {}, {}))
     with pytest.raises(Killed):
         run("ga_diff", mask, snapshots=snapshots, wound=kill, **options)
     _, after, history = run("ga_diff", mask, snapshots=snapshots, store=Store("disk", tmp_path), **options)
@@ -381,7 +382,7 @@ def test_a_snapshot_of_whole_tensors_is_not_taken_for_one_of_selected_weights(
 ) -> None:
     """As snapshots of scope all were before its optimizer moved the selected weights alone."""
     undisturbed = run("ga_diff", mask, strict=True)
-    snapshots = Snapshots(tmp_path / "resume", "key")
+    snapshots = Snapshots(tmp_path / "resume", provenance("test", {}, {}))
     run("ga_diff", mask, steps=2, snapshots=snapshots)
     assert same(run("ga_diff", mask, strict=True, snapshots=snapshots)[1], undisturbed[1])
 
@@ -392,7 +393,7 @@ def test_a_damaged_snapshot_falls_back_to_the_one_before(run: Runner, tmp_path: 
         if number == 3:
             raise Killed
 
-    snapshots = Snapshots(tmp_path / "resume", "key")
+    snapshots = Snapshots(tmp_path / "resume", provenance("test", {}, {}))
     undisturbed = run("ga")
     with pytest.raises(Killed):
         run("ga", snapshots=snapshots, wound=kill)
