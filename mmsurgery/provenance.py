@@ -156,6 +156,16 @@ def seal(value: dict[str, Any]) -> dict[str, Any]:
     return {**body, "provenance": {**body["provenance"], "seal": sha256_json(body)}}
 
 
+def check_schema(found: Any, where: str) -> None:
+    """Check that a file was written by a version whose files this one reads.
+
+    Raises:
+        Mismatch: if it was not.
+    """
+    if found != SCHEMA:
+        raise Mismatch(f"{where} has schema {found}, this version reads {SCHEMA}", "pip install -U mmsurgery")
+
+
 def check_seal(value: Any, where: str, *, kind: str) -> dict[str, Any]:
     """Check what every JSON record of ours carries: schema, kind and, where sealed, its digest.
 
@@ -165,10 +175,7 @@ def check_seal(value: Any, where: str, *, kind: str) -> dict[str, Any]:
     """
     if not isinstance(value, dict) or value.get("kind") != kind or not isinstance(value.get("provenance"), dict):
         raise InputRefused(f"{where} is no {kind} of mmsurgery", f"name a {kind}, or make it again")
-    if value.get("schema") != SCHEMA:
-        raise Mismatch(
-            f"{where} has schema {value.get('schema')}, this version reads {SCHEMA}", "pip install -U mmsurgery"
-        )
+    check_schema(value.get("schema"), where)
     try:
         sealed = seal(value)
     except (InternalError, RecursionError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.errors import InputRefused, UsageError, nearest
-from mmsurgery.provenance import SCHEMA
+from mmsurgery.provenance import SCHEMA, check_schema
 from mmsurgery.recipes.recipe import PRECISIONS
 
 SETTINGS_FILE = "mmsurgery.toml"
@@ -89,15 +89,14 @@ class Settings:
 
         Raises:
             UsageError: for unknown keys (with the nearest known one), wrong types or values.
+            Mismatch: if another version wrote it.
         """
         try:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise UsageError(f"{where} is not valid TOML: {error}", "mend the line") from error
+        check_schema(table.pop("schema", SCHEMA), where)
         faults: list[str] = []
-        schema = table.pop("schema", SCHEMA)
-        if schema != SCHEMA:
-            faults.append(f"schema {schema}, this version reads {SCHEMA}")
         sections: dict[str, Any] = {}
         kinds = {"benchmark": BenchmarkSettings, "models": ModelSettings, "recipe": RecipeSettings}
         for name, value in table.items():

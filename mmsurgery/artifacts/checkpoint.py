@@ -18,7 +18,7 @@ import numpy as np
 
 from mmsurgery.artifacts.files import digest_cache, file_identity, read_at, read_json, unreadable
 from mmsurgery.artifacts.tensors import Header, TensorInfo, memory_map, read_header, to_float32
-from mmsurgery.errors import InputRefused, MissingArtifact
+from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
 from mmsurgery.hub_models import CONVERT
 from mmsurgery.provenance import check_seal, sha256_file, sha256_json
 
@@ -44,13 +44,16 @@ def model_config(path: Path) -> dict[str, Any]:
     Raises:
         MissingArtifact: if the folder does not exist.
         InputRefused: if it holds no model, or one that needs remote code.
+        Mismatch: if it holds an adapter of a model.
     """
     if not path.is_dir():
         raise MissingArtifact(
             f"no model folder {path}", "name a model that mmsurgery status lists, or a checkpoint folder"
         )
     if (path / "adapter_config.json").exists():
-        raise InputRefused(f"{path} holds a PEFT adapter, not a model of its own", "merge the adapter into its base")
+        raise Mismatch(
+            f"{path} holds a PEFT adapter, not a model of its own", f"mmsurgery import {path} --name NAME merges it"
+        )
     if not (path / "config.json").exists():
         raise InputRefused(
             f"{path} is no model folder: config.json is missing", "name a Hugging Face checkpoint folder"
@@ -105,16 +108,16 @@ class CheckpointFiles:
 
     Raises:
         MissingArtifact: if the folder does not exist.
-        InputRefused: for missing, damaged or pickled weights, remote code, quantised weights, an
-            index that leaves the folder or disagrees with its shards, one parameter stored twice, a
-            config of more layers than tensors.
+        InputRefused: for missing, damaged or pickled weights, remote code, an index that leaves the folder
+            or disagrees with its shards, one parameter stored twice, a config of more layers than tensors.
+        Mismatch: for quantised weights, or an adapter.
     """
 
     def __init__(self, path: Path, canonical: Callable[[str], str], tied: Mapping[str, str] = _TIED_HEAD) -> None:
         self.path = path
         self.config = model_config(path)
         if self.config.get("quantization_config"):
-            raise InputRefused(f"{path} holds quantised weights", "name the checkpoint it was quantised from")
+            raise Mismatch(f"{path} holds quantised weights", "name the checkpoint it was quantised from")
         headers = _headers(path)
         self.files = tuple(header.path for header in headers)
         """The weight files, sorted by name."""

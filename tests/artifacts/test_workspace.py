@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsurgery.errors import InputRefused, MachineFault, MissingArtifact, NoWorkspace, UsageError
+from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifact, NoWorkspace, UsageError
 from mmsurgery.settings import SETTINGS_FILE, BenchmarkSettings, ModelSettings, RecipeSettings, Settings
 from mmsurgery.workspace import SILENT, Workspace, find_workspace
 
@@ -53,7 +53,6 @@ def test_an_empty_file_means_the_defaults() -> None:
     ("text", "words"),
     [
         ("[benchmark", "not valid TOML"),
-        ("schema = 2", "schema 2, this version reads 1"),
         ("[recipes]", "unknown key 'recipes' (did you mean 'recipe'?)"),
         ("recipe = 3", "unknown key 'recipe'"),
         ("[recipe]\nlearning_rat = 1", "unknown key 'learning_rat' (did you mean 'learning_rate'?) in [recipe]"),
@@ -78,6 +77,12 @@ def test_faults_of_settings(text: str, words: str) -> None:
     assert words in str(caught.value)
     assert caught.value.what.startswith("here")
     assert "\n" not in caught.value.line()
+
+
+def test_settings_of_a_newer_version_are_no_mistake_of_the_user() -> None:
+    """Case 34."""
+    with pytest.raises(Mismatch, match="here has schema 2, this version reads 1 - next: pip install -U mmsurgery"):
+        Settings.from_toml("schema = 2\n[new]\nkey = 1", "here")
 
 
 def test_all_faults_are_reported_together() -> None:
