@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -74,38 +75,84 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success it becomes `path`, on any error it is gone.
+    """Yield a temporary path; on success it becomes `path`, on any error `path` is as it was.
 
     Raises:
         MachineFault: if the folder cannot be written or the disk is full.
     """
-    temporary: Path | None = None
+    with atomic_files(path) as (temporary,):
+        yield temporary
+
+
+@contextlib.contextmanager
+def atomic_files(*paths: Path) -> Iterator[list[Path]]:
+    """Yield temporary paths of files that belong together; on success they become `paths`, one after the other, on
+    any error all are as they were.
+
+    Raises:
+        MachineFault: if a folder cannot be written or the disk is full.
+    """
+    temporaries: list[Path] = []
+    renamed: list[tuple[Path, Path | None]] = []
+    path = paths[0]
     try:
-        try:
+        for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir() and not path.is_symlink():
                 raise MachineFault(f"{path} is a folder, a file was to be written", "move it away")
             remove_leftovers(path.parent, path.name)
             handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent)
+            temporaries.append(Path(name))
             os.close(handle)
-            temporary = Path(name)
-            yield temporary
+        yield list(temporaries)
+        for temporary in temporaries:
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             temporary.chmod(0o666 & ~_umask())
+        for path, temporary in zip(paths, list(temporaries), strict=True):
+            before = _linked(path)
+            temporaries += [before] if before not in (None, path) else []
+            renamed.append((path, before))
             os.replace(temporary, path)
-            temporary = None
+        for path in paths:
             fsync_folder(path.parent)
-        except OSError as error:
+    except BaseException as error:
+        for changed, before in reversed(renamed):
+            _put_back(changed, before)
+        if isinstance(error, OSError):
             raise machine_fault(error, path) from error
+        raise
     finally:
-        if temporary is not None:
+        for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+
+
+def _linked(path: Path) -> Path | None:
+    """Another name for what lies at a path, None for nothing; where a file system has no links, what is replaced
+    cannot be put back."""
+    name = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    try:
+        os.link(path, name, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+            raise
+        return path
+    return name
+
+
+def _put_back(path: Path, before: Path | None) -> None:
+    with contextlib.suppress(OSError):  # of a disk that fails twice, the first failure is told
+        if before is None:
+            path.unlink(missing_ok=True)
+        elif before != path:
+            os.replace(before, path)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder; on success it becomes `path`, on any error it is gone.
+    """Yield a temporary folder; on success it becomes `path`, on any error `path` is as it was.
 
     Args:
         replace: an existing folder is exchanged for the new one, then removed.
@@ -116,33 +163,59 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     if not replace and path.exists():
         raise Mismatch(f"{path} exists already", "pass --force to replace it, or another --name")
+    with temporary_folder(path) as temporary:
+        yield temporary
+        umask = _umask()
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                file = Path(folder, name)
+                file.chmod(0o666 & ~umask)
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            Path(folder).chmod(0o777 & ~umask)
+            fsync_folder(Path(folder))
+        put(temporary, path)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside a path in which it is made, and that is removed; what a killed run left there is, too.
+
+    Raises:
+        MachineFault: if it cannot be written or the disk is full.
+    """
     temporary: Path | None = None
     try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(path.parent, path.name)
-            temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent))
-            yield temporary
-            umask = _umask()
-            for folder, _, names in os.walk(temporary):
-                for name in names:
-                    file = Path(folder, name)
-                    file.chmod(0o666 & ~umask)
-                    with file.open("rb") as written:
-                        os.fsync(written.fileno())
-                Path(folder).chmod(0o777 & ~umask)
-                fsync_folder(Path(folder))
-            if path.exists():
-                _exchange(temporary, path)
-            else:
-                os.rename(temporary, path)
-                temporary = None
-            fsync_folder(path.parent)
-        except OSError as error:
-            raise machine_fault(error, path) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, path.name)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent))
+        yield temporary
+    except OSError as error:
+        raise machine_fault(error, path) from error
     finally:
         if temporary is not None:
             _remove(temporary)
+
+
+def put(new: Path, path: Path) -> None:
+    """Give a path to what lies beside it under a temporary name, and that name to what had it, for the caller to
+    remove; on an error both are as they were.
+
+    Raises:
+        OSError: if they cannot be renamed.
+    """
+    replaced = path.exists()
+
+    def swap() -> None:
+        _exchange(new, path) if replaced else os.rename(new, path)
+
+    swap()
+    try:
+        fsync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            _exchange(new, path) if replaced else os.rename(path, new)
+        raise
 
 
 def _exchange(new: Path, path: Path) -> None:
@@ -152,18 +225,18 @@ def _exchange(new: Path, path: Path) -> None:
     if swap is not None and swap(here, os.fsencode(new), here, os.fsencode(path), exchange) == 0:
         return
     aside = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent))
+    renamed: list[tuple[Path, Path]] = []
     try:
-        os.rename(path, aside / "old")
-        try:
-            os.rename(new, path)
-        except OSError:
-            os.rename(aside / "old", path)
-            raise
+        for source, target in ((path, aside / "old"), (new, path), (aside / "old", new)):
+            os.rename(source, target)
+            renamed.append((source, target))
     except OSError:
+        for source, target in reversed(renamed):
+            os.rename(target, source)
+        raise
+    finally:
         with contextlib.suppress(OSError):  # kept where it still holds the old content
             aside.rmdir()
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def given_path(path: Path) -> Path:
@@ -295,6 +368,16 @@ class DigestCache:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         self._path = Path(base, "mmsurgery", "digests.json")
         self._entries: dict[str, list[Any]] | None = None
+        self._believed = True
+
+    @contextlib.contextmanager
+    def afresh(self) -> Iterator[None]:
+        """Believe nothing that was remembered: files are read again, as a disk may have changed them silently."""
+        self._believed = False
+        try:
+            yield
+        finally:
+            self._believed = True
 
     def _load(self) -> dict[str, list[Any]]:
         if self._entries is None:
@@ -314,7 +397,7 @@ class DigestCache:
         changes whenever the result may)."""
         entries = self._load()
         entry = entries.get(key)
-        if entry is not None and entry[0] == identity:
+        if self._believed and entry is not None and entry[0] == identity:
             return str(entry[1])
         value = compute()
         entries[key] = [identity, value]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
-from mmsurgery.artifacts.files import read_json, write_json
+from mmsurgery.artifacts.files import atomic_files, read_json
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.diff.difference import LISTED, TOP, compare, heatmaps, relative_heatmaps
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
-from mmsurgery.provenance import SCHEMA, check_seal, differences, provenance, seal
+from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, differences, provenance, seal
 from mmsurgery.unlearn.record import mask_identity, read_record
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
@@ -117,10 +117,12 @@ def diff(
     missing = [picture for picture in pictures if not up_to_date or not picture.exists()]
     if missing:
         with workspace.lock():
-            _draw(record, missing)
+            # the record last: it says that everything is there
+            written = missing if up_to_date else [*missing, path]
+            with atomic_files(*written) as temporaries:
+                for place, temporary in zip(written, temporaries, strict=True):
+                    temporary.write_bytes(canonical_json(record) + b"\n" if place == path else _drawn(record, place))
             if not up_to_date:
-                # last: the record says that everything is there
-                write_json(path, record)
                 workspace.journal("diff", before=old_name, after=new_name)
     return DiffResult(old_name, new_name, path, pictures, up_to_date, record)
 
@@ -164,8 +166,8 @@ def _existing(path: Path, origin: dict[str, Any]) -> dict[str, Any]:
     raise Mismatch(f"{path} is a diff with other inputs ({other})", "pass --force to replace it")
 
 
-def _draw(record: dict[str, Any], pictures: list[Path]) -> None:
-    from mmsurgery.figures.heatmap import draw
+def _drawn(record: dict[str, Any], picture: Path) -> bytes:
+    from mmsurgery.figures.heatmap import render
 
-    for picture in pictures:
-        draw(relative_heatmaps(record) if picture.parent.name == RELATIVE else heatmaps(record), picture)
+    found = relative_heatmaps(record) if picture.parent.name == RELATIVE else heatmaps(record)
+    return render(found, picture.suffix.removeprefix("."))

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import cached_sha256, read_bytes, read_json, write_bytes, write_json
+from mmsurgery.artifacts.files import atomic_files, cached_sha256, read_bytes, read_json
 from mmsurgery.data.benchmark import TASKS
 from mmsurgery.data.leakage import normalised
 from mmsurgery.errors import InputRefused, MissingArtifact
@@ -27,7 +27,7 @@ from mmsurgery.evaluate.outcomes import OUTCOMES
 from mmsurgery.evaluate.protocols import PROTOCOLS, Protocol, family
 from mmsurgery.evaluate.rouge import RougeL
 from mmsurgery.evaluate.scoring import ItemScore
-from mmsurgery.provenance import SCHEMA, check_seal, parse_json, seal, sha256
+from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, parse_json, seal, sha256
 
 _COLUMN = {"protocol", "n", "correct", "accuracy", "chance", "ci95"}
 _COLUMNS = {
@@ -117,7 +117,7 @@ def _is_judged(item: Answered) -> bool:
 
 
 def write_eval(path: Path, body: dict[str, Any], items: Sequence[ItemScore | Answer | Answered]) -> dict[str, Any]:
-    """Write the items, then the sealed record that names their digest; both atomically.
+    """Write the items and the sealed record that names their digest, together.
 
     Args:
         body: `model`, `columns`, `remarks` and `provenance`.
@@ -130,9 +130,10 @@ def write_eval(path: Path, body: dict[str, Any], items: Sequence[ItemScore | Ans
     """
     # keys keep their order: among equal scores the first option stored was predicted
     text = "".join(json.dumps(line(item), allow_nan=False, ensure_ascii=False) + "\n" for item in items).encode()
-    write_bytes(items_path(path), text)
     record = seal({"schema": SCHEMA, "kind": "eval", **body, "items": {"n": len(items), "sha256": sha256(text)}})
-    write_json(path, record)
+    with atomic_files(items_path(path), path) as (lines, head):
+        lines.write_bytes(text)
+        head.write_bytes(canonical_json(record) + b"\n")
     return record
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import given_path
+from mmsurgery.artifacts.files import given_path, put, temporary_folder
 from mmsurgery.artifacts.find import EXPORTED, ROOMS, Found, find
 from mmsurgery.errors import Mismatch, UsageError, unknown
 from mmsurgery.provenance import sha256_file, sha256_json
@@ -107,10 +104,9 @@ def export(
         if out is None
         else given_path(Path(out))
     )
-    path.parent.mkdir(exist_ok=True)
-    up_to_date, details = _write(chosen, workspace, found, path, force, progress)
-    if not up_to_date:
-        with workspace.lock():
+    with workspace.lock():
+        up_to_date, details = _write(chosen, workspace, found, path, force, progress)
+        if not up_to_date:
             workspace.journal("export", artifact=found.name, kind=found.kind, format=format)
     return ExportResult(found.name, found.kind, format, path, sum(map(_size, _files(path))), up_to_date, details)
 
@@ -121,7 +117,7 @@ def _write(
     """Write beside the path first: what lies there already is told apart by its bytes."""
     module, _, function = chosen.writer.partition(":")
     writer: Writer = getattr(importlib.import_module(module), function)
-    with tempfile.TemporaryDirectory(prefix=f".partial-{path.name}-", dir=path.parent) as beside:
+    with temporary_folder(path) as beside:
         made = Path(beside, path.name)
         details = writer(workspace, found, made, progress)
         if path.exists():
@@ -129,16 +125,8 @@ def _write(
                 return True, details
             if not force:
                 raise Mismatch(f"{path} exists, with other content", "pass --force to replace it, or another --out")
-            _remove(path)
-        os.rename(made, path)
+        put(made, path)
     return False, details
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _files(path: Path) -> list[Path]:
