@@ -38,15 +38,26 @@ def inspect(
 
 
 def verify(
-    model: Annotated[str, typer.Argument(help="Model of the workspace.")],
+    model: Annotated[
+        str | None, typer.Argument(help="Model of the workspace; every artifact and every link where left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Prove from files, bit by bit, what moved and what did not; exit 1 when the claim fails."""
+    """Prove from files, bit by bit, what a model's run moved and did not (exit 1 when its claim fails), or that all
+    artifacts are whole and belong together."""
     from mmsurgery.errors import GateMissed
+    from mmsurgery.links import check_workspace
     from mmsurgery.unlearn.verify import verify as prove
 
-    output = Output(as_json=as_json)
-    result = prove(open_here(), model)
+    output, workspace = Output(as_json=as_json), open_here()
+    if model is None:
+        checked = check_workspace(workspace, output)
+        output.show(*show.checked(checked))
+        output.document(checked.to_json())
+        if checked.faults:
+            raise checked.faults[0]
+        return
+    result = prove(workspace, model)
     output.show(*show.verified(result))
     output.document(result)
     if not result.ok:

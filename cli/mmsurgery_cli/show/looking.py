@@ -16,6 +16,7 @@ from mmsurgery_cli.show.common import Lines, fact, moves, next_command, state
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mmsurgery.links import WorkspaceCheck
     from mmsurgery.look import Inspection
     from mmsurgery.report import ReportResult
     from mmsurgery.status import Status
@@ -146,6 +147,16 @@ def verified(result: VerifyResult) -> Lines:
     yield next_command(
         f"mmsurgery eval {result.model}" if result.ok else f"mmsurgery diff {result.start} {result.model}"
     )
+
+
+def checked(result: WorkspaceCheck) -> Lines:
+    held = ", ".join(f"{kind} {count}" for kind, count in result.checked.items()) or "nothing yet"
+    verdict = Text("whole, and belongs together", style="green")
+    if result.faults:
+        verdict = Text(f"{len(result.faults)} faults, upstream ones first", style="bold red")
+    yield Text.assemble(f"{held} - ", verdict)
+    for fault in result.faults:
+        yield label(f"  {fault}")
 
 
 def reported(result: ReportResult) -> Lines:
