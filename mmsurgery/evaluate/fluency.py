@@ -99,7 +99,7 @@ def _row(loaded: Loaded, item: Item, text: str, cache: dict[Any, Any]) -> tuple[
 def _medians(loaded: Loaded, samples: Sequence[Sample], cache: dict[Any, Any]) -> list[float]:
     batch = loaded.backbone.collate(loaded.processor, samples, cache=cache)
     device = next(loaded.model.parameters()).device
-    answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()})
+    answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()}, samples)
     chosen = answers.log_probabilities().gather(1, answers.targets[:, None])[:, 0].exp()
     if not bool(chosen.isfinite().all()):
         raise UnusableData("the model's scores of written answers are not finite", "use another checkpoint")

@@ -71,7 +71,9 @@ def encode(loaded: Loaded, samples: Sequence[Sample], cache: Cache) -> Choice:
         for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
             length = int((labels != -100).nonzero()[-1]) + 1
             rows.append(Row(ids[:length], labels[:length] != -100))
-        check_positions(loaded.model, max(len(row.ids) for row in rows), f"item {samples[0].id}, with an option,")
+        check_positions(
+            loaded.model, max(len(row.ids) for row in rows), lambda: f"item {samples[0].id}, with an option,"
+        )
         known[key] = tuple(rows), common_prefix(rows)
     return Choice(tuple(samples), *known[key])
 

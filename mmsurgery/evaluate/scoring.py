@@ -154,7 +154,7 @@ def row_scores(
         batch = loaded.backbone.collate(loaded.processor, samples, cache=cache)
         device = next(loaded.model.parameters()).device
         with remembered.pictures(samples, cache):
-            answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()})
+            answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()}, samples)
         values = iter((-answers.nll()).tolist())
         yield from [(place, [next(values) for _ in choices[place].samples]) for place in places]
         start = stop

@@ -5,7 +5,7 @@ B samples, T tokens, N answer tokens of all samples of the batch in reading orde
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from mmsurgery.errors import UnusableData
 if TYPE_CHECKING:
     import torch
 
-    from mmsurgery.backbones.protocol import Batch
+    from mmsurgery.backbones.protocol import Answered, Batch
 
 IGNORED = -100
 
@@ -34,14 +34,17 @@ class Answers:
     """int64 `[B]`, answer tokens of each sample, end token included."""
 
     @classmethod
-    def of(cls, model: Any, batch: Batch) -> Answers:
+    def of(cls, model: Any, batch: Batch, samples: Sequence[Answered] = ()) -> Answers:
         """One forward pass; logits are computed from the first answer token of the batch on.
 
+        Args:
+            samples: what the rows of the batch are, so that one that is too long can be named.
+
         Raises:
-            UnusableData: if the batch has more tokens than the model has positions.
+            UnusableData: for a sample that has more tokens than the model has positions.
         """
         labels = batch["labels"]
-        check_positions(model, labels.shape[1], "a batch")
+        check_positions(model, labels.shape[1], lambda: _longest(labels, samples))
         first = int((labels != IGNORED).any(dim=0).int().argmax())
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         output = model(**inputs, logits_to_keep=labels.shape[1] - first + 1, use_cache=False)
@@ -76,17 +79,26 @@ class Answers:
         return self.per_sample_sum(values) / self.counts
 
 
-def check_positions(model: Any, tokens: int, what: str) -> None:
+def _longest(labels: torch.Tensor, samples: Sequence[Answered]) -> str:
+    """The sample whose answer ends last in `[B, T]` labels, in words."""
+    row = int((labels != IGNORED).int().flip(1).argmax(1).argmin())
+    return f"sample {samples[row].id}" if samples else "a batch"
+
+
+def check_positions(model: Any, tokens: int, whose: Callable[[], str]) -> None:
     """Check that the model was made for so many tokens: beyond its positions it would go on and mean nothing.
 
     Raises:
-        UnusableData: naming `what`.
+        UnusableData: naming whose they are.
     """
     if model is None:  # a plan asks how long rows are without a model
         return
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and tokens > most:
-        raise UnusableData(f"{what} has {tokens} tokens, the model has {most} positions", "leave out what is so long")
+        raise UnusableData(
+            f"{whose()} has {tokens} tokens, the model has {most} positions",
+            "shorten it, or take it out of the data",
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ class Passage:
 
     def answers(self) -> Answers:
         """A forward pass of the current model, with a graph of its own."""
-        return Answers.of(self.model, self.batch)
+        return Answers.of(self.model, self.batch, self.samples)
 
     def reference_logprob(self) -> torch.Tensor:
         """`[B]`, nats: sequence log-probability of the answers under the reference model."""
@@ -128,7 +140,7 @@ class Passage:
 
         if self.references.twin is not None:
             with torch.no_grad():
-                return Answers.of(self.references.twin, self.batch).log_probabilities()
+                return Answers.of(self.references.twin, self.batch, self.samples).log_probabilities()
         return torch.cat([self.references.retain_distribution[i] for i in self.indices])
 
 

@@ -117,6 +117,10 @@ def _check_types(loaded: object, samples: object) -> None:
         raise TypeError(f"samples holds a {type(odd[0]).__name__}, should hold Sample alone")
 
 
+class _NotFinite(Exception):
+    """A loss is no number; the text says whose."""
+
+
 class _Measurement:
     """One call of `measure_saliency`."""
 
@@ -210,18 +214,21 @@ class _Measurement:
         for sample, count in zip(chunk, counts, strict=True):
             if not count:
                 raise UnusableData(f"sample {sample.id} has no answer token to learn from", "correct its answer")
-        method.step(batch, functools.partial(self._losses, batch, chunk), self.scale)
+        try:
+            method.step(batch, functools.partial(self._losses, batch, chunk), self.scale)
+        except _NotFinite as found:  # only here: inside, the model's weights are watched
+            culprits = [n for p, n in self.names.items() if not bool(torch.isfinite(p).all())]
+            why = f": {culprits[0]} of the model holds NaN or infinite values" if culprits else ""
+            raise UnusableData(f"{found}{why}", "use another checkpoint") from None
         return int(sum(counts))
 
     def _losses(self, batch: Batch, chunk: Sequence[Sample]) -> torch.Tensor:
         """`[B]` mean answer NLL of each sample, in nats, checked to be finite."""
         inputs = {name: value.to(self.device) for name, value in batch.items()}
-        losses = Answers.of(self.model, inputs).nll()
+        losses = Answers.of(self.model, inputs, chunk).nll()
         for sample, loss in zip(chunk, losses.tolist(), strict=True):
             if not math.isfinite(loss):
-                culprits = [n for p, n in self.names.items() if not bool(torch.isfinite(p).all())]
-                why = f": {culprits[0]} of the model holds NaN or infinite values" if culprits else ""
-                raise UnusableData(f"the loss of sample {sample.id} is {loss}{why}", "use another checkpoint")
+                raise _NotFinite(f"the loss of sample {sample.id} is {loss}")
         return losses
 
     def _check_sums(self) -> None:

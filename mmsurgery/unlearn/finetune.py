@@ -126,7 +126,7 @@ def finetune(
         size = sum(len(part) for part in parts)
         for part in parts:
             batch = loaded.backbone.collate(loaded.processor, part, cache=cache)
-            answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()})
+            answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()}, part)
             loss = answers.nll().sum() / size
             if loss.requires_grad:  # text tells nothing of a vision encoder that is trained alone
                 loss.backward()  # type: ignore[no-untyped-call]

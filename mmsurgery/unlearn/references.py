@@ -92,8 +92,9 @@ def _collect(
     with torch.no_grad(), progress.stage("reference outputs", len(wanted)) as advance:
         for start in range(0, max(ranks.exchange(len(wanted))), batch_size):
             chunk = wanted[start : start + batch_size] or wanted[:1]
-            batch = loaded.backbone.collate(loaded.processor, [samples[place] for place in chunk])
-            answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()})
+            mine = [samples[place] for place in chunk]
+            batch = loaded.backbone.collate(loaded.processor, mine)
+            answers = Answers.of(loaded.model, {name: value.to(device) for name, value in batch.items()}, mine)
             for place, value in zip(chunk, per_sample(answers), strict=True):
                 if not bool(torch.isfinite(value).all()):
                     raise UnusableData(

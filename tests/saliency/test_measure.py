@@ -240,14 +240,17 @@ def test_a_sample_without_labels_is_named(
     assert caught.value.code == 5
 
 
-def test_a_nan_weight_is_named_with_the_first_sample_it_spoils(llava64: Loaded, mixed_samples: list[Sample]) -> None:
-    """The text samples before `c` never see the projector."""
+def test_a_nan_weight_is_named_with_the_first_sample_it_spoils(
+    llava64: Loaded, mixed_samples: list[Sample], watcher: Callable[..., Any]
+) -> None:
+    """The text samples before `c` never see the projector. Looking for the weight is no use of it by the model."""
     name = "model.multi_modal_projector.linear_2.weight"
     llava64.model.get_parameter(name).data[3, 4] = math.nan
     samples = [mixed_samples[1], mixed_samples[2], mixed_samples[0]]
     with pytest.raises(UnusableData, match=rf"loss of sample c is nan: {name} ") as caught:
-        measure_saliency(llava64, samples, batch_size=2)
+        measure_saliency(llava64, samples, batch_size=2, progress=(progress := watcher()))
     assert caught.value.code == 5
+    assert progress.notes == []
 
 
 class Poison(torch.autograd.Function):
