@@ -61,8 +61,8 @@ def check_fresh(workspace: Workspace, manifests: Sequence[Mapping[str, Any]], *,
             faults[part] = f"was measured on model {manifest['model_sha256'][:12]}, vanilla is {model[:12]}"
         elif recorded(manifest["provenance"], "companions_sha256") not in (None, beside):
             faults[part] = "was measured with another configuration or processor of vanilla"
-        elif manifest["data_sha256"] != part_sha256(workspace, part, remembered=remembered):
-            faults[part] = "was measured on other data than the workspace has now"
+        elif manifest["data_sha256"] != (now := part_sha256(workspace, part, remembered=remembered)):
+            faults[part] = f"was measured on other data, {manifest['data_sha256'][:8]}, than are there now, {now[:8]}"
     if faults:
         first, *others = faults
         more = f", and so are {', '.join(others)}" if others else ""

@@ -81,7 +81,7 @@ def measure_saliency(
             activations twice.
         Mismatch: if `resume_folder` has snapshots of another measurement, and `force` is not given.
         UnusableData: if there is no sample, a sample has no answer, or a loss or gradient is not
-            finite, naming sample and tensor; or if a parameter is not in memory.
+            finite, naming sample and tensor; if a parameter is not in memory; if all gradients are zero.
         MachineFault: if memory runs out.
     """
     _check_types(loaded, samples)
@@ -142,7 +142,7 @@ class _Measurement:
         parameters = dict(self.model.named_parameters())
         self.names = {parameter: name for name, parameter in parameters.items()}
         first = next(iter(parameters.values()))
-        self.device = first.device
+        self.device, self.dtype = first.device, first.dtype
         self.scale = LOSS_SCALE if any(p.dtype is torch.float16 for p in parameters.values()) else 1.0
         self.settings = settings(part, estimator, batch_size, torch.get_num_threads())
         self.inputs = {
@@ -159,7 +159,7 @@ class _Measurement:
         """Samples whose sums were seen to be finite."""
         self.snapshots = None
         if resume_folder is not None:
-            how = {"batch_size": batch_size, "dtype": str(first.dtype), "device": first.device.type}
+            how = {"batch_size": batch_size, "dtype": str(self.dtype), "device": self.device.type}
             inputs = {**self.inputs, "measured_sha256": data.data_sha256(samples)}
             origin = provenance("saliency", {**self.settings, **how}, inputs)
             self.snapshots = Snapshots(resume_folder, origin, unit="sample", force=force)
@@ -255,6 +255,8 @@ class _Measurement:
 
     def result(self) -> SaliencyMap:
         totals, backbone = self.sums.totals, self.loaded.backbone
+        if not any(bool(total.any()) for total in totals.values()):
+            raise UnusableData(f"all gradients of {self.part or 'the samples'} are zero in {self.dtype}", _REMEDY)
         unscale = self.scale if self.estimator == "dataset" else self.scale**2
         zero = sorted(name for name in totals if backbone.no_true_gradient(name))
         for name, total in totals.items():

@@ -297,9 +297,10 @@ def _check_people(name: str, mask: Mask, forget: Sequence[Sample]) -> None:
     """Refuse a mask whose saliency was measured on other samples than are to be forgotten now; one composed
     of several masks has to have some that were measured on these."""
     measured = {parent.get("data_sha256") for parent in mask.parents if parent.get("part") == FORGET}
-    if measured and not measured & {None, data_sha256(forget)}:
+    if measured and not measured & {None, now := data_sha256(forget)}:
+        built = ", ".join(sorted(str(digest)[:8] for digest in measured))
         raise Mismatch(
-            f"mask '{name}' was built from another forget set than the workspace has now",
+            f"mask '{name}' was built from another forget set, {built}, than the workspace has now, {now[:8]}",
             "mmsurgery saliency --set forget,preserve --force, then mmsurgery mask with its options and --force",
         )
 

@@ -481,13 +481,13 @@ def test_a_link_out_of_the_checkpoint_is_not_copied(ws: Workspace, tmp_path: Pat
 def test_mask_of_another_forget_set(
     ws: Workspace, tiny: Any, random_mask: Callable[..., Mask], loaded_llava: Loaded
 ) -> None:
-    """A mask says what was forgotten when it was measured; one measured on other people is refused."""
-    now = data_sha256(tiny.sets["forget_vqa"])
-    for digest, name in ((now, "now"), (data_sha256(tiny.sets["retain_vqa"]), "before")):
+    """A mask says what was forgotten when it was measured; one measured on other people is refused (case 29)."""
+    now, before = (data_sha256(tiny.sets[part]) for part in ("forget_vqa", "retain_vqa"))
+    for digest, name in ((now, "now"), (before, "before")):
         parent = {"kind": "saliency", "part": "forget_vqa", "data_sha256": digest}
         random_mask(loaded_llava, "lm", parents=(parent,)).save(ws.mask_path(name))
     apply(ws, "ga", mask="now")
-    with pytest.raises(Mismatch, match="another forget set"):
+    with pytest.raises(Mismatch, match=f"another forget set, {before[:8]}, than .* now, {now[:8]}"):
         apply(ws, "ga", mask="before")
 
 

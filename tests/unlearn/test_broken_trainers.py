@@ -443,7 +443,7 @@ MASKS = [
         mask_of_another_split,
         BEFORE,
         "Mismatch",
-        "mask 'default' was built from another forget set than the workspace has now - next: …",
+        "mask 'default' was built from another forget set, …, than the workspace has now, … - next: …",
         ("all", "forget", "lora"),
     ),
     Case(
