@@ -18,6 +18,7 @@ from mmsurgery.data.portraits import check_drawn_for
 from mmsurgery.errors import GateMissed, InputRefused, Mismatch, MmsurgeryError
 from mmsurgery.evaluate.acceptance import unknown_columns
 from mmsurgery.evaluate.records import read_eval
+from mmsurgery.experiments.metrics import METRICS, begun_by
 from mmsurgery.hub_models import pinned_model
 from mmsurgery.masks.stale import stale, vanilla_files
 from mmsurgery.provenance import check_seal
@@ -81,7 +82,7 @@ def status(workspace: Workspace) -> Status:
         chain=chain,
         problems=list(dict.fromkeys(str(problem) for problem in problems)),
         next_command=(problems[0].next_step if problems else None)
-        or _next_experiment(models, saliency, experiments, unfinished)
+        or _next_experiment(workspace, models, saliency, experiments, unfinished)
         or _resumed(workspace, _next(workspace, models, saliency, evals, diffs)),
     )
 
@@ -143,25 +144,28 @@ def _damaged_results(workspace: Workspace) -> list[MmsurgeryError]:
         except Mismatch as problem:
             found.append(problem)
         except InputRefused as problem:
-            found.append(InputRefused(problem.what, _experiment(path.parent.name)))
+            found.append(InputRefused(problem.what, _experiment(path.parent)))
     return found
 
 
 def _next_experiment(
-    models: list[str], saliency: list[str], experiments: list[str], unfinished: list[str]
+    workspace: Workspace, models: list[str], saliency: list[str], experiments: list[str], unfinished: list[str]
 ) -> str | None:
     """What goes on in a workspace that experiments alone were run in, None in any other."""
     if "vanilla" not in models or saliency:
         return None
-    begun = [name.removeprefix("experiments/") for name in unfinished if name.startswith("experiments/")]
+    begun = [name for name in unfinished if name.startswith("experiments/")]
     if begun:
-        return _experiment(begun[0])
+        return _experiment(workspace.root / begun[0])
     return "mmsurgery report" if experiments else None
 
 
-def _experiment(folder: str) -> str:
-    name = folder.removesuffix("-tuned")
-    return f"mmsurgery experiment {name}{'' if name == folder else ' --tune'}"
+def _experiment(folder: Path) -> str:
+    """What runs an experiment again, with the options that it was last run with."""
+    if command := begun_by(folder / METRICS):
+        return command
+    name = folder.name.removesuffix("-tuned")
+    return f"mmsurgery experiment {name}{'' if name == folder.name else ' --tune'}"
 
 
 def _resumed(workspace: Workspace, command: str) -> str:

@@ -113,6 +113,10 @@ def test_experiments_with_results_and_begun_ones(workspace: Workspace, capsys: p
     assert found.unfinished == ["experiments/figure4-tuned"]
     assert found.problems == []
     assert found.next_command == "mmsurgery experiment figure4 --tune"
+    asked = "mmsurgery experiment figure4 --seeds 5 --backbones llava,qwen2_vl --tune"
+    begun = "".join(json.dumps({"event": "begin", "command": each}) + "\n" for each in ("mmsurgery", asked))
+    workspace.path("experiments", "figure4-tuned", "metrics.jsonl").write_text(begun)
+    assert status(workspace).next_command == asked
     Output().show(*standing(found))
     assert "experiments  table1" in capsys.readouterr().out
     workspace.path("experiments", "figure4-tuned", "results.json").write_text(json.dumps(seal(whole)))

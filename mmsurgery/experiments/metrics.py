@@ -18,6 +18,8 @@ from mmsurgery.errors import InputRefused, MissingArtifact
 from mmsurgery.experiments.trackers import Trackers
 from mmsurgery.provenance import canonical_json, parse_json
 
+METRICS = "metrics.jsonl"
+
 TRACKERS = "trackers"
 """Folder beside the file, for trackers that write files."""
 
@@ -94,6 +96,11 @@ class Metrics:
             round(step) if isinstance(step, int | float) else None,
         )
 
+    def begin(self, command: str) -> None:
+        """Note what was asked for, unless it is the same as last time."""
+        if begun_by(self._path) != command:
+            self.log("begin", command=command)
+
     def earlier(self) -> list[dict[str, Any]]:
         """What was logged so far, of earlier runs too; nothing where a line cannot be read."""
         try:
@@ -133,6 +140,15 @@ def _drop_torn(file: int) -> None:
             break
         end = start
     os.ftruncate(file, end)
+
+
+def begun_by(path: Path) -> str | None:
+    """The command that an experiment was last run by, as its metrics tell it; None where they do not."""
+    try:
+        told = [entry.get("command") for entry in read_metrics(path) if entry.get("event") == "begin"]
+    except (InputRefused, MissingArtifact):
+        return None
+    return str(told[-1]) if told else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

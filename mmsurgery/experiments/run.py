@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.api import Workspace
-from mmsurgery.artifacts.files import read_json, write_bytes
+from mmsurgery.artifacts.files import atomic_files, read_json
 from mmsurgery.backbones import discovery
 from mmsurgery.errors import MissingArtifact, UsageError
 from mmsurgery.experiments import catalogue, grid, tuning
 from mmsurgery.experiments.cells import scored_items
 from mmsurgery.experiments.levels import ON_THE_SPOT, Level, levels_of
-from mmsurgery.experiments.metrics import Metrics
+from mmsurgery.experiments.metrics import METRICS, Metrics
 from mmsurgery.experiments.pace import Estimated, Pace
 from mmsurgery.experiments.results import assemble
 from mmsurgery.experiments.rows import Experiment
@@ -41,7 +41,7 @@ from mmsurgery.provenance import canonical_json, check_seal
 from mmsurgery.saliency.shards import Shard
 from mmsurgery.workspace import SILENT, Progress
 
-RESULTS, METRICS = "results.json", "metrics.jsonl"
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ def experiment(
     path = workspace.path("experiments", name, RESULTS)
     settings = {"experiment": name, "seeds": seeds, "backbones": list(chosen), "levels": len(levels)}
     metrics = Metrics(path.with_name(METRICS), trackers, name, settings, progress.note)
+    metrics.begin(_command(table.name, seeds, backbones, unlearning_seeds, draws, tune))
     try:
         results = _results(asked, table, levels, tune, metrics, progress)
     finally:
@@ -173,6 +174,15 @@ def experiment(
         return ExperimentResult(name, path, False, None, time.monotonic() - begin)
     up_to_date = _write(PatientWorkspace(workspace.root, workspace.settings, progress.note), path, results, settings)
     return ExperimentResult(name, path, up_to_date, results, time.monotonic() - begin)
+
+
+def _command(name: str, seeds: int, backbones: Sequence[str], unlearning_seeds: int, draws: int, tune: bool) -> str:
+    """What runs an experiment again; options as `experiment` has them by default are left out."""
+    options = [f"--seeds {seeds}"] if seeds != 3 else []
+    options += [f"--backbones {','.join(backbones)}"] if backbones else []
+    options += [f"--unlearning-seeds {unlearning_seeds}"] if unlearning_seeds != 1 else []
+    options += [f"--draws {draws}"] if draws != 1 else []
+    return " ".join(["mmsurgery experiment", name, *options, *(["--tune"] if tune else [])])
 
 
 def _count(number: int, what: str) -> str:
@@ -225,8 +235,9 @@ def _write(workspace: Workspace, path: Path, results: Mapping[str, Any], setting
         if "deviations" not in results and "cases" not in results:
             draw_figures(results, path.parent)
         _draw_deviations(results, path.parent)
-        for file, content in files.items():
-            write_bytes(file, content)
+        with atomic_files(*files) as temporaries:
+            for temporary, content in zip(temporaries, files.values(), strict=True):
+                temporary.write_bytes(content)
         workspace.journal("experiment", **{**settings, "name": settings["experiment"]})
     return False
 

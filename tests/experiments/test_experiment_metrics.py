@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mmsurgery.errors import InputRefused, MachineFault, MissingArtifact, UsageError
-from mmsurgery.experiments.metrics import TRACKERS, Metrics, read_metrics
+from mmsurgery.experiments.metrics import METRICS, Metrics, begun_by, read_metrics
 
 
 def opened(path: Path, *trackers: str, note: Callable[[str], None] = print) -> Metrics:
@@ -252,3 +252,17 @@ def test_tensorboard_draws_them(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / TRACKERS / "table1"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("ga/llava.0/utility")] == [(0, 0.5), (8, 8.5)]
+
+
+def test_what_was_asked_for_is_noted_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    assert begun_by(path) is None
+    for command in ("mmsurgery experiment table1", "mmsurgery experiment table1", "mmsurgery experiment table1 --tune"):
+        metrics = Metrics(path, (), "table1", {}, lambda text: None)
+        metrics.begin(command)
+        metrics.close()
+    assert [entry["command"] for entry in read_metrics(path)] == [
+        "mmsurgery experiment table1",
+        "mmsurgery experiment table1 --tune",
+    ]
+    assert begun_by(path) == "mmsurgery experiment table1 --tune"
