@@ -28,7 +28,8 @@ from mmsurgery.hub_models import HubModel, cache_folder, fetch, hub_model, is_ca
 from mmsurgery.names import check_artifact_name, is_artifact_name
 from mmsurgery.settings import SETTINGS_FILE, Settings
 
-LOCK_TIMEOUT = 2.0
+LOCK_TIMEOUT = 1.5
+"""Seconds to wait for the lock: whoever does not get it is told so in less than two."""
 ESTIMATORS = ("sample", "batch", "dataset")
 
 
@@ -229,7 +230,7 @@ class Workspace:
         """Hold the one writer's lock; a lock of a killed process frees itself.
 
         Raises:
-            InUse: after `timeout` seconds (default 2), naming who holds it.
+            InUse: after `timeout` seconds (`LOCK_TIMEOUT` where None), naming who holds it.
             MachineFault: if journal or lock cannot be written.
         """
         import filelock
