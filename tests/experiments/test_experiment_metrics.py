@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mmsurgery.errors import InputRefused, MachineFault, MissingArtifact, UsageError
-from mmsurgery.experiments.metrics import METRICS, Metrics, begun_by, read_metrics
+from mmsurgery.experiments.metrics import METRICS, TRACKERS, Metrics, begun_by, read_metrics
 
 
 def opened(path: Path, *trackers: str, note: Callable[[str], None] = print) -> Metrics:
