@@ -198,10 +198,11 @@ def refusal(where: Place, kind: Mismatched, draw: random.Random) -> str | None:
 
 
 def run(seed: int, count: int, report: Callable[[str], None]) -> list[Row]:
-    """Every kind of mismatch with every model, `count` of these pairs, in another way each time they come round."""
+    """Every kind of mismatch with every model, `count` of these pairs: first each kind with one model, and so on."""
     started, draw = time.monotonic(), random.Random(seed)
     report(f"mismatches: seed {seed}")
-    pairs, faults = [(kind, model) for kind in KINDS for model in STORED], list[str]()
+    order, faults = draw.sample(list(STORED), len(STORED)), list[str]()
+    pairs = [(kind, order[(i + j) % len(order)]) for j in range(len(order)) for i, kind in enumerate(KINDS)]
     with kept_if_broken("fits") as (folder, keep):
         made = models(folder / "models")
         sound = {name: place(folder / f"sound-{i}", made[name]) for i, name in enumerate(made)}
@@ -213,8 +214,6 @@ def run(seed: int, count: int, report: Callable[[str], None]) -> list[Row]:
             if not seen.asked:
                 faults.append("a mask that fits does not reach the loading of weights")
         for number in range(count):
-            if number % len(pairs) == 0:
-                draw.shuffle(pairs)
             kind, model = pairs[number % len(pairs)]
             where = sound[model].copy(folder / f"{number}-{kind.__name__}")
             if (fault := refusal(where, kind, draw)) is not None:
