@@ -30,7 +30,7 @@ class _Ended(NamedTuple):
     seconds: float
 
 
-def run(seed: int, count: int, report: Report) -> list[Row]:
+def run(seed: int, count: int, report: Report, commands: tuple[str, ...] = VERBS) -> list[Row]:
     """`count` races of two processes. In half of them both run a verb, at about the same time; in the others one keeps
     the lock until it is killed, and the second one runs a verb while it lives, and again."""
     report(f"races: seed {seed}")
@@ -38,12 +38,12 @@ def run(seed: int, count: int, report: Report) -> list[Row]:
     with small.kept_if_broken("races") as (folder, keep):
         place = verbs.chain(folder / "race", chance.choice(verbs.FAMILIES))
         before, made = verbs.state(place.root), dict[str, dict[str, str]]()
-        for verb in VERBS:
+        for verb in commands:
             copied = place.copy(folder / verb)
             assert verbs.command(copied, verb).code == 0
             made[verb] = {name: each for name, each in verbs.state(copied.root).items() if before.get(name) != each}
         for trial in range(count):
-            name, pair = f"race-{trial}", (chance.choice(VERBS), chance.choice(VERBS))
+            name, pair = f"race-{trial}", (chance.choice(commands), chance.choice(commands))
             copied = place.copy(folder / name)
             if trial % 2:
                 pair = (pair[0],)

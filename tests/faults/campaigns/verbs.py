@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +27,9 @@ from mmsurgery.recipes import Recipe
 
 FAMILIES = ("llava", "qwen2_vl")
 COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "saliency": ("saliency", "--set", "forget,preserve", "--force"),
+    "saliency": ("saliency", "--set", "forget,preserve", "--batch-size", "1", "--force"),
     "train": ("train", "gold", "--recipe", "recipe.toml", "--force"),
-    "apply": ("apply", "--method", "npo", "--mask", "default", "--name", "npo", "--force"),
+    "apply": ("apply", "--method", "npo", "--mask", "default", "--name", "npo", "--epochs", "2", "--force"),
     "eval": ("eval", "vanilla", "ga", "--force"),
     "experiment": ("experiment", "tried", "--seeds", "1", "--jobs", "1"),
     "mask": ("mask", "--beta", "1", "--modules", "lm", "--force"),
@@ -54,6 +56,9 @@ _RECIPE = Recipe(
     seed=0,
     source="none: made for tests",
 )
+_FOLDER = tempfile.TemporaryDirectory(prefix="mmsurgery-verbs-")
+_CHAINS: dict[str, small.Place] = {}
+"""Made once a process."""
 _ROWS = tuple(catalogue.TABLE1.row(key) for key in ("ga_diff", "ga"))
 EXPERIMENT = rows.Experiment(name="tried", title="Tried", question="?", rows=_ROWS, compared="ga_diff", answers=False)
 
@@ -77,6 +82,12 @@ def short() -> Iterator[None]:
 
 def chain(root: Path, family: str) -> small.Place:
     """A workspace in which each of `COMMANDS` has been run, by other settings where it has some."""
+    if family not in _CHAINS:
+        _CHAINS[family] = _chain(Path(_FOLDER.name, family), family)
+    return _CHAINS[family].copy(root)
+
+
+def _chain(root: Path, family: str) -> small.Place:
     model = root.with_name(f"{root.name}-model")
     backbone(family).micro(model, small.WORDS, seed=0, size="tiny")
     place = small.place(root, model)
@@ -116,11 +127,15 @@ def write_recipe(root: Path, **changes: Any) -> None:
     (root / "recipe.toml").write_text(text)
 
 
-def command(place: small.Place, verb: str) -> small.Ran:
-    """Run one of `COMMANDS`."""
+def command(place: small.Place, verb: str, *, force: bool = True) -> small.Ran:
+    """Run one of `COMMANDS`.
+
+    Args:
+        force: as they are; without it what was begun by other settings is no longer given up.
+    """
     words = [str(place.root / word) if word == "recipe.toml" else word for word in COMMANDS[verb]]
     with short():
-        return place.run(*words)
+        return place.run(*(word for word in words if force or word != "--force"))
 
 
 def work(place: small.Place, verb: str) -> int:
@@ -185,7 +200,7 @@ def fork(action: Callable[[], int], said: Path | None = None) -> int:
         said: where the standard streams go; nowhere if None.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which are not used here
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which do nothing meanwhile
         process = os.fork()
     if process:
         return process
@@ -193,8 +208,7 @@ def fork(action: Callable[[], int], said: Path | None = None) -> int:
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         handle = os.open(said or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(handle, stream)
+        sys.stdout = sys.stderr = os.fdopen(handle, "w", encoding="utf-8")
         code = action()
     finally:
         os._exit(code)

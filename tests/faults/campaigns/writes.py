@@ -22,10 +22,9 @@ def run(seed: int, count: int, report: Report, commands: tuple[str, ...] = tuple
     report(f"writes: seed {seed}")
     rows = []
     with small.kept_if_broken("writes") as (folder, keep):
-        families = verbs.FAMILIES if count > 1 else verbs.FAMILIES[:1]
-        places = {family: verbs.chain(folder / family, family) for family in families}
+        places = [verbs.chain(folder / family, family) for family in verbs.FAMILIES[:count]]
         for number, verb in enumerate(commands):
-            place = list(places.values())[number % len(places)]
+            place = places[number % len(places)]
             trials = _Trials(verb, place, folder, random.Random(f"{seed}/{verb}"))
             for how, words in HOW.items():
                 begin, broken = time.monotonic(), 0
