@@ -175,8 +175,15 @@ def test_the_next_larger_float_displaces_what_is_listed(write: Write) -> None:
     assert [e.index for e in compare(*files, ADDRESSES, listed=3, block=8).top] == [24, 25, 26]
 
 
-def test_two_equal_models(write: Write) -> None:
-    files = write(noise(0))
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_two_equal_models(write: Write, dtype: str) -> None:
+    """Of any finite bits, negative zeros and subnormals among them."""
+    kind, infinity = {"F32": ("u4", 0xFF << 23), "F16": ("u2", 31 << 10), "BF16": ("u2", 0xFF << 7)}[dtype]
+    rng, width = np.random.default_rng(0), np.dtype(kind).itemsize * 8
+    drawn = {name: rng.integers(0, 1 << width, shape, np.dtype(kind)) for name, shape in SHAPES.items()}
+    finite = {name: np.where(bits & infinity == infinity, bits ^ infinity, bits) for name, bits in drawn.items()}
+    finite["head"][0, :2] = 0, 1 << (width - 1)
+    files = write(finite, dtype)
     found = compare(files, files, ADDRESSES)
     assert (found.n, found.threshold, found.changed, found.top) == (1000, 0.0, 0, ())
     assert not np.any(found.heatmap)

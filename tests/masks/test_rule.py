@@ -330,6 +330,17 @@ def test_a_higher_beta_selects_a_subset(seed: int, one: float, other: float) -> 
 
 
 @quick
+@given(seeds, st.floats(0.001, 1), st.floats(0.001, 1), st.sampled_from(["overall", "tensor"]))
+def test_a_larger_density_selects_a_superset(seed: int, one: float, other: float, per: str) -> None:
+    forget, *preserve = random_maps(seed)
+    few = mask_or_none(forget, preserve, density=min(one, other), per=per)
+    many = mask_or_none(forget, preserve, density=max(one, other), per=per)
+    if few is not None:
+        assert many is not None
+        assert not (few - many).selected
+
+
+@quick
 @given(seeds, betas, st.integers(-30, 30))
 def test_loss_scale_changes_nothing(seed: int, beta: float, exponent: int) -> None:
     # gradients scaled by 2^k: squares by 4^k, exactly, as long as no value underflows (smallest: 1e-30 * 4^-30 > 1e-49)
