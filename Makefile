@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-browser test-releases results bench check dist lock clean
+.PHONY: demo test test-slow test-browser test-releases results bench faults check dist lock clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -c 'import sys; sys.exit("mmsurgery needs Python 3.11 or newer; set PY=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
@@ -51,6 +51,11 @@ results: $(STAMP)
 # (BENCH_ARGS="diff --sizes 1M" for less)
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
+
+# the long campaigns behind the promises: damaged files, kills, races, failing disks; hours on two cores
+# (FAULTS_ARGS="9 --share 0.1" for less)
+faults: $(STAMP)
+	@$(BIN)/python tests/faults/promises.py $(FAULTS_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
