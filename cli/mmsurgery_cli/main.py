@@ -98,6 +98,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         fault = MachineFault(f"{where}{error.strerror or error}", "check the disk and its permissions")
         return _fail(error, fault.line(), fault.code)
     except Exception as error:
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error):  # torch's
+            fault = MachineFault("not enough memory", "use a smaller batch; --plan says what a command needs")
+            return _fail(error, fault.line(), fault.code)
         if type(error).__name__ == "OutOfMemoryError":  # torch's is a RuntimeError; by name, for torch takes seconds
             fault = MachineFault(
                 "not enough memory on the GPU", "use a smaller batch; --plan says what a command needs"

@@ -251,14 +251,20 @@ def given_path(path: Path) -> Path:
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Check that the disk has room below a folder, which is made, before hours of work.
+    """Check that the disk has room below a folder, which is made, and that files can be made there, before hours of
+    work.
 
     Raises:
-        MachineFault: if it has not, or the folder cannot be made.
+        MachineFault: if it has not, or they cannot.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
+        remove_leftovers(folder, "probe")
+        with tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}probe-", dir=folder) as probe:
+            Path(probe, "written").touch()
+            os.rename(Path(probe, "written"), Path(probe, "renamed"))
+            fsync_folder(Path(probe))
     except OSError as error:
         raise machine_fault(error, folder) from error
     if free < needed:

@@ -17,7 +17,7 @@ from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companion_
 from mmsurgery.artifacts.files import atomic_folder, write_json
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.artifacts.tensors import Header, read_header, read_tensor, write_safetensors_stream
-from mmsurgery.errors import InternalError, UnusableData
+from mmsurgery.errors import InputRefused, InternalError, UnusableData
 from mmsurgery.unlearn.record import sealed
 from mmsurgery.unlearn.verify import compare
 from mmsurgery.workspace import SILENT, Progress
@@ -64,6 +64,7 @@ def commit(
         The sealed record.
 
     Raises:
+        InputRefused: if the start is no longer what `body` says was trained.
         InternalError: if a weight moved that may not.
         UnusableData: if a value is not finite in the dtype it is saved in, or nothing inside the mask moved.
         Mismatch: if the folder exists and `replace` is false.
@@ -72,6 +73,7 @@ def commit(
     with atomic_folder(folder, replace=replace) as new:
         save_model(new, start, family, trained)
         after = CheckpointFiles(new, family.canonical)
+        _check_unchanged(start, body["provenance"]["inputs"], folder.name)
         found = compare(start, after, mask, family.address, progress)
         if found.not_finite:
             name = found.not_finite[0]
@@ -91,6 +93,12 @@ def commit(
         write_json(new / RUN_FILE, record)
     Snapshots.discard_of(folder)
     return record
+
+
+def _check_unchanged(start: CheckpointFiles, inputs: Mapping[str, Any], made: str) -> None:
+    now = {"start": start.digest(), "processor": companions_sha256(start.path)}
+    if any(inputs.get(key, digest) != digest for key, digest in now.items()):
+        raise InputRefused(f"{start.path} changed while '{made}' was made of it", "run the command again")
 
 
 def save_model(folder: Path, start: CheckpointFiles, backbone: Backbone, trained: Mapping[str, Trained]) -> None:

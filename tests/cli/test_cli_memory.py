@@ -32,6 +32,17 @@ def test_memory_that_runs_out_is_the_machines_fault(
     assert line.startswith(f"error[{code}]: {said}")
 
 
+def test_main_memory_that_torch_does_not_get(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Case 55."""
+    monkeypatch.setattr(main, "app", lambda args: torch.empty(1 << 50, dtype=torch.uint8))
+    assert main.run(["apply"]) == 6
+    assert capfd.readouterr().err == (
+        "error[6]: not enough memory - next: use a smaller batch; --plan says what a command needs\n"
+    )
+
+
 def test_the_name_is_torchs() -> None:
     assert torch.OutOfMemoryError.__name__ == torch.cuda.OutOfMemoryError.__name__ == OutOfMemoryError.__name__
     assert not issubclass(torch.OutOfMemoryError, MemoryError)
