@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.files import read_bytes
-from mmsurgery.errors import InputRefused, MissingArtifact, UsageError, nearest
+from mmsurgery.errors import InputRefused, MissingArtifact, MmsurgeryError, UsageError, nearest
 from mmsurgery.provenance import parse_json
 
 FILES = ("rows.jsonl", "rows.csv")
@@ -86,16 +86,16 @@ def read_records(path: Path) -> tuple[list[Record], list[Fault]]:
     return list(read(read_bytes(path).removeprefix(_BOM), faults)), faults
 
 
-def refusal(path: Path, faults: list[Fault]) -> InputRefused:
+def refusal(path: Path, faults: list[Fault], kind: type[MmsurgeryError]) -> MmsurgeryError:
     """One error for all faults: their number and the first three, each with its line."""
     faults = sorted(faults, key=lambda fault: fault.line)
     shown = faults[:_SHOWN_FAULTS]
     fixes = "; ".join(dict.fromkeys(fault.fix for fault in shown))
     if len(faults) == 1:
-        return InputRefused(f"{path} line {shown[0].line}: {shown[0].what}", fixes)
+        return kind(f"{path} line {shown[0].line}: {shown[0].what}", fixes)
     named = "; ".join(f"line {fault.line}: {fault.what}" for fault in shown)
     more = f"; and {len(faults) - len(shown)} more" if len(faults) > len(shown) else ""
-    return InputRefused(f"{path} has {len(faults)} faults: {named}{more}", fixes)
+    return kind(f"{path} has {len(faults)} faults: {named}{more}", fixes)
 
 
 def short(text: str, length: int = 60) -> str:

@@ -63,7 +63,7 @@ def own_rows(folder: Path, allow: Collection[str], report: Report) -> list[OwnRo
     Raises:
         UsageError, MissingArtifact: as `rows_file`; also for an unknown name in `allow`.
         InputRefused: with the number of faults and the first three, each with its line.
-        UnusableData: if there is nothing to forget, or nothing to retain.
+        UnusableData: if somebody is to be forgotten and retained, or nobody to be either.
     """
     report.check(allow)
     path = rows_file(folder)
@@ -72,13 +72,14 @@ def own_rows(folder: Path, allow: Collection[str], report: Report) -> list[OwnRo
         raise InputRefused(f"{path} has no rows", f"add some, such as {_example(path, 'forget')}")
     spellings: dict[str, str] = {}
     rows = [row for record in records if (row := _row(record, folder, spellings, faults))]
+    overlaps = list[Fault]()
     for name, line, what, fix in (*_repetitions(rows), *_overlaps(rows)):
         if name in allow:
             report.fault(name, f"{path} line {line}")
         else:
-            faults.append(Fault(line, what, f"{fix}, or {allowing(name)}"))
-    if faults:
-        raise refusal(path, faults)
+            (overlaps if name == OVERLAP else faults).append(Fault(line, what, f"{fix}, or {allowing(name)}"))
+    if faults or overlaps:
+        raise refusal(path, [*faults, *overlaps], InputRefused if faults else UnusableData)
     missing = [role for role in ("forget", "retain") if not any(r.role == role and r.use == "train" for r in rows)]
     if missing:
         roles, examples = " or ".join(missing), " and ".join(_example(path, role) for role in missing)

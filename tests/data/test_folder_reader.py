@@ -111,8 +111,8 @@ def everything(folder: Path) -> list[Any]:
     return [{**vars(each), "id": None} for each in found]
 
 
-def refused(folder: Path, *allow: str) -> str:
-    with pytest.raises(InputRefused) as caught:
+def refused(folder: Path, *allow: str, by: type[MmsurgeryError] = InputRefused) -> str:
+    with pytest.raises(by) as caught:
         READER.parts(source(folder, *allow))
     assert caught.value.next_step
     assert len(caught.value.line()) < 1500
@@ -212,7 +212,7 @@ def test_spellings_of_one_person(folder: Path) -> None:
     where = source(write_json(folder, rows))
     assert {s.person for s in READER.samples(where, "forget_vqa")} == {"person/Ada"}
     write_json(folder, [*rows, row("retain", "ADA")])
-    assert "line 5: person 'Ada' has role forget in line 1 and retain in line 5" in refused(folder)
+    assert "line 5: person 'Ada' has role forget in line 1 and retain in line 5" in refused(folder, by=UnusableData)
 
 
 def test_notes_say_what_cannot_be_seen(folder: Path) -> None:
@@ -428,7 +428,7 @@ def test_all_faults_are_found_in_one_reading(folder: Path) -> None:
 
 def test_a_person_with_both_roles(folder: Path) -> None:
     write_csv(folder, [*REST, row("retain", question="What job?")])
-    said = refused(folder)
+    said = refused(folder, by=UnusableData)
     assert "line 4: person 'Ada' has role forget in line 2 and retain in line 4" in said
     assert "add 'forget_retain_overlap' to allow" in said
     where = source(folder, "forget_retain_overlap")
