@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 from pathlib import Path
 
 from campaigns import races, verbs
+from failing_writes import FailingDisk
 
-from mmsurgery.artifacts.files import atomic_folder, write_bytes
+from mmsurgery.artifacts.files import atomic_files, atomic_folder
 
 
 def test_promise_10_in_short() -> None:
@@ -19,34 +18,28 @@ def test_promise_10_in_short() -> None:
 
 
 def test_a_reader_sees_the_old_or_the_new(tmp_path: Path) -> None:
-    """Case 58: a folder and a file that another process replaces without end are whole whenever they are looked at."""
-    folder, file = tmp_path / "map", tmp_path / "mask"
+    """Cases 52, 58: whichever operation on a file the writer is at, and is stopped at for good, each artifact is whole;
+    and the next writer removes what is left."""
 
-    def write(text: bytes) -> None:
-        with atomic_folder(folder, replace=True) as new:
+    def write(text: str) -> int:
+        with atomic_folder(tmp_path / "map", replace=True) as new:
             for name in ("a", "b"):
-                (new / name).write_bytes(text * 2000)
-        write_bytes(file, text * 2000)
+                (new / name).write_text(text)
+        with atomic_files(tmp_path / "mask") as (file,):
+            file.write_text(text)
+        return 0
 
-    def rewrite() -> int:
-        while True:
-            write(b"0")
-            write(b"1")
+    def stopped(nth: int) -> int:
+        with FailingDisk(tmp_path, nth, "kill"):
+            return write("new")
 
-    write(b"1")
-    process = verbs.fork(rewrite)
-    try:
-        seen = set()
-        for _ in range(300):
-            seen.add(file.read_bytes())
-            handle = os.open(folder, os.O_RDONLY)  # the folder that stands there now, whatever comes in its place
-            try:
-                names = os.listdir(handle)
-            finally:
-                os.close(handle)
-            assert sorted(names) in (["a", "b"], [])  # none where it was removed meanwhile, after it was replaced
-            assert folder.exists()
-        assert seen <= {b"0" * 2000, b"1" * 2000}
-    finally:
-        os.kill(process, signal.SIGKILL)
-        verbs.ended(process)
+    for nth in range(1, 100):
+        write("old")
+        died = verbs.ended(verbs.fork(lambda nth=nth: stopped(nth))) < 0  # type: ignore[misc]
+        found = [{path.read_text() for path in paths} for paths in ((tmp_path / "map").iterdir(), [tmp_path / "mask"])]
+        assert found in ([{"old"}, {"old"}], [{"new"}, {"old"}], [{"new"}, {"new"}]), nth
+        assert sorted(path.name for path in (tmp_path / "map").iterdir()) == ["a", "b"]
+        if not died:
+            break
+    assert nth > 15
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map", "mask"]
