@@ -1,8 +1,8 @@
 """Reading `.pt` files of others: bounded, tensors only, nothing executed.
 
-What is read: the zip archive that `torch.save` has written since torch 1.6, with uncompressed entries, whose
-pickle builds nothing but dictionaries and plain tensors. The pickle is looked through before torch reads it,
-and torch reads it with `weights_only=True`, memory-mapped.
+What is read: the zip archive that `torch.save` has written since torch 1.6, with uncompressed entries whose checksums
+are right, and a pickle that builds nothing but dictionaries and plain tensors. The pickle is looked through before
+torch reads it, and torch reads it with `weights_only=True`, memory-mapped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.files import regular_file, unreadable
-from mmsurgery.errors import InputRefused
+from mmsurgery.errors import InputRefused, printable
 
 MAX_PICKLE = 8 << 20
 """Bytes of an archive's pickle, which holds names and shapes; those of 700 tensors take 0.1 MB."""
@@ -72,6 +72,8 @@ def _pickle(path: Path, size: int, max_entries: int) -> bytes:
             pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
             if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
                 raise InputRefused(f"{path} is no archive of torch.save", _SAVE_AGAIN)
+            if damaged := archive.testzip():
+                raise InputRefused(f"{path} is damaged: the checksum of {printable(damaged)[:80]} differs", _SAVE_AGAIN)
             return archive.read(pickles[0])
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise InputRefused(

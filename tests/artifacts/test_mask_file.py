@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import flips, mutations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from mutations import flips, mutations
 
 from mmsurgery.artifacts.mask import Mask, MaskParameter, count_ones, pack, unpack
 from mmsurgery.artifacts.tensors import read_header, write_safetensors

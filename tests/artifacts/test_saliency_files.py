@@ -14,9 +14,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from damage import flips, mutations
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import flips, mutations
 
 from mmsurgery.artifacts import hdf5, saliency_map
 from mmsurgery.artifacts.hdf5_write import CHUNKED_FROM, to_bfloat16

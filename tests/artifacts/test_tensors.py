@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutations import flips, mutations
+from damage import flips, mutations
 from safetensors.numpy import load_file, save_file
 
 from mmsurgery.artifacts.tensors import (

@@ -149,6 +149,6 @@ def kept_if_broken(name: str) -> Iterator[tuple[Path, Callable[[str], None]]]:
     finally:
         for each in folder.iterdir():
             if each.name not in broken:
-                shutil.rmtree(each)
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
         if not broken:
             folder.rmdir()
