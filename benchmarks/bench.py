@@ -1,7 +1,7 @@
 """What mmsurgery costs beside what it cannot be cheaper than, stage by stage, on models of random weights.
 
     python benchmarks/bench.py [saliency] [masks] [training] [diff] [evaluation]
-                               [--sizes 1M,30M,190M] [--families llava,qwen2_vl] [--rounds 5] [--threads N]
+                               [--sizes 1M,30M,190M,190M-wide] [--families llava,qwen2_vl] [--rounds 5] [--threads N]
                                [--tokens 56] [--out build/bench] [--json]
     python benchmarks/bench.py --markdown                 # tables of what was measured; nothing is run
     python benchmarks/bench.py --page docs/performance.md
@@ -35,7 +35,7 @@ from stages import Setup
 from mmsurgery.settings import RecipeSettings
 
 STAGES = ("saliency", "masks", "training", "diff", "evaluation")
-SIZES = ("1M", "30M", "190M")
+SIZES = ("1M", "30M", "190M", "190M-wide")
 OUT = Path(__file__).parents[1] / "build" / "bench"
 
 
