@@ -43,7 +43,7 @@ def model_config(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingArtifact: if the folder does not exist.
-        InputRefused: if it holds no model, or one that needs remote code.
+        InputRefused: if it holds no model, one that needs remote code, or links that lead out of it.
         Mismatch: if it holds an adapter of a model.
     """
     if not path.is_dir():
@@ -58,6 +58,7 @@ def model_config(path: Path) -> dict[str, Any]:
         raise InputRefused(
             f"{path} is no model folder: config.json is missing", "name a Hugging Face checkpoint folder"
         )
+    companion_files(path)
     for name in _CONFIGS:
         if (path / name).exists():
             value = read_json(path / name)

@@ -28,6 +28,9 @@ _TEMPORARY = ".partial-"
 _RACY = 2_000_000_000
 """Nanoseconds within which two changes of a file may carry one time stamp."""
 MAX_JSON = 256 << 20
+_SMALL, _MAX_RATIO = 1 << 30, 100
+"""Bytes of a file that may be mostly holes, and of a larger one how many for each that is on the disk: file systems
+that compress make no more of weights and pictures."""
 
 
 def _umask() -> int:
@@ -297,7 +300,8 @@ def regular_file(path: Path) -> os.stat_result:
 
     Raises:
         MissingArtifact: if nothing is there.
-        InputRefused: for folders, pipes, devices, empty files, Git LFS pointers and HTML pages.
+        InputRefused: for folders, pipes, devices, empty files, large ones that are nothing but holes, Git LFS
+            pointers and HTML pages.
     """
     try:
         status = path.stat()
@@ -309,6 +313,10 @@ def regular_file(path: Path) -> os.stat_result:
         raise InputRefused(f"{path} is not a regular file", "name a file")
     if status.st_size == 0:
         raise InputRefused(f"{path} is empty", "make or copy it again")
+    held = 512 * status.st_blocks  # 0 where a file system does not say
+    if status.st_size > max(_SMALL, _MAX_RATIO * held) and held:
+        what = f"{path} claims {status.st_size:,} bytes, of which {held:,} are on the disk: the rest are holes"
+        raise InputRefused(what, "make or copy it again")
     try:
         with path.open("rb") as handle:
             head = handle.read(64)
