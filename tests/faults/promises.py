@@ -32,10 +32,10 @@ CAMPAIGNS: dict[str, tuple[int, str, int]] = {
     "damaged": (1, "A damaged file is refused, never used.", 10_000),
     "hostile": (2, "Reading runs nothing and opens nothing else.", 40),
     "kills": (3, "kill -9 costs minutes, never results.", 100),
-    "writes": (4, "Nothing half-written.", 1),
+    "writes": (4, "Nothing half-written.", 300),
     "fits": (5, "A mask fits or is refused.", 48),
     "numbers": (6, "No silent NaN, underflow or empty result.", 15),
-    "same_bytes": (8, "Same inputs, same bytes.", 10),
+    "same_bytes": (8, "Same inputs, same bytes.", 240),
     "pedigree": (9, "Every number has its pedigree.", 100),
     "races": (10, "Two at a time is safe.", 200),
 }
@@ -43,7 +43,11 @@ CAMPAIGNS: dict[str, tuple[int, str, int]] = {
 TESTS: dict[int, tuple[str, tuple[str, ...]]] = {
     7: (
         "The mask really limits the forget step.",
-        ("tests/unlearn/test_masked_update.py", "tests/unlearn/test_apply_verify.py", "tests/unlearn/test_layouts.py"),
+        (
+            "tests/unlearn/test_masked_update.py",
+            "tests/unlearn/test_apply_verify.py",
+            "tests/unlearn/test_training_loop.py",
+        ),
     ),
     11: (
         "Your secrets and your people's data stay.",
