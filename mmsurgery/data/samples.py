@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 25_000_000
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+SMALLER = f"scale it down to at most {MAX_PIXELS:,} pixels"
+"""What to do about a picture with more."""
 
 
 def decode_image(data: bytes, where: str) -> Image:
     """Decode an encoded picture to RGB.
 
     Raises:
-        InputRefused: naming `where`, for anything but a whole PNG, JPEG or WebP of at most 25 Mpx.
+        InputRefused: naming `where`, for anything but a whole PNG, JPEG or WebP that `check_picture` takes.
     """
     from PIL import Image as pil
     from PIL import ImageOps
@@ -33,10 +35,7 @@ def decode_image(data: bytes, where: str) -> Image:
         warnings.simplefilter("error")
         try:
             with pil.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise InputRefused(
-                        f"{where}: picture of {image.width}x{image.height} pixels is too large", "shrink the picture"
-                    )
+                check_picture(image, where)
                 image.load()
                 return ImageOps.exif_transpose(image).convert("RGB")
         except InputRefused:
@@ -45,6 +44,21 @@ def decode_image(data: bytes, where: str) -> Image:
             raise InputRefused(
                 f"{where}: picture cannot be decoded ({type(error).__name__})", "replace the picture"
             ) from error
+
+
+def check_picture(image: Image, where: str) -> None:
+    """Look at the header of an open picture.
+
+    Raises:
+        InputRefused: naming `where`, for one of more than 25 Mpx, of several frames, of which it does not say which one
+            is meant, or in 16-bit gray, of which the decoder makes white.
+    """
+    if (pixels := image.width * image.height) > MAX_PIXELS:
+        raise InputRefused(f"{where}: picture of {pixels:,} pixels is too large", SMALLER)
+    if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photo and its preview
+        raise InputRefused(f"{where}: picture of {getattr(image, 'n_frames', 2)} frames", "save the one that is meant")
+    if image.mode.startswith("I"):
+        raise InputRefused(f"{where}: picture in 16-bit gray", "save it with 8 bits a pixel")
 
 
 @dataclass(frozen=True)

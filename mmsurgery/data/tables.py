@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 from mmsurgery.artifacts.files import read_bytes, regular_file
 from mmsurgery.data.faults import Report
-from mmsurgery.data.samples import IMAGE_FORMATS, MAX_PIXELS
+from mmsurgery.data.samples import IMAGE_FORMATS, SMALLER, check_picture
 from mmsurgery.errors import InputRefused, MmsurgeryError, UsageError
 
 _MAX_PICTURE = 256 << 20
@@ -23,7 +23,6 @@ _MAX_DECLARED = 1 << 30
 _MAX_RATIO = 100
 _FORMATS = "PNG, JPEG or WebP"
 BELOW = "put the picture below the data folder"
-_SMALLER = f"scale it down to at most {MAX_PIXELS:,} pixels"
 _KINDS = {
     "ID": "string",
     "image": "struct",
@@ -240,7 +239,7 @@ def picture_bytes(cell: Any, root: Path, where: str) -> bytes:
     The header, and for PNG every checksum, is looked at; the pixels are decoded when used.
 
     Raises:
-        InputRefused: naming `where`, for anything but a PNG, JPEG or WebP of at most 25 Mpx.
+        InputRefused: naming `where`, for anything but a PNG, JPEG or WebP that `check_picture` takes.
     """
     if not isinstance(cell, dict):
         raise InputRefused(f"{where}: no picture")
@@ -253,10 +252,12 @@ def picture_bytes(cell: Any, root: Path, where: str) -> bytes:
         warnings.simplefilter("error")
         try:
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-                pixels = image.width * image.height
+                check_picture(image, where)
                 image.verify()
+        except InputRefused:
+            raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise InputRefused(f"{where}: picture of too many pixels", _SMALLER) from error
+            raise InputRefused(f"{where}: picture of too many pixels", SMALLER) from error
         except UnidentifiedImageError as error:
             raise InputRefused(
                 f"{where}: picture cannot be decoded: no {_FORMATS}", f"convert it to {_FORMATS}"
@@ -264,8 +265,6 @@ def picture_bytes(cell: Any, root: Path, where: str) -> bytes:
         except Exception as error:  # a dozen classes can come out of a damaged picture
             what = f"{where}: picture cannot be decoded ({type(error).__name__})"
             raise InputRefused(what, f"copy it again, or save it anew as {_FORMATS}") from error
-    if pixels > MAX_PIXELS:
-        raise InputRefused(f"{where}: picture of {pixels:,} pixels is too large", _SMALLER)
     return bytes(data)
 
 

@@ -317,11 +317,18 @@ def test_a_faulty_row_is_refused_with_its_line(folder: Path, write: Writer, bad:
         ("cut.png", "copy it again, or save it anew as PNG, JPEG or WebP"),
         ("empty.png", "make or copy it again"),
         ("nobody.png", "give image as the path below the data folder"),
+        ("moving.png", "save the one that is meant"),
+        ("moving.webp", "save the one that is meant"),
+        ("gray16.png", "save it with 8 bits a pixel"),
     ],
 )
 def test_a_picture_that_cannot_be_used_says_what_to_do(folder: Path, name: str, step: str) -> None:
+    """Case 20."""
     for still in ("still.gif", "still.tiff"):
         Image.new("RGB", (8, 8)).save(folder / still)
+    for moving in ("moving.png", "moving.webp"):
+        Image.new("RGB", (8, 8)).save(folder / moving, save_all=True, append_images=[Image.new("RGB", (8, 8), "red")])
+    Image.new("I;16", (8, 8)).save(folder / "gray16.png")
     if side := {"large.png": 5001, "huge.png": 9500}.get(name):
         Image.new("1", (side, side)).save(folder / name)  # the second is past what the decoder itself takes
     (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
