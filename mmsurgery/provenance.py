@@ -150,6 +150,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:12]
 
 
+OF_OTHERS = ("mask", "patch", "saliency")
+"""Kinds of records that other programs may write, without a seal."""
+_UNSEALED = "make or copy it again; of your own program: leave mmsurgery out of provenance.versions"
+
+
 def seal(value: dict[str, Any]) -> dict[str, Any]:
     """`value` with a digest of itself in its `provenance`, so that a changed byte is noticed."""
     body = {**value, "provenance": {k: v for k, v in value["provenance"].items() if k != "seal"}}
@@ -167,7 +172,8 @@ def check_schema(found: Any, where: str) -> None:
 
 
 def check_seal(value: Any, where: str, *, kind: str) -> dict[str, Any]:
-    """Check what every JSON record of ours carries: schema, kind and, where sealed, its digest.
+    """Check what every JSON record of ours carries: schema, kind and its digest, which only what other programs may
+    write can do without, see `OF_OTHERS`.
 
     Raises:
         InputRefused: if it is no such record, or was changed after it was written.
@@ -180,6 +186,11 @@ def check_seal(value: Any, where: str, *, kind: str) -> dict[str, Any]:
         sealed = seal(value)
     except (InternalError, RecursionError) as error:
         raise InputRefused(f"{where} cannot be written as canonical JSON", "make it again") from error
-    if "seal" in value["provenance"] and sealed["provenance"]["seal"] != value["provenance"]["seal"]:
+    origin = value["provenance"]
+    ours = kind not in OF_OTHERS or (isinstance(origin.get("versions"), dict) and "mmsurgery" in origin["versions"])
+    if ours and "seal" not in origin:
+        step = "make it again" if kind not in OF_OTHERS else _UNSEALED
+        raise InputRefused(f"{where} was changed or damaged after it was written: provenance.seal is missing", step)
+    if "seal" in origin and sealed["provenance"]["seal"] != origin["seal"]:
         raise InputRefused(f"{where} was changed or damaged after it was written", "make it again")
     return value

@@ -101,11 +101,6 @@ def check_metadata(value: dict[str, Any], where: str) -> None:
         _check_table(parent, f"{where}: parents[{place}].", *_PARENTS[kind])
     origin = value["provenance"]
     _check_table(origin, f"{where}: provenance.", {}, _PROVENANCE)
-    if "mmsurgery" in origin.get("versions", {}) and "seal" not in origin:
-        raise InputRefused(
-            f"{where}: provenance.seal is missing, though provenance.versions says that mmsurgery wrote it",
-            "make or copy the mask again; of your own program: leave mmsurgery out of versions",
-        )
 
 
 def check_modules(modules: str, addresses: Mapping[str, Address], selected: Mapping[str, int], where: str) -> None:
