@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from mmsurgery.artifacts.apart import Died, apart
 from mmsurgery.artifacts.files import read_at
-from mmsurgery.errors import InputRefused
+from mmsurgery.errors import InputRefused, MachineFault
 from mmsurgery.names import check_parameter_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -22,6 +23,8 @@ Spans = Sequence[tuple[int, int]]
 
 MAX_DATASETS = 100_000
 
+_SECONDS, _RATE = 4, 256 << 20
+"""Processor time that the library may take for a file: so many seconds, and one more for so many bytes."""
 _SLAB = 1 << 20
 """Elements that are read through the library at a time."""
 
@@ -57,31 +60,65 @@ def library() -> Any:
 def datasets(path: Path, group: str) -> dict[str, Dataset]:
     """The datasets below `/group`, each checked before any data is read.
 
+    A damaged file can make the library crash or go round for ever, so it looks at the file in a process of its own.
+
     Raises:
-        InputRefused: for a file that cannot be opened, links of any kind, external or virtual
+        InputRefused: for a file that cannot be opened or breaks the library, links of any kind, external or virtual
             storage, filters, other objects, dtypes, or more bytes declared than the file holds.
+        MachineFault: if no process can be made.
     """
-    h5py = library()
-    found: dict[str, Dataset] = {}
+    library()  # which that process then need not import
     try:
         status = path.stat()
-        with h5py.File(path, "r") as file:
-            if list(file) != [group] or not isinstance(file.get(group, getlink=True), h5py.HardLink):
-                raise InputRefused(f"{path} should hold one group '{group}'")
-            checker = _Checker(h5py, path, group, file, status)
-            names = list(file[group])
-            if len(names) > MAX_DATASETS:
-                raise InputRefused(f"{path} holds too many datasets")
-            declared = 0
-            for name in names:
-                found[name] = checker.dataset(name)
-                declared += found[name].numel * found[name].dtype.itemsize
-                if declared > status.st_size:
-                    raise InputRefused(f"{path} declares {declared:,} bytes of data in a file of {status.st_size:,}")
-    except InputRefused:
-        raise
-    except Exception as error:
+    except OSError as error:
         raise _unreadable(path, error) from error
+    try:
+        found, refusal = apart(lambda: _looked_at(path, group, status), _SECONDS + status.st_size // _RATE)
+    except Died as died:
+        raise InputRefused(f"{path} cannot be read as HDF5: {died}", "make it again") from died
+    except OSError as error:
+        raise MachineFault(f"{path} cannot be looked at: {error.strerror or error}", "end other programs") from error
+    if refusal:
+        raise InputRefused(*refusal)
+    return {
+        name: Dataset(path, f"/{group}/{name}", tuple(shape), np.dtype(dtype), _identity(status), spans)
+        for name, shape, dtype, spans in found
+    }
+
+
+def _looked_at(path: Path, group: str, status: os.stat_result) -> tuple[list[Any], list[str | None] | None]:
+    """What `datasets` is made of, or what a refusal says, as JSON values; where values lie in no runs, the library has
+    read them all once, so that it is known to come to an end."""
+    try:
+        found = _checked(path, group, status)
+        for dataset in found.values():
+            if dataset.spans is None:
+                for _ in _through_library(dataset, max(min(dataset.numel, _SLAB), 1)):
+                    pass
+    except InputRefused as error:
+        return [], [error.what, error.next_step]
+    except Exception as error:
+        refusal = _unreadable(path, error)
+        return [], [refusal.what, refusal.next_step]
+    return [(name, each.shape, each.dtype.str, each.spans) for name, each in found.items()], None
+
+
+def _checked(path: Path, group: str, status: os.stat_result) -> dict[str, Dataset]:
+    h5py = library()
+    found: dict[str, Dataset] = {}
+    with h5py.File(path, "r") as file:
+        if list(file) != [group] or not isinstance(file.get(group, getlink=True), h5py.HardLink):
+            raise InputRefused(f"{path} should hold one group '{group}'")
+        checker = _Checker(h5py, path, group, file, status)
+        names = list(file[group])
+        if len(names) > MAX_DATASETS:
+            raise InputRefused(f"{path} holds too many datasets")
+        declared = 0
+        for name in names:
+            found[name] = checker.dataset(name)
+            declared += found[name].numel * found[name].dtype.itemsize
+            if declared > status.st_size:
+                raise InputRefused(f"{path} declares {declared:,} bytes of data in a file of {status.st_size:,}")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -385,7 +386,7 @@ def test_no_flipped_bit_goes_unnoticed(file: str, step: int, part: Path) -> None
 @pytest.mark.parametrize("file", ["saliency.h5", "manifest.json"])
 def test_no_damage_goes_unnoticed(file: str, part: Path) -> None:
     data = (part / file).read_bytes()
-    for index, variant in enumerate(mutations(data, 0, 300)):
+    for index, variant in enumerate(mutations(data, 0, 100)):
         assert survives(part, file, variant), index
 
 
@@ -400,36 +401,45 @@ def test_a_flip_right_after_reading_is_seen(part: Path) -> None:
         SaliencyMap.load(part)
 
 
-HOSTILE = f"""
-import sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}]
-from pathlib import Path
-from test_saliency_files import *
-part, start, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-data = (part / "saliency.h5").read_bytes()
-refused = 0
-for variant in mutations(data, start, count):
-    (part / "saliency.h5").write_bytes(variant)
-    manifest = json.loads((part / "manifest.json").read_text())
-    manifest["files"]["saliency.h5"] = {{"bytes": len(variant), "sha256": sha256(variant)}}
-    write_manifest(part, manifest)
-    try:
-        loaded = SaliencyMap.load(part)
-        for name in loaded.arrays:
-            loaded.arrays[name]
-    except InputRefused:
-        refused += 1
-print(refused)
-"""
+def test_damaged_hdf5_with_a_digest_that_fits_is_refused_or_read_but_never_breaks(
+    part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 8."""
+    monkeypatch.setattr(hdf5, "_SECONDS", 1)
+    data, refused = (part / "saliency.h5").read_bytes(), 0
+    for variant in mutations(data, 0, 100):
+        (part / "saliency.h5").write_bytes(variant)
+        manifest = json.loads((part / "manifest.json").read_text())
+        manifest["files"]["saliency.h5"] = {"bytes": len(variant), "sha256": sha256(variant)}
+        write_manifest(part, manifest)
+        try:
+            loaded = SaliencyMap.load(part)
+            for name in loaded.arrays:
+                loaded.arrays[name]
+        except InputRefused:
+            refused += 1
+    assert refused > 50
 
 
-def test_damaged_hdf5_with_a_digest_that_fits_is_refused_or_read_but_never_breaks(part: Path) -> None:
-    # in a process of its own: the C library may end it
-    result = subprocess.run(
-        [sys.executable, "-c", HOSTILE, str(part), "0", "300"], capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert int(result.stdout) > 50
+def test_a_library_that_breaks_is_refused_as_the_file_is(part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 9: one byte makes it go round for ever; nobody knows another that makes it crash."""
+    monkeypatch.setattr(hdf5, "_SECONDS", 1)
+    path = part.with_name("endless.h5")
+    with h5py.File(path, "w") as file:
+        file.create_group("sum_of_squares").create_dataset("a", data=np.ones(4, np.uint16)).attrs["encoding"] = (
+            "bfloat16"
+        )
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(b"GCOL") + 24] = 0  # size of the first object of the heap that holds the attribute's text
+    path.write_bytes(whole)
+    with pytest.raises(InputRefused, match=r"endless\.h5 cannot be read as HDF5: its reader took more than 1 s"):
+        hdf5.datasets(path, "sum_of_squares")
+    monkeypatch.setattr(hdf5, "_checked", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(InputRefused, match="its reader died: Killed"):
+        SaliencyMap.load(part)
+    monkeypatch.setattr(hdf5, "_checked", lambda *_: os.abort() if len(bytearray(2 << 30)) else None)
+    with pytest.raises(InputRefused, match="MemoryError"):
+        SaliencyMap.load(part)
 
 
 # hostile HDF5
