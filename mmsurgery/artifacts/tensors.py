@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ AGAIN = "make or copy it again"
 """What to do about a damaged artifact."""
 _SAVE_AGAIN = f"{AGAIN}; of your own program: save it with the safetensors library"
 
+_ENTRY = re.compile(rb'(?<!\\)"\s*:\s*\{')
+"""A key of a header whose value is an object: quotes inside of its metadata are escaped."""
 _CODES = {dtype: code for code, dtype in DTYPES.items() if code != "BF16"}
 
 
@@ -85,6 +88,8 @@ def read_header(path: Path) -> Header:
     """
     size = regular_file(path).st_size
     raw = _raw_header(path, size)
+    if (entries := len(_ENTRY.findall(raw))) > MAX_TENSORS + 1:  # parsing them would take seconds
+        raise _too_many(path, entries)
     value = _parsed(raw, f"header of {path}")
     if not isinstance(value, dict):
         raise InputRefused(f"header of {path} is not a JSON object", _SAVE_AGAIN)
@@ -92,8 +97,7 @@ def read_header(path: Path) -> Header:
     if not isinstance(metadata, dict) or any(not isinstance(v, str) for v in metadata.values()):
         raise InputRefused(f"metadata of {path} is not a table of strings", _SAVE_AGAIN)
     if len(value) > MAX_TENSORS:
-        what = f"{path} declares {len(value):,} tensors, more than {MAX_TENSORS:,}"
-        raise InputRefused(what, "save them in several files")
+        raise _too_many(path, len(value))
     position = start = 8 + len(raw)
     tensors = {_checked_name(path, name): _tensor(path, name, entry, start) for name, entry in value.items()}
     for name, info in sorted(tensors.items(), key=lambda pair: (pair[1].begin, pair[1].end)):
@@ -104,6 +108,10 @@ def read_header(path: Path) -> Header:
         what = "is cut" if size < position else "has bytes left over"
         raise InputRefused(f"{path} {what} ({position:,} bytes expected, {size:,} found)", AGAIN)
     return Header(path, tensors, metadata, len(raw))
+
+
+def _too_many(path: Path, tensors: int) -> InputRefused:
+    return InputRefused(f"{path} declares {tensors:,} tensors, more than {MAX_TENSORS:,}", "save them in several files")
 
 
 def read_metadata(header: Header, kind: str) -> dict[str, Any]:
