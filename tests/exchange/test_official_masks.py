@@ -80,6 +80,41 @@ def test_the_integer_0_none_and_absent_names(ws: Workspace, tmp_path: Path, draw
         import_mask(ws, [file], name="other", absent="ignore")
 
 
+def on_a_gpu(path: Path) -> Path:
+    """The file as it is saved where its tensors lie on one."""
+    made = path.with_name("gpu.pt")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(made, "w") as new:
+        for entry in old.namelist():
+            data = old.read(entry)
+            new.writestr(
+                entry, data.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0") if entry.endswith(".pkl") else data
+            )
+    return made
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda bits: bits.to(torch.int8),
+        lambda bits: bits.double().requires_grad_(),
+        lambda bits: torch.nn.Parameter(bits.half()),
+        lambda bits: bits.t().contiguous().t(),
+        lambda bits: torch.cat([bits, bits])[: len(bits)],
+    ],
+    ids=["int8", "requires grad", "parameter", "transposed", "part of a larger one"],
+)
+@pytest.mark.parametrize("place", ["cpu", "gpu"])
+def test_tensors_of_every_kind_with_the_gradients_beside_them(
+    ws: Workspace, tmp_path: Path, drawn: dict[str, torch.Tensor], how: Callable[[torch.Tensor], Any], place: str
+) -> None:
+    """Cases 16 and 79."""
+    grads = {"forget_grad": {DOWN: torch.randn(32, 64), UP: None}, "preserve_grad": {DOWN: torch.randn(32, 64)}}
+    file = saved(tmp_path / "m.pt", {"weight": {DOWN: how(drawn[DOWN]), UP: 0}, **grads})
+    mask = import_mask(ws, [on_a_gpu(file) if place == "gpu" else file], name="theirs").mask
+    assert np.array_equal(mask[DOWN], drawn[DOWN].numpy())
+    assert mask.selected == int(drawn[DOWN].sum())
+
+
 def test_files_are_united_and_modules_restrict(ws: Workspace, tmp_path: Path, drawn: dict[str, torch.Tensor]) -> None:
     first = saved(tmp_path / "a.pt", {DOWN: drawn[DOWN]})
     second = saved(tmp_path / "b.pt", {DOWN: ~drawn[DOWN], UP: drawn[UP].to(torch.float32)})
@@ -106,6 +141,7 @@ def test_files_are_united_and_modules_restrict(ws: Workspace, tmp_path: Path, dr
         ([torch.ones(2)], InputRefused, "no mask"),
         ({"weight": {DOWN: 0}, "more": 1}, InputRefused, "beside 'weight'"),
         ({DOWN: torch.ones(32, 64).to_sparse()}, InputRefused, "contains code"),
+        ({"model": {"weight": {DOWN: torch.ones(32, 64)}}}, Mismatch, "names parameters that the model does not have"),
     ],
 )
 def test_what_does_not_fit_is_refused(
