@@ -184,11 +184,20 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
 
 
 def memory_map(path: Path, info: TensorInfo) -> np.ndarray[Any, np.dtype[Any]]:
-    """A read-only view of one tensor of a file in its shape; bfloat16 as uint16 bit patterns."""
+    """A read-only view of one tensor of a file in its shape; bfloat16 as uint16 bit patterns.
+
+    Raises:
+        InputRefused: if it was cut since its header was read; later, the system ends a process that uses the view.
+    """
     dtype = DTYPES[info.dtype]
     if info.numel == 0:
         return np.zeros(info.shape, dtype)
-    flat = np.memmap(path, dtype=np.uint8, mode="r", offset=info.begin, shape=(info.end - info.begin,))
+    try:
+        flat = np.memmap(path, dtype=np.uint8, mode="r", offset=info.begin, shape=(info.end - info.begin,))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise InputRefused(f"{path} was cut while it was read", AGAIN) from error
     return flat.view(dtype).reshape(info.shape)
 
 

@@ -1,7 +1,8 @@
-"""Cases 56, 59, 60, 62, 63: signals, inputs that change meanwhile, unwritable folders, clocks, odd names."""
+"""Cases 7, 56, 59, 60, 62, 63: signals, inputs cut or changed meanwhile, unwritable folders, clocks, odd names."""
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import os
 import re
@@ -16,6 +17,8 @@ from unittest import mock
 import pytest
 from campaigns import small, verbs
 
+from mmsurgery.artifacts import hdf5
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, WeightReader
 from mmsurgery.artifacts.files import write_bytes
 from mmsurgery.artifacts.patch import Patch
 from mmsurgery.artifacts.snapshots import Snapshots
@@ -85,6 +88,40 @@ def test_a_model_that_changes_meanwhile(verb: str, place: small.Place, tmp_path:
     assert re.search(r"error\[3\]: .*(changed while|not those its run wrote)", ran.err)
     after = verbs.state(copied.root)
     assert {each for each in after if before.get(each) != after[each]} <= {changed}
+
+
+CUT = {
+    **CHANGED,
+    "diff": (WeightReader, "read", "models/ga/model.safetensors"),
+    "patch": (CheckpointFiles, "array", "models/ga/model.safetensors"),
+    "mask": (hdf5, "read_at", "saliency/forget_vqa/saliency.h5"),
+}
+
+
+@pytest.mark.parametrize("verb", CUT)
+def test_nothing_is_made_of_half_a_file(verb: str, place: small.Place, tmp_path: Path) -> None:
+    """Case 7: where a file is mapped into memory, the system ends a process that uses what was cut off."""
+    copied, said = place.copy(tmp_path / "ws"), tmp_path / "said"
+    where, name, cut = CUT[verb]
+    real, before = getattr(where, name), verbs.state(copied.root)
+
+    def cutting(*arguments: Any, **options: Any) -> Any:
+        os.truncate(copied.root / cut, 4096)
+        return real(*arguments, **options)
+
+    def run() -> int:
+        faulthandler.disable()
+        with mock.patch.object(where, name, cutting):
+            ran = verbs.command(copied, verb)
+        said.write_text(ran.err)
+        return ran.code
+
+    code = verbs.ended(verbs.fork(run))
+    assert code in (3, -signal.SIGBUS)
+    if code == 3:
+        assert re.search(r"error\[3\]: .*(cut|cannot be read|changed while|not those its run wrote)", said.read_text())
+    after = verbs.state(copied.root)
+    assert {each for each in after.keys() | before.keys() if before.get(each) != after.get(each)} == {cut}
 
 
 @pytest.fixture
