@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mmsurgery.artifacts.apart import Died, apart
-from mmsurgery.artifacts.files import read_at
-from mmsurgery.errors import InputRefused, MachineFault
+from mmsurgery.artifacts.files import digest_cache, file_identity, read_at
+from mmsurgery.errors import InputRefused, MachineFault, MmsurgeryError
 from mmsurgery.names import check_parameter_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -60,7 +60,8 @@ def library() -> Any:
 def datasets(path: Path, group: str) -> dict[str, Dataset]:
     """The datasets below `/group`, each checked before any data is read.
 
-    A damaged file can make the library crash or go round for ever, so it looks at the file in a process of its own.
+    A damaged file can make the library crash or go round for ever, so it looks at a file in a process of its own first,
+    once as long as the file stays the same.
 
     Raises:
         InputRefused: for a file that cannot be opened or breaks the library, links of any kind, external or virtual
@@ -70,37 +71,41 @@ def datasets(path: Path, group: str) -> dict[str, Dataset]:
     library()  # which that process then need not import
     try:
         status = path.stat()
-    except OSError as error:
+        identity = [group, *file_identity(path)]
+        digest_cache.remember(f"hdf5:{path.resolve()}", identity, lambda: _looked_at_apart(path, group, status))
+        return _checked(path, group, status)
+    except MmsurgeryError:
+        raise
+    except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _looked_at_apart(path: Path, group: str, status: os.stat_result) -> str:
     try:
-        found, refusal = apart(lambda: _looked_at(path, group, status), _SECONDS + status.st_size // _RATE)
+        refusal = apart(lambda: _looked_at(path, group, status), _SECONDS + status.st_size // _RATE)
     except Died as died:
         raise InputRefused(f"{path} cannot be read as HDF5: {died}", "make it again") from died
     except OSError as error:
         raise MachineFault(f"{path} cannot be looked at: {error.strerror or error}", "end other programs") from error
     if refusal:
         raise InputRefused(*refusal)
-    return {
-        name: Dataset(path, f"/{group}/{name}", tuple(shape), np.dtype(dtype), _identity(status), spans)
-        for name, shape, dtype, spans in found
-    }
+    return "sound"
 
 
-def _looked_at(path: Path, group: str, status: os.stat_result) -> tuple[list[Any], list[str | None] | None]:
-    """What `datasets` is made of, or what a refusal says, as JSON values; where values lie in no runs, the library has
-    read them all once, so that it is known to come to an end."""
+def _looked_at(path: Path, group: str, status: os.stat_result) -> list[str | None] | None:
+    """What a refusal says, as JSON values; where values lie in no runs, the library has read them all once, so that it
+    is known to come to an end."""
     try:
-        found = _checked(path, group, status)
-        for dataset in found.values():
+        for dataset in _checked(path, group, status).values():
             if dataset.spans is None:
                 for _ in _through_library(dataset, max(min(dataset.numel, _SLAB), 1)):
                     pass
     except InputRefused as error:
-        return [], [error.what, error.next_step]
+        return [error.what, error.next_step]
     except Exception as error:
         refusal = _unreadable(path, error)
-        return [], [refusal.what, refusal.next_step]
-    return [(name, each.shape, each.dtype.str, each.spans) for name, each in found.items()], None
+        return [refusal.what, refusal.next_step]
+    return None
 
 
 def _checked(path: Path, group: str, status: os.stat_result) -> dict[str, Dataset]:
