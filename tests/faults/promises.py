@@ -30,7 +30,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 CAMPAIGNS: dict[str, tuple[int, str, int]] = {
     "damaged": (1, "A damaged file is refused, never used.", 10_000),
-    "hostile": (2, "Reading runs nothing and opens nothing else.", 40),
+    "hostile": (2, "Reading runs nothing and opens nothing else.", 1000),
     "kills": (3, "kill -9 costs minutes, never results.", 100),
     "writes": (4, "Nothing half-written.", 300),
     "fits": (5, "A mask fits or is refused.", 48),
