@@ -8,7 +8,9 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_EDGES = (0, 1, 7, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
+import damage_formats
+from damage_formats import EDGES
+
 _MAGICS = (b"PK\x03\x04", b"\x80\x04\x95", b"\x89HDF\r\n\x1a\n", b"\x1f\x8b\x08", b"<!doctype html><html>", b"PAR1")
 _MAGICS += (b"version https://git-lfs.github.com/spec/v1\n", bytes(16), b"\xff\xfe{\0")
 
@@ -34,7 +36,7 @@ def mutations(data: bytes, seed: int, count: int) -> Iterator[bytes]:
 def variants(data: bytes, seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     """Damage of every kind, and of the kinds that the file's format has: what was done, and the bytes."""
     generator = random.Random(seed)
-    kinds = dict(_KINDS) | (_SAFETENSORS if _is_safetensors(data) else {})
+    kinds = _KINDS | (_SAFETENSORS if _is_safetensors(data) else damage_formats.kinds(data))
     names, made, tried = list(kinds), 0, 0
     while made < count:
         name = names[tried] if tried < len(names) else generator.choice(names)
@@ -54,7 +56,7 @@ def _flipped(data: bytes, generator: random.Random, start: int, end: int, count:
 
 def _run_damaged(data: bytes, generator: random.Random, start: int, end: int, how: int) -> bytes:
     noise = generator.randbytes(end - start)
-    word = generator.choice(_EDGES).to_bytes(8, "little")
+    word = generator.choice(EDGES).to_bytes(8, "little")
     return [
         data[:start],
         data[:start] + bytes(len(data) - start),
@@ -161,7 +163,7 @@ def _twice(header: dict[str, Any], name: str, generator: random.Random) -> bytes
 
 
 _SAFETENSORS: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "header length": lambda data, generator: struct.pack("<Q", generator.choice(_EDGES)) + data[8:],
+    "header length": lambda data, generator: struct.pack("<Q", generator.choice(EDGES)) + data[8:],
     "value": lambda data, generator: _flipped(data, generator, 8 + struct.unpack("<Q", data[:8])[0], len(data), 1),
     **{
         f"header: {what}": _header_edited(edit)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import resource
+import shutil
 import sys
 import time
 from collections import Counter
@@ -23,19 +24,22 @@ from typing import Any
 from campaigns import pedigree, small
 from campaigns.row import Row
 from damage import variants
+from PIL import Image
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
+from mmsurgery.artifacts.files import read_json
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.patch import Patch
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.backbones.discovery import backbone
+from mmsurgery.backbones.loading import load
 from mmsurgery.data.benchmark import Source, benchmark
 from mmsurgery.data.samples import data_sha256
 from mmsurgery.diff import read_diff
 from mmsurgery.errors import MmsurgeryError
 from mmsurgery.evaluate.records import read_eval, read_items
 from mmsurgery.exchange.masks import import_mask
-from mmsurgery.provenance import sha256
+from mmsurgery.provenance import check_seal, sha256
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.workspace import Workspace, find_workspace
 
@@ -57,6 +61,7 @@ class Target:
     """Returns what it means, to be compared; raises where it is refused."""
     pinned: bool = False
     """Whether another meaning is told apart by the digests that artifacts name."""
+    refused: tuple[int, ...] = REFUSED
 
 
 def run(seed: int, count: int, report: Callable[[str], None]) -> list[Row]:
@@ -108,8 +113,18 @@ def made(folder: Path) -> Iterator[Target]:
         yield Target(f"scores: {path.name}", path, lambda: (read_eval(scores), read_items(scores)))
     diff = space.diff_path("vanilla", "unlearned")
     yield Target("diff", diff, lambda: read_diff(diff))
+    golden = Path(__file__).parents[1] / "golden" / "schema-1"
+    for file, kind in (("results.json", "experiment"), ("request.json", "request"), ("stability.json", "stability")):
+        record = Path(shutil.copy(golden / file, folder))
+        yield Target(
+            file, record, lambda record=record, kind=kind: check_seal(read_json(record), record.name, kind=kind)
+        )
     yield Target("mask of the official code (.pt)", official, lambda: _imported(space, official))
     yield from _data(folder, place)
+    for family in ("llava", "qwen2_vl"):  # nothing is known yet of what these files should say
+        for file in ("config.json", "tokenizer.json", "processor_config.json"):
+            what, read = f"{family} when it is first loaded: {file}", lambda family=family: _loaded(models[family])
+            yield Target(what, models[family] / file, read, refused=(2, *REFUSED))  # 2: no such family
 
 
 def _data(folder: Path, place: small.Place) -> Iterator[Target]:
@@ -120,6 +135,15 @@ def _data(folder: Path, place: small.Place) -> Iterator[Target]:
     for file in ("rows.jsonl", "forget-0.png"):
         path = own.folder / file
         yield Target(f"own pictures: {file}", path, lambda: _samples("folder", own), pinned=True)
+    pictures = Source(folder / "pictures", 5)
+    pictures.folder.mkdir()
+    asked = ["role,person,question,answer,image", "retain,Bo,Who ?,Bo,", "forget,Anna 0,Who else ?,Anna,"]
+    for number, form in enumerate(("png", "jpeg", "webp")):
+        Image.effect_noise((40, 30), 50).convert("RGB").save(pictures.folder / f"x.{form}")
+        asked.append(f"forget,Anna {number},Who ?,Anna,x.{form}")
+    (pictures.folder / "rows.csv").write_text("\n".join(asked) + "\n")
+    for file in ("x.jpeg", "x.webp", "rows.csv"):
+        yield Target(f"pictures: {file}", pictures.folder / file, lambda: _samples("folder", pictures), pinned=True)
     mllmu = Source(Files(folder / "mllmu", people=20, celebrities=3, pixels=28).write(), 5)
     clear = Source(ClearFiles(folder / "clear").write(), 5)
     for name, source, config in (("mllmu-bench", mllmu, "ft_Data"), ("clear", clear, "forget05")):
@@ -157,8 +181,14 @@ def _imported(space: Workspace, path: Path) -> Any:
 
 
 def _samples(name: str, source: Source) -> str:
+    """What the forget set says and shows."""
     reader = benchmark(name)
-    return data_sha256([sample for part in ("forget_vqa", "forget_qa") for sample in reader.samples(source, part)])
+    found = [sample for part in ("forget_vqa", "forget_qa") for sample in reader.samples(source, part)]
+    return data_sha256(found) + sha256(b"".join(image.tobytes() for s in found if (image := s.image) is not None))
+
+
+def _loaded(folder: Path) -> str:
+    return load(folder).backbone.model_type
 
 
 def _tried(target: Target, seed: int, count: int) -> tuple[Counter[str], list[tuple[str, bytes]]]:
@@ -229,7 +259,8 @@ def _outcome(target: Target, meaning: str) -> str:
     try:
         found = _meaning(target)
     except MmsurgeryError as error:
-        return "refused" if error.code in REFUSED else f"exit code {error.code}: {error}"
+        told = error.line()
+        return "refused" if error.code in target.refused and " - next: " in told else f"exit code {error.code}: {told}"
     except BaseException as error:  # whatever it is, it is a fault
         return f"{type(error).__name__}: {str(error)[:200]}"
     if found == meaning:
