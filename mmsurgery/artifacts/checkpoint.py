@@ -28,7 +28,7 @@ _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _TIED_HEAD = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 _RECOMPUTED = ("position_ids", "inv_freq", "original_inv_freq")
 """Buffers that older releases stored and every release recomputes; they are no weights."""
-_CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_CONFIGS = tuple(f"{what}config.json" for what in ("", "generation_", "processor_", "preprocessor_", "tokenizer_"))
 _WEIGHT_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,200}\.safetensors")
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "depth")
 _CHUNK = 4 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.errors import UnusableData
+from mmsurgery.errors import InputRefused, UnusableData
 from mmsurgery.evaluate.remembered import Remembered
 from mmsurgery.workspace import SILENT, Progress
 
@@ -87,10 +87,8 @@ def _continued(loaded: Loaded, items: Sequence[Item], batch: dict[str, torch.Ten
 
     model, tokenizer = loaded.model, loaded.processor.tokenizer
     device = next(model.parameters()).device
-    end = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *([end] if isinstance(end, int) else end or [])}
     settings = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id
+        max_new_tokens=new_tokens, do_sample=False, eos_token_id=_ends(loaded), pad_token_id=tokenizer.pad_token_id
     )
 
     def finite(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -114,3 +112,16 @@ def _continued(loaded: Loaded, items: Sequence[Item], batch: dict[str, torch.Ten
         model.generation_config = own
     written = ids[:, batch["input_ids"].shape[1] :].tolist()
     return [str(text) for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+
+def _ends(loaded: Loaded) -> list[int]:
+    """The tokens at which an answer ends: the tokenizer's, and those of the model's generation settings."""
+    known = loaded.model.get_output_embeddings().weight.shape[0]
+    end = loaded.model.generation_config.eos_token_id
+    ends = [loaded.processor.tokenizer.eos_token_id, *(end if isinstance(end, list) else () if end is None else (end,))]
+    if any(type(token) is not int or not 0 <= token < known for token in ends):
+        raise InputRefused(
+            f"{loaded.path}: eos_token_id in the generation settings is {str(end)[:80]}, no token of the model",
+            "copy generation_config.json of the model again",
+        )
+    return sorted(set(ends))

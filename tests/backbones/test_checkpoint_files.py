@@ -258,6 +258,7 @@ FOLDER_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "quantised": (lambda p: rewrite(p, quantization_config={"bits": 4}), "holds quantised weights"),
     "no type": (lambda p: rewrite(p, model_type=None), "names no model_type"),
     "no config": (lambda p: (p / "config.json").unlink(), "config.json is missing"),
+    "generation settings": (write("generation_config.json", '{"eos_token_id": 2'), "is not valid JSON"),
     "config list": (write("config.json", "[1]"), "is not a JSON object"),
     "double key": (write("config.json", '{"model_type": "llava", "model_type": "llava"}'), "a key stands twice"),
     "adapter": (write("adapter_config.json", "{}"), "holds a PEFT adapter"),

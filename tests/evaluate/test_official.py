@@ -258,6 +258,15 @@ def test_penalties_of_the_models_own_settings_are_not_used(loaded_llava: Loaded,
     assert answers(loaded, mixed, MLLMU) == plain
 
 
+@pytest.mark.parametrize("end", ["abc", [None], [2, "x"], -5, 1.5, {"a": 1}, 10**9, True])
+def test_an_end_that_is_no_token_is_refused(loaded_llava: Loaded, mixed: list[Item], end: object) -> None:
+    """Case 1: what is damaged in the model's generation settings, which no digest covers when it is first loaded."""
+    loaded = reaching(loaded_llava, 256)
+    loaded.model.generation_config.eos_token_id = end
+    with pytest.raises(InputRefused, match=r"eos_token_id in the generation settings is .*, no token of the model"):
+        answers(loaded, mixed, MLLMU)
+
+
 def test_an_answer_that_does_not_fit_is_refused(loaded_llava: Loaded, mixed: list[Item]) -> None:
     with pytest.raises(
         UnusableData, match=r"item a of column c: prompt of .* and answer of up to 50 tokens, .* 64 pos"

@@ -122,7 +122,7 @@ def made(folder: Path) -> Iterator[Target]:
     yield Target("mask of the official code (.pt)", official, lambda: _imported(space, official))
     yield from _data(folder, place)
     for family in ("llava", "qwen2_vl"):  # nothing is known yet of what these files should say
-        for file in ("config.json", "tokenizer.json", "processor_config.json"):
+        for file in ("config.json", "tokenizer.json", "processor_config.json", "generation_config.json"):
             what, read = f"{family} when it is first loaded: {file}", lambda family=family: _loaded(models[family])
             yield Target(what, models[family] / file, read, refused=(2, *REFUSED))  # 2: no such family
 
