@@ -181,7 +181,7 @@ def test_a_line_of_the_journal_is_whole_or_not_there(how: str, tmp_path: Path) -
         assert [entry["version"] for entry in ws.journal_entries()] == [*found, 2]
 
 
-@pytest.mark.parametrize("command", ["patch", "apply"])
+@pytest.mark.parametrize("command", ["patch"])
 def test_promise_4_in_short(command: str) -> None:
     rows = writes.run(random.randrange(10**6), 1, print, (command,))
     assert [row for row in rows if not row.kept] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 
@@ -9,11 +10,13 @@ import pytest
 from campaigns import hostile
 from campaigns.scene import Scene, scenes
 
+FEW = 40
+
 
 def test_reading_runs_nothing_and_opens_nothing_else() -> None:
-    """Promise 2; cases 3 to 6, 10 to 15, 19 to 23, 86."""
+    """Promise 2; cases 3 to 6, 10 to 15, 19 to 23, 86: other files in each run, all of them by `make faults`."""
     said: list[str] = []
-    (row,) = hostile.run(seed=0, count=len(hostile.FILES), report=said.append)
+    (row,) = hostile.run(seed=random.randrange(10**6), count=FEW, report=said.append)
     assert row.kept, said
 
 

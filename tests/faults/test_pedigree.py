@@ -10,7 +10,7 @@ from campaigns import pedigree, small
 
 def test_a_byte_changed_upstream_is_found_and_named() -> None:
     said: list[str] = []
-    rows = pedigree.run(9, 16, said.append, families=("llava",))
+    rows = pedigree.run(9, 8, said.append, families=("llava",))
     assert not said
     assert [row.kept for row in rows] == [True]
 
