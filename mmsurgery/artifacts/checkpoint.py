@@ -31,6 +31,12 @@ _RECOMPUTED = ("position_ids", "inv_freq", "original_inv_freq")
 _CONFIGS = tuple(f"{what}config.json" for what in ("", "generation_", "processor_", "preprocessor_", "tokenizer_"))
 _WEIGHT_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,200}\.safetensors")
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "depth")
+_GEOMETRY = {
+    **dict.fromkeys(("height", "width", "patch_size", "num_additional_image_tokens"), 1 << 14),
+    "shortest_edge": 1 << 17,
+    "longest_edge": 1 << 26,
+}
+"""Numbers of processors, by which they would fill any memory, and what they are at most (edges may count pixels)."""
 _CHUNK = 4 << 20
 _COPIED = (".json", ".jinja", ".model", ".txt")
 
@@ -69,6 +75,7 @@ def model_config(path: Path) -> dict[str, Any]:
                     f"{path / name} needs remote code; mmsurgery never runs it",
                     "use a checkpoint that transformers loads without code of its own",
                 )
+            _check_geometry(path / name, value)
     config: dict[str, Any] = read_json(path / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise InputRefused(f"{path / 'config.json'} names no model_type")
@@ -279,6 +286,14 @@ def _check_layers(path: Path, config: Any, tensors: int) -> None:
             _check_layers(path, value, tensors)
         elif key in _LAYERS and type(value) is int and value > tensors:
             raise InputRefused(f"{path / 'config.json'} says {key} = {value:,}, the files hold {tensors} tensors")
+
+
+def _check_geometry(path: Path, settings: Mapping[str, Any]) -> None:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            _check_geometry(path, value)
+        elif key in _GEOMETRY and isinstance(value, int) and not 0 <= value <= _GEOMETRY[key]:
+            raise InputRefused(f"{path} says {key} = {value:,}, at most {_GEOMETRY[key]:,} is possible")
 
 
 def _ties(config: Mapping[str, Any]) -> bool:

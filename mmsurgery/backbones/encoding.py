@@ -77,10 +77,10 @@ class _Cache:
             return self.pictures[key]
         try:
             picture = encode(self.processor, sample.image)
-        except ValueError as error:
+        except (ArithmeticError, TypeError, ValueError) as error:  # of the picture, or of damaged settings
             raise UnusableData(
                 f"the picture of sample {sample.id} cannot be used: {error}",
-                "replace the picture, or take the sample out of the data",
+                "replace the picture, take the sample out of the data, or copy the processor files of the model again",
             ) from error
         self.pictures[key] = picture
         self.picture_bytes += _size(picture)

@@ -259,6 +259,10 @@ FOLDER_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no type": (lambda p: rewrite(p, model_type=None), "names no model_type"),
     "no config": (lambda p: (p / "config.json").unlink(), "config.json is missing"),
     "generation settings": (write("generation_config.json", '{"eos_token_id": 2'), "is not valid JSON"),
+    "pictures as large as memory": (
+        write("processor_config.json", '{"image_processor": {"size": {"shortest_edge": 4294967295}}}'),
+        "says shortest_edge = 4,294,967,295, at most 131,072 is possible",
+    ),
     "config list": (write("config.json", "[1]"), "is not a JSON object"),
     "double key": (write("config.json", '{"model_type": "llava", "model_type": "llava"}'), "a key stands twice"),
     "adapter": (write("adapter_config.json", "{}"), "holds a PEFT adapter"),

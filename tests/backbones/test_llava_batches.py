@@ -230,6 +230,16 @@ def test_remembered_pictures_are_bounded(
     assert kept.picture_bytes == sum(picture.inputs["pixel_values"].nbytes for picture in kept.pictures.values())
 
 
+@pytest.mark.parametrize(("setting", "value"), [("patch_size", 0), ("patch_size", "x")])
+def test_settings_that_make_no_sense_name_the_picture(
+    processor: Any, make_sample: MakeSample, monkeypatch: pytest.MonkeyPatch, setting: str, value: object
+) -> None:
+    monkeypatch.setattr(processor, setting, value)
+    with pytest.raises(UnusableData, match="the picture of sample s cannot be used") as caught:
+        backbone.collate(processor, [make_sample("s", "Which food ?", "rice", seed=1)])
+    assert "copy the processor files" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("question", "answer", "message"),
     [
