@@ -70,6 +70,7 @@ class _Checks:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._digests: dict[str, str] = {}
+        self._items: dict[str, str] = {}
 
     def kinds(self) -> Iterator[tuple[str, list[Check]]]:
         space = self.workspace
@@ -88,9 +89,7 @@ class _Checks:
 
     def _each(self, folder: str, pattern: str, look: Callable[[Path], object]) -> list[Check]:
         room = self.workspace.path(folder)
-        hidden = (".resume", ".scoring", ".partial")
-        paths = [p for p in sorted(room.glob(pattern)) if not p.relative_to(room).as_posix().startswith(hidden)]
-        paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(room).parts)]
+        paths = (p for p in sorted(room.glob(pattern)) if not any(q[0] == "." for q in p.relative_to(room).parts))
         return [functools.partial(look, path) for path in paths]
 
     def _digest(self, name: str) -> str:
@@ -109,21 +108,21 @@ class _Checks:
 
     def _run(self, name: str, folder: Path) -> None:
         record = read_record(folder)
-        inputs, again = record["provenance"]["inputs"], f"mmsurgery verify {name}"
+        inputs, again = record["provenance"]["inputs"], f"make '{name}' again, with --force"
         for part in ("start", "reference"):
             self._same(f"model '{name}'", str(record.get(part)), inputs.get(part), again)
         mask = record.get("mask")
         if (
             mask
             and (path := self.workspace.mask_path(mask)).exists()
-            and mask_identity(Mask.load(path)) != inputs["mask"]
+            and mask_identity(Mask.load(path)) != inputs.get("mask")
         ):
-            raise Mismatch(f"mask '{mask}' has changed since '{name}' was made with it", "apply again with --force")
+            raise Mismatch(f"mask '{mask}' has changed since '{name}' was made with it", again)
 
     def _same(self, what: str, model: str, digest: Any, again: str) -> None:
         """Check that a model which is named and there still has the weights that an artifact was made of."""
         if digest is not None and model in self.workspace.models() and self._digest(model) != digest:
-            raise Mismatch(f"{what} was made of weights of '{model}' that it has no more", again)
+            raise Mismatch(f"{what} was made of weights that '{model}' has no more", again)
 
     def _scores(self, path: Path) -> None:
         record = read_eval(path)
@@ -131,14 +130,16 @@ class _Checks:
         inputs = record["provenance"].get("inputs", {})
         again = f"mmsurgery eval {record['model']} --force"
         self._same(f"{path}", record["model"], inputs.get("model_sha256"), again)
-        if path.parent == self.workspace.path("evals"):  # others ask a subset, of an earlier request or otherwise
-            now = {column: self._items(column) for column in inputs.get("items", {})}
-            if differing := sorted(c for c, digest in inputs.get("items", {}).items() if now[c] != digest):
-                raise Mismatch(f"{path} is about other items than the data holds now: {', '.join(differing)}", again)
+        own = path.parent == self.workspace.path("evals")  # others ask a subset, of an earlier request or otherwise
+        asked = inputs.get("items", {}) if own else {}
+        if differing := sorted(column for column, digest in asked.items() if self._asked(column) != digest):
+            raise Mismatch(f"{path} is about other items than the data holds now: {', '.join(differing)}", again)
 
-    @functools.cache  # noqa: B019 - lives as long as one check
-    def _items(self, column: str) -> str:
-        return data_sha256(self.workspace.items(column))
+    def _asked(self, column: str) -> str:
+        """Digest of a column's items as the data has them now."""
+        if column not in self._items:
+            self._items[column] = data_sha256(self.workspace.items(column))
+        return self._items[column]
 
     def _diff(self, path: Path) -> None:
         record = read_diff(path)

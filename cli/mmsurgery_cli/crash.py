@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mmsurgery
+from mmsurgery.artifacts.files import cache_folder
 from mmsurgery.errors import InternalError
 
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)(API_?)?KEY$", re.IGNORECASE)
@@ -40,8 +41,7 @@ def keep(error: BaseException, arguments: Sequence[str]) -> Path | None:
             "".join(traceback.format_exception(error)),
         ]
     )
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(base, "mmsurgery", "crashes")
+    folder = cache_folder() / "crashes"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         stamp = time.strftime("%Y%m%d-%H%M%S-", time.gmtime())

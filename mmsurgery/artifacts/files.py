@@ -371,6 +371,12 @@ def file_identity(path: Path) -> list[int]:
     return [*identity, now] if now - max(status.st_mtime_ns, status.st_ctime_ns) < _RACY else identity
 
 
+def cache_folder() -> Path:
+    """The user's folder for what may be lost, as the XDG base directory specification says; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base, "mmsurgery")
+
+
 class DigestCache:
     """Digests of files already hashed, keyed by path, size, times and inode.
 
@@ -379,8 +385,7 @@ class DigestCache:
     """
 
     def __init__(self) -> None:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        self._path = Path(base, "mmsurgery", "digests.json")
+        self._path = cache_folder() / "digests.json"
         self._entries: dict[str, list[Any]] | None = None
         self._believed = True
 

@@ -28,7 +28,8 @@ def gate(results: Sequence[EvalResult], expression: str, *, over: bool = False) 
     if missed:
         named = ", ".join(f"{model} {value:.3f}" for model, value in missed.items())
         raise GateMissed(
-            f"{column} is {'above' if over else 'below'} {limit:g}: {named}", "mmsurgery inspect MODEL shows its scores"
+            f"{column} is {'above' if over else 'below'} {limit:g}: {named}",
+            "train or unlearn further, or ask for another limit",
         )
 
 
