@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _WORDS = "What Which is are the city food of this person ? The lisbon oslo soup rice . name Anna Berg"
 WORDS = tuple(_WORDS.split())
 """Words that the tiny models' tokenizers know."""
+MANY_DIGESTS = 64
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +43,41 @@ def png(seed: int, width: int = 28, height: int = 28) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_is_installed_is_read_once() -> Iterator[None]:
+    """A process reads it once or twice, and thousands of tests in one process did so at every backbone and key."""
+    points, parsed = metadata.entry_points, metadata.Distribution.metadata.fget
+    found: dict[Any, Any] = {}
+
+    def entry_points(**selection: Any) -> Any:
+        key = (*sys.path, *sorted(selection.items()))
+        if key not in found:
+            found[key] = points(**selection)
+        return found[key]
+
+    def read(distribution: Any) -> Any:
+        key = getattr(distribution, "_path", None)
+        if key is None:
+            return parsed(distribution)
+        if key not in found:
+            found[key] = parsed(distribution)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata, "entry_points", entry_points)
+        patch.setattr(metadata.Distribution, "metadata", property(read))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _few_digests() -> None:
+    """All that are remembered are written at every new one: those of hundreds of tests before would take longest."""
+    files = sys.modules.get("mmsurgery.artifacts.files")
+    entries = files.digest_cache._entries if files is not None else None
+    if entries is not None and len(entries) > MANY_DIGESTS:
+        entries.clear()
 
 
 @pytest.fixture(scope="session")
