@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -19,7 +20,8 @@ from mmsurgery.data.benchmark import benchmark
 from mmsurgery.errors import InputRefused, MachineFault, MissingArtifact, UnusableData, UsageError
 from mmsurgery.experiments import catalogue, cells, grid, levels, rows, run, tuning
 from mmsurgery.experiments.metrics import read_metrics
-from mmsurgery.portraits import training
+from mmsurgery.portraits import files, training
+from mmsurgery.portraits.world import World
 from mmsurgery.settings import BenchmarkSettings, ModelSettings, RecipeSettings, Settings
 from mmsurgery.unlearn.finetune import Stage
 
@@ -29,15 +31,21 @@ EXPERIMENT = rows.Experiment(
 )
 
 
+_WORLD = functools.cache(World)
+"""What is drawn of a seed is the same each time."""
+
+
 def _small(patch: pytest.MonkeyPatch, folder: Path) -> Workspace:
-    """An empty portraits workspace whose models are trained for one step and asked twelve items a column."""
+    """An empty portraits workspace whose models are trained for one step and asked four items a column."""
+    for module in (training, files):
+        patch.setattr(module, "World", _WORLD)
     patch.setattr(training, "BASE", (Stage(steps=1, learning_rate=1e-3),))
     patch.setattr(training, "SETTINGS", {"saturated": (Stage(steps=1, learning_rate=1e-3),)})
     patch.setattr(catalogue, "EXPERIMENTS", {"tried": EXPERIMENT})
     patch.setattr(cells, "POINTS", 1)
     reader = type(benchmark("portraits"))
     every = reader.items
-    patch.setattr(reader, "items", lambda *args, **kwargs: every(*args, **kwargs)[:12])
+    patch.setattr(reader, "items", lambda *args, **kwargs: every(*args, **kwargs)[:4])
     recipe = RecipeSettings(learning_rate=1e-4, epochs=1, batch_size=63)
     settings = Settings(benchmark=BenchmarkSettings(forget=5), models=ModelSettings(), recipe=recipe)
     (folder / "mmsurgery.toml").write_text(settings.to_toml())
@@ -241,7 +249,8 @@ def test_a_share_writes_no_results(workspace: Workspace, monkeypatch: pytest.Mon
     assert worked == [1, 3]
 
 
-def test_tuned_on_other_seeds(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuned_on_other_seeds(grid_of_two: tuple[Workspace, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, _ = grid_of_two  # the level that is compared is there
     monkeypatch.setattr(tuning, "SEEDS", (7,))
     monkeypatch.setattr(tuning, "FACTORS", (1.0, 2.0))
     monkeypatch.setattr(catalogue, "EXPERIMENTS", {"tried": dataclasses.replace(EXPERIMENT, rows=(GA,), compared="ga")})

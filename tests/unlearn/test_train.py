@@ -103,6 +103,12 @@ def base(request: pytest.FixtureRequest) -> Path:
     return found
 
 
+SECOND_SLOW = pytest.mark.parametrize(
+    "base", ["llava", pytest.param("qwen2_vl", marks=pytest.mark.slow)], indirect=True
+)
+"""For what takes seconds and goes the same way with either: the second family by `make test-slow`."""
+
+
 def workspace(root: Path, base: Path, data: Path) -> Workspace:
     root.mkdir(exist_ok=True)
     return Workspace(
@@ -158,6 +164,7 @@ def part(ws: Workspace, name: str) -> list[Sample]:
 # what it learns
 
 
+@SECOND_SLOW
 def test_vanilla_learns_everybody_reference_the_retain_people_alone(base: Path, data: Path, tmp_path: Path) -> None:
     ws = workspace(tmp_path, base, data)
     forget, retain = part(ws, "forget_vqa"), part(ws, "retain_vqa")
@@ -171,6 +178,7 @@ def test_vanilla_learns_everybody_reference_the_retain_people_alone(base: Path, 
     assert recalled(reference.path, forget) == 0.0
 
 
+@SECOND_SLOW
 def test_lora_learns_other_answers_to_known_pictures(base: Path, data: Path, tmp_path: Path) -> None:
     """Adapters on top of a model that knows the words; the checkpoint loads without any, in the base's layout."""
     known = made(workspace(tmp_path / "known", base, data), "vanilla", FULL)
@@ -347,6 +355,21 @@ def test_accumulated_batches_are_the_big_batch(
     assert len(results[0]["losses"]) == 3
 
 
+PLAIN = dataclasses.replace(LORA, epochs=3, clip_norm=0.0)
+
+
+@pytest.fixture(scope="module")
+def plain_twice(
+    tmp_path_factory: pytest.TempPathFactory, tiny_llava: Path, data: Path, make_sample: Callable[..., Sample]
+) -> list[str]:
+    """Digests of two models by one recipe."""
+    samples = {"a": [make_sample("a", "Which food ?", "rice", seed=1)]}
+    return [
+        of(workspace(tmp_path_factory.mktemp("plain"), tiny_llava, data), samples, PLAIN).make()["model_sha256"]
+        for _ in range(2)
+    ]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -365,16 +388,12 @@ def test_accumulated_batches_are_the_big_batch(
     ids=lambda change: next(iter(change)),
 )
 def test_every_number_of_a_recipe_counts(
-    ws: Workspace, make_sample: Callable[..., Sample], change: dict[str, Any]
+    ws: Workspace, make_sample: Callable[..., Sample], plain_twice: list[str], change: dict[str, Any]
 ) -> None:
     samples = {"a": [make_sample("a", "Which food ?", "rice", seed=1)]}
-    recipe = dataclasses.replace(LORA, epochs=3, clip_norm=0.0)
-    plain, again, other = (
-        of(ws, samples, each).make(replace=True)["model_sha256"]
-        for each in (recipe, recipe, dataclasses.replace(recipe, **change))
-    )
-    assert plain == again
-    assert plain != other
+    other = of(ws, samples, dataclasses.replace(PLAIN, **change)).make()["model_sha256"]
+    assert plain_twice[0] == plain_twice[1]
+    assert plain_twice[0] != other
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -483,6 +502,7 @@ def test_gradients_of_bf16_add_up_in_float32(tiny_llava: Path, mixed_samples: li
         assert torch.equal(gradient, first.get(name, 0) + second.get(name, 0))
 
 
+@SECOND_SLOW
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_every_kind_learns(base: Path, data: Path, tmp_path: Path, adapter: str, precision: str) -> None:
@@ -554,15 +574,27 @@ def test_modules_that_are_not_named_stay(ws: Workspace, modules: str, precision:
 # again, interrupted, refused
 
 
+KINDS = {
+    "float32": SHORT,
+    "bf16": dataclasses.replace(SHORT, precision="bf16"),
+    "lora": dataclasses.replace(LORA, epochs=2, batch_size=2),
+}
+SHORTLY = [(0, "float32"), (2, "float32"), (5, "float32"), (5, "bf16"), (2, "lora")]
+"""After how many steps a training of which kind is killed; the others are killed by `make test-slow`."""
+
+
 @pytest.mark.parametrize(
-    "recipe",
-    [SHORT, dataclasses.replace(SHORT, precision="bf16"), dataclasses.replace(LORA, epochs=2, batch_size=2)],
-    ids=["float32", "bf16", "lora"],
+    ("kill_at", "kind"),
+    [
+        pytest.param(at, kind, marks=[] if (at, kind) in SHORTLY else pytest.mark.slow)
+        for at in (0, 2, 5)
+        for kind in KINDS
+    ],
 )
-@pytest.mark.parametrize("kill_at", [0, 2, 5])
 def test_killed_and_run_again_ends_with_the_same_bytes(
-    ws: Workspace, tmp_path: Path, data: Path, recipe: Recipe, kill_at: int, monkeypatch: pytest.MonkeyPatch
+    ws: Workspace, tmp_path: Path, data: Path, kind: str, kill_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recipe = KINDS[kind]
     undisturbed = made(ws, "vanilla", recipe)
     monkeypatch.setattr(Snapshots, "interval", 0.0)
     monkeypatch.setattr(Snapshots, "share", 0.0)
