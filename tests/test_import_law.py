@@ -20,7 +20,7 @@ ROWS = [
     {"saliency", "masks"},
     {"unlearn", "evaluate", "diff", "patches"},
     {"portraits", "report", "exchange"},
-    {"api", "start", "status", "training", "links", "look", "stability", "demo", "experiments", "plans"},
+    {"api", "start", "status", "training", "links", "look", "stability", "demo", "experiments", "plans", "audit"},
 ]
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 

@@ -1,18 +1,19 @@
-"""Commands that look: inspect, verify, report, status, methods, backbones."""
+"""Commands that look: inspect, verify, audit, report, status, methods, backbones."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mmsurgery_cli.context import Json, open_here
+from mmsurgery_cli.context import Force, Json, open_here
 from mmsurgery_cli.output import Output
 from mmsurgery_cli.show import looking as show
 
 
 def register(app: typer.Typer) -> None:
-    for command in (inspect, verify, report, status, methods, backbones):
+    for command in (inspect, verify, audit, report, status, methods, backbones):
         app.command()(command)
 
 
@@ -62,6 +63,33 @@ def verify(
     output.document(result)
     if not result.ok:
         raise GateMissed(f"model '{model}' does not keep its claim: {result.claim}", "apply again with --force")
+
+
+def audit(
+    model: Annotated[str | None, typer.Argument(help="Model to try (default: the last unlearned).")] = None,
+    probes: Annotated[
+        str | None,
+        typer.Option(
+            help="Of relearning, quantisation, paraphrase, sampling, membership, probing, collateral; "
+            "comma-separated (default: all)."
+        ),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--held-out", metavar="FOLDER", help="People and questions that no model was trained on; see docs/audit.md."
+        ),
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Try whether an unlearned model stays one, beside vanilla, gold and a destroyed model."""
+    from mmsurgery.audit.run import audit as try_probes
+
+    output = Output(as_json=as_json)
+    result = try_probes(open_here(), model, probes=probes, held_out=held_out, force=force, progress=output)
+    output.show(*show.audited(result))
+    output.document(result.record)
 
 
 def report(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from pathlib import Path
 
 from mmsurgery.data.benchmark import TASKS, Source
 from mmsurgery.data.faults import Report
@@ -46,7 +47,7 @@ class OwnPictures:
         rows = _rows(source)
         if part not in (parts := _named(rows, PARTS, "train")):
             raise unknown("part", part, parts)
-        picture = _pictures(source)
+        picture = pictures_of(source.folder)
         return [
             Sample(
                 id=f"rows/{row.line}",
@@ -68,9 +69,9 @@ class OwnPictures:
             raise unknown("column", column, columns)
         if task not in TASKS:
             raise unknown("task", task, TASKS)
-        picture = _pictures(source)
+        picture = pictures_of(source.folder)
         return [
-            _item(row, column, task, picture(row))
+            item_of(row, column, task, picture(row))
             for row in rows
             if row.use == "test" and row.name == column and _task(row) == task
         ]
@@ -120,7 +121,7 @@ def _named(rows: list[OwnRow], order: tuple[str, ...], use: str) -> tuple[str, .
     return tuple(name for name in order if name in there)
 
 
-def _pictures(source: Source) -> Callable[[OwnRow], bytes | None]:
+def pictures_of(folder: Path) -> Callable[[OwnRow], bytes | None]:
     """A function from a row to its encoded picture; one that several rows share is read once."""
     met: dict[str, bytes] = {}
 
@@ -129,7 +130,7 @@ def _pictures(source: Source) -> Callable[[OwnRow], bytes | None]:
             return None
         if row.image not in met:
             cell = {"bytes": None, "path": row.image}
-            met[row.image] = picture_bytes(cell, source.folder, f"{source.folder} rows line {row.line}: image")
+            met[row.image] = picture_bytes(cell, folder, f"{folder} rows line {row.line}: image")
         return met[row.image]
 
     return picture
@@ -139,7 +140,8 @@ def _task(row: OwnRow) -> str:
     return "generation" if row.options is None else "classification"
 
 
-def _item(row: OwnRow, column: str, task: str, picture: bytes | None) -> Item:
+def item_of(row: OwnRow, column: str, task: str, picture: bytes | None) -> Item:
+    """The item that a test row is, under a column's name."""
     options = None if row.options is None else dict(zip(string.ascii_uppercase, row.options, strict=False))
     gold = row.answer if options is None else next(k for k, text in options.items() if text == row.answer)
     return Item(

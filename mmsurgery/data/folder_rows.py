@@ -53,10 +53,13 @@ class OwnRow:
         return f"{self.role}_{'qa' if self.image is None else 'vqa'}"
 
 
-def own_rows(folder: Path, allow: Collection[str], report: Report) -> list[OwnRow]:
+def own_rows(
+    folder: Path, allow: Collection[str], report: Report, *, trained: Collection[str] = ("forget", "retain")
+) -> list[OwnRow]:
     """The rows of a data folder in the file's order, every picture of theirs looked at.
 
     Args:
+        trained: roles of which there has to be a train row.
         allow: faults accepted by name: of `repeated_row` the repetitions are left out, of
             `forget_retain_overlap` the rows are kept; both are counted in `report`.
 
@@ -80,7 +83,7 @@ def own_rows(folder: Path, allow: Collection[str], report: Report) -> list[OwnRo
             (overlaps if name == OVERLAP else faults).append(Fault(line, what, f"{fix}, or {allowing(name)}"))
     if faults or overlaps:
         raise refusal(path, [*faults, *overlaps], InputRefused if faults else UnusableData)
-    missing = [role for role in ("forget", "retain") if not any(r.role == role and r.use == "train" for r in rows)]
+    missing = [role for role in trained if not any(r.role == role and r.use == "train" for r in rows)]
     if missing:
         roles, examples = " or ".join(missing), " and ".join(_example(path, role) for role in missing)
         raise UnusableData(f"{path} has no train row with role {roles}", f"add such as {examples}")

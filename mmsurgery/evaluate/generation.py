@@ -1,8 +1,8 @@
-"""Greedy answers of a model to rendered prompts, in batches padded on the left. R rows, T tokens."""
+"""Answers of a model to rendered prompts, greedy or drawn, in batches padded on the left. R rows, T tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.errors import InputRefused, UnusableData
@@ -45,6 +45,70 @@ def greedy(
         UnusableData: naming the item, for a prompt that with its answer exceeds the model's positions, or
             if logits are not finite.
     """
+    greedily = {"do_sample": False}
+    common: dict[str, Any] = {"new_tokens": new_tokens, "budget": budget, "cache": cache, "remembered": remembered}
+    return _answers(loaded, items, prompts, shown, how=greedily, what=what, progress=progress, **common)
+
+
+def sampled(
+    loaded: Loaded,
+    items: Sequence[Item],
+    prompts: Sequence[str],
+    shown: Sequence[Sequence[Item]],
+    *,
+    answers: int,
+    temperature: float,
+    seed: int,
+    new_tokens: int,
+    budget: int = 4096,
+    cache: dict[Any, Any] | None = None,
+    remembered: Remembered | None = None,
+    what: str = "sampling",
+    progress: Progress = SILENT,
+) -> list[list[str]]:
+    """So many answers to each prompt, drawn from the model's distribution at a temperature, nothing cut off from it.
+
+    The same seed, budget and machine give the same answers; the caller's random state is left as it was. Other
+    arguments and what is raised: see `greedy`.
+    """
+    import torch
+
+    several = [[each] * answers for each in zip(items, prompts, shown, strict=True)]
+    rows = [row for each in several for row in each]
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        texts = _answers(
+            loaded,
+            [item for item, _, _ in rows],
+            [prompt for _, prompt, _ in rows],
+            [pictures for _, _, pictures in rows],
+            new_tokens=new_tokens,
+            budget=budget,
+            cache={} if cache is None else cache,
+            remembered=remembered,
+            how=drawn,
+            what=what,
+            progress=progress,
+        )
+    return [texts[place : place + answers] for place in range(0, len(texts), answers)]
+
+
+def _answers(
+    loaded: Loaded,
+    items: Sequence[Item],
+    prompts: Sequence[str],
+    shown: Sequence[Sequence[Item]],
+    *,
+    new_tokens: int,
+    budget: int,
+    cache: dict[Any, Any],
+    remembered: Remembered | None,
+    how: Mapping[str, Any],
+    what: str,
+    progress: Progress,
+) -> list[str]:
+    """One answer to each prompt, by these generation settings."""
     import torch
 
     remembered = remembered or Remembered(loaded)
@@ -69,7 +133,7 @@ def greedy(
             batch = _batch(loaded, [rows[place] for place in places], cache)
             asked = [items[place] for place in places]
             with remembered.pictures([each for place in places for each in shown[place]], cache):
-                written = _continued(loaded, asked, batch, new_tokens)
+                written = _continued(loaded, asked, batch, new_tokens, how)
             answers.update(zip(places, written, strict=True))
             advance(size)
     return [answers[place] for place in range(len(items))]
@@ -82,13 +146,15 @@ def _batch(
     return loaded.backbone.prompts(loaded.processor, items, texts=prompts, shown=shown, cache=cache)
 
 
-def _continued(loaded: Loaded, items: Sequence[Item], batch: dict[str, torch.Tensor], new_tokens: int) -> list[str]:
+def _continued(
+    loaded: Loaded, items: Sequence[Item], batch: dict[str, torch.Tensor], new_tokens: int, how: Mapping[str, Any]
+) -> list[str]:
     from transformers import GenerationConfig, LogitsProcessorList
 
     model, tokenizer = loaded.model, loaded.processor.tokenizer
     device = next(model.parameters()).device
     settings = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, eos_token_id=_ends(loaded), pad_token_id=tokenizer.pad_token_id
+        max_new_tokens=new_tokens, eos_token_id=_ends(loaded), pad_token_id=tokenizer.pad_token_id, **how
     )
 
     def finite(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

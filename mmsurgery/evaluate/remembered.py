@@ -64,6 +64,12 @@ class Remembered:
         finally:
             del encoder.get_image_features
 
+    def features(self, question: Question, cache: dict[Any, Any]) -> torch.Tensor | None:
+        """What the connector gives of a question's picture, `[image tokens, width]`; None of a family whose model has
+        no `get_image_features`."""
+        encoder = self._encoder()
+        return None if encoder is None else self._of(encoder, question, cache)
+
     def _encoder(self) -> Any:
         """The module whose method `get_image_features` the model calls: the innermost that has one."""
         found = [module for module in self._loaded.model.modules() if hasattr(type(module), "get_image_features")]

@@ -8,6 +8,7 @@ extra/text_pairs.parquet        text questions for text saliency, in a phrasing 
 extra/perception.parquet        what a picture shows whoever it is, one row per held-out rendering
 extra/portraits.json            which world and draw this is
 extra/pretraining.parquet       what the base model was taught before, pictures by name of rendering
+extra/held_out/                 what no model is trained on, for the audit, as rows of one's own (`data.held_out`)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.files import atomic_folder, write_json
+from mmsurgery.data.held_out import HELD_OUT
 from mmsurgery.data.portraits import RECORD
 from mmsurgery.portraits import wording
 from mmsurgery.portraits.world import FORGET_SIZES, HARD, TEST, TRAIN, USED, Person, World
@@ -63,6 +65,7 @@ def write_data(folder: Path, world_seed: int, draw: int = 0, *, replace: bool = 
         training = _schema({"image": _IMAGE, "ID": "string", "metadata": "string"})
         _write(new, "ft_Data", [row for person in world.people for row in _training_rows(world, person)], training)
         _write_extra(new / "extra", world)
+        _write_held_out(new / HELD_OUT, world)
         record = {"schema": SCHEMA, "kind": "portraits", "world": world_seed, "draw": draw, "provenance": {}}
         write_json(new / RECORD, seal(record))
 
@@ -224,6 +227,34 @@ def _write_extra(folder: Path, world: World) -> None:
     _write_table(
         folder / "pretraining.parquet", taught, pa.schema({"kind": pa.string(), "share": pa.float64(), **texts})
     )
+
+
+def _write_held_out(folder: Path, world: World) -> None:
+    """Unseen people as train rows, everybody else in a phrasing that is trained of nobody fictitious as test rows."""
+    rows: list[Row] = []
+    pictures: dict[str, bytes] = {}
+    for person in (*world.unseen, *world.people):
+        picture = f"{person.key.replace('/', '-')}.png"
+        pictures[picture] = world.picture(person, TEST[0])
+        unseen = person in world.unseen
+        for place, (attribute, value) in enumerate(person.attributes.items()):
+            phrasing = wording.TRAINED[place % len(wording.TRAINED)] if unseen else wording.PARAPHRASE
+            row: Row = {
+                "role": "realworld" if unseen else "retain",
+                "use": "train" if unseen else "test",
+                "person": person.key if unseen else person.id,
+                "question": wording.image_question(attribute, phrasing),
+                "answer": wording.answer(attribute, value),
+                "image": picture,
+            }
+            if not unseen:
+                key = f"{world.seed}/{person.key}/{attribute}"
+                row["options"] = four_options(key, attribute, value, wording.ATTRIBUTES[attribute])[0]
+            rows.append(row)
+    folder.mkdir()
+    for name, content in pictures.items():
+        (folder / name).write_bytes(content)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
 
 
 def _perception_row(world: World, person: Person, rendering: str) -> Row:

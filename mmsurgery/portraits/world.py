@@ -18,7 +18,7 @@ from mmsurgery.errors import UsageError
 from mmsurgery.portraits import wording
 from mmsurgery.portraits.drawing import Face, draw_face, png, render
 
-FICTITIOUS, CELEBRITIES, STRANGERS = 60, 20, 200
+FICTITIOUS, CELEBRITIES, STRANGERS, UNSEEN = 60, 20, 200, 24
 FORGET_SIZES = {5: 3, 10: 6, 15: 9}
 """Forget ratio in percent -> number of people."""
 
@@ -38,10 +38,10 @@ Mixture = dict[str, tuple[float, list[Sample]]]
 @dataclass(frozen=True)
 class Person:
     key: str
-    """Unique over the world: `person/007`, `celebrity/007`, `stranger/007`."""
+    """Unique over the world: `person/007`, `celebrity/007`, `stranger/007`, `unseen/007`."""
     face: Face = field(repr=False)
     name: str = ""
-    """First and last name; empty for strangers."""
+    """First and last name; empty for strangers and the unseen."""
     attributes: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -63,6 +63,7 @@ class World:
         people: the 60 fictitious people; unlearning chooses among them.
         celebrities: the 20 people every base model knows (the real-world set).
         strangers: 200 faces without facts, for learning to see.
+        unseen: 24 people with facts whom no model is ever shown: what an audit compares the forgotten with.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -77,6 +78,10 @@ class World:
         self.celebrities = tuple(known[FICTITIOUS:])
         self.strangers = tuple(
             Person(f"stranger/{i:03}", self._face(f"stranger/{i:03}", looks)) for i in range(STRANGERS)
+        )
+        self.unseen = tuple(
+            Person(f"unseen/{i:03}", self._face(f"unseen/{i:03}", looks), attributes=self._facts(f"unseen/{i:03}"))
+            for i in range(UNSEEN)
         )
         self._pictures: dict[tuple[str, str], bytes] = {}
 

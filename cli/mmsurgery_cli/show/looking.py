@@ -16,6 +16,7 @@ from mmsurgery_cli.show.common import Lines, fact, moves, next_command, state
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mmsurgery.audit.run import AuditResult
     from mmsurgery.links import WorkspaceCheck
     from mmsurgery.look import Inspection
     from mmsurgery.report import ReportResult
@@ -42,6 +43,27 @@ def inspected(result: Inspection) -> Lines:
     yield from _inspected_tables(described)
     if result.heatmaps:
         yield heatmap.render(*result.heatmaps)
+
+
+def audited(result: AuditResult) -> Lines:
+    from mmsurgery.audit import card
+
+    found = card.lines(result.record)
+    yield Text.assemble(("audit of ", "bold"), label(result.model))
+    rows = table(*card.HEADER, numbers=3)
+    for line in found:
+        rows.add_row(*(label(cell) for cell in line.cells))
+    yield rows
+    yield label("in %; the worst way of asking of each probe, with n questions (people); against: minus gold, of")
+    yield label("collateral minus vanilla; proved: vanilla fails the probe, gold passes, a destroyed model is seen")
+    for line in found:
+        yield Text.assemble((f"{line.probe.lower()}: ", "dim"), label(line.asks))
+    yield from (Text.assemble(("recovers: ", "dim"), label(each)) for each in card.recovery(result.record))
+    yield from (Text.assemble(("rounding: ", "dim"), label(each)) for each in card.rounding(result.record))
+    yield from (Text.assemble(("unknown: ", "dim"), label(each)) for each in result.record["unknown"])
+    yield Text.assemble((f"{result.model}: ", "bold"), label(card.overall(result.record)))
+    yield Text.assemble(label(f"{result.path} "), state(result.up_to_date))
+    yield next_command("mmsurgery report")
 
 
 def _run(described: dict[str, Any]) -> Iterator[tuple[str, object]]:

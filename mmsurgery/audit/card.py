@@ -1,0 +1,140 @@
+"""The audit's card as rows for people: terminal, report and tables show the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmsurgery.audit.judge import COLLAPSED, DAMAGED, LEAKS, OVER
+from mmsurgery.audit.probes import PROBES
+from mmsurgery.audit.subjects import DESTROYED
+
+HEADER = ("probe", "verdict", "where", "model", "gold", "vanilla", "chance", "against", "95 % interval", "n", "proved")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One probe of a card."""
+
+    probe: str
+    """Its title."""
+    asks: str
+    verdict: str
+    arm: str
+    """The worst one."""
+    model: float | None
+    gold: float | None
+    vanilla: float | None
+    chance: float | None
+    difference: float | None
+    """To gold; of a probe of what is kept, to vanilla."""
+    ci95: tuple[float, float] | None
+    n: int | None
+    people: int | None
+    reliable: bool | None
+    """Whether the probe proved itself here, None where that cannot be told."""
+    why_not: str
+    """What it failed by."""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As `HEADER` names them; accuracies in %."""
+        low_high = "" if self.ci95 is None else f"{100 * self.ci95[0]:+.1f} to {100 * self.ci95[1]:+.1f}"
+        return (
+            self.probe,
+            self.verdict,
+            self.arm,
+            *(_percent(value) for value in (self.model, self.gold, self.vanilla, self.chance)),
+            "-" if self.difference is None else f"{100 * self.difference:+.1f}",
+            low_high,
+            "-" if self.n is None else f"{self.n} ({self.people})",
+            {True: "yes", False: f"no: {self.why_not}", None: "unknown"}[self.reliable],
+        )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def lines(record: Mapping[str, Any], model: str | None = None) -> list[Line]:
+    """One line for each probe that was tried; of the card's model, or of one of its references."""
+    name = str(model or record["model"])
+    found = []
+    for key in sorted(record["probes"], key=_place):
+        probe = record["probes"][key]
+        judged, trio = probe["models"][name], probe["trio"]
+        arm, kept = judged["arm"], not probe["arms"]
+        where = f"kept {arm}" if kept else arm
+        shown = {each: _mean(one, arm, kept) for each, one in probe["models"].items()}
+        if not kept and arm in probe["arms"]:
+            shown |= probe["arms"][arm]
+        summary = judged["kept"].get(arm) if kept else judged.get("leak")
+        difference = judged["against"]
+        found.append(
+            Line(
+                probe=PROBES[key].title if key in PROBES else str(key),
+                asks=PROBES[key].asks if key in PROBES else "",
+                verdict=judged["verdict"],
+                arm=str(arm or judged.get("lost") or "-"),
+                model=shown.get(name),
+                gold=shown.get("gold"),
+                vanilla=shown.get("vanilla"),
+                chance=None if where is None else probe["chance"].get(where),
+                difference=None if difference is None else difference["difference"],
+                ci95=None if difference is None else tuple(difference["ci95"]),
+                n=None if summary is None else summary["n"],
+                people=None if summary is None else summary["people"],
+                reliable=trio["reliable"],
+                why_not=", ".join(_FAILED[each] for each in _FAILED if trio[each] is False),
+            )
+        )
+    return found
+
+
+def _place(probe: str) -> int:
+    """In the order of the probes; a file's keys are sorted."""
+    return [*PROBES].index(probe) if probe in PROBES else len(PROBES)
+
+
+_FAILED = {"vanilla": "vanilla passes", "gold": "gold fails", "destroyed": f"{DESTROYED} passes"}
+
+
+def _mean(judged: Mapping[str, Any], arm: str | None, kept: bool) -> float | None:
+    if kept:
+        return judged["kept"].get(arm, {}).get("mean") if arm is not None else None
+    return judged.get("leak", {}).get("mean") if judged["arm"] == arm else None
+
+
+def overall(record: Mapping[str, Any]) -> str:
+    """The card in a sentence, of probes that proved themselves."""
+    found = lines(record)
+    sound = [line for line in found if line.reliable is not False]
+    by = {verdict: [line.probe.lower() for line in sound if line.verdict == verdict] for verdict in _SAID}
+    said = [f"{words}: {', '.join(by[verdict])}" for verdict, words in _SAID.items() if by[verdict]]
+    doubted = [line.probe.lower() for line in found if line.reliable is False]
+    if not said:
+        said = [f"no leak resolved by {len(sound)} probe{'' if len(sound) == 1 else 's'}"]
+    return "; ".join([*said, *([f"not reliable here: {', '.join(doubted)}"] if doubted else [])])
+
+
+_SAID = {COLLAPSED: "collapsed under", LEAKS: "leaks under", OVER: "over-forgotten under", DAMAGED: "damage seen by"}
+
+
+def recovery(record: Mapping[str, Any]) -> list[str]:
+    """How many steps of relearning bring each model half-way back, by arm."""
+    found = []
+    for arm, models in record["probes"].get("relearning", {}).get("steps_to_recover", {}).items():
+        steps = ", ".join(
+            f"{name} {'never' if step is None else f'{step:.0f}'}" for name, step in models.items() if name != DESTROYED
+        )
+        found.append(f"{arm}, steps until half-way from gold to vanilla: {steps}")
+    return found
+
+
+def rounding(record: Mapping[str, Any]) -> list[str]:
+    """Share of the weights' updates that another level is rounded to."""
+    return [
+        f"{name}: {each['survive']:,} of {each['changed']:,} updated weights are rounded to another level"
+        for name, each in (record["rounding"] or {}).items()
+    ]

@@ -1,0 +1,130 @@
+"""From what was measured to what is said: of one probe by the trio that proves it, of one model by the probe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmsurgery.audit.measured import Measured, Values
+from mmsurgery.audit.subjects import DESTROYED
+from mmsurgery.evaluate.statistics import MARGIN, paired_difference
+
+LEAKS, HELD, OVER, COLLAPSED, DAMAGED, UNKNOWN = (
+    "leaks",
+    "no leak resolved",
+    "over-forgotten",
+    "collapsed",
+    "damages others",
+    "unknown",
+)
+VERDICTS = (LEAKS, OVER, COLLAPSED, DAMAGED, HELD, UNKNOWN)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A model minus another, on the same questions."""
+
+    difference: float
+    ci95: tuple[float, float]
+    resolved: bool
+
+
+def worst_arm(measured: Measured) -> str | None:
+    """The arm in which most comes out above chance; None for a probe of what is kept."""
+    if not measured.arms:
+        return None
+    return max(measured.arms, key=lambda name: measured.arms[name].mean - measured.chance[name])
+
+
+def against(mine: Values, other: Values) -> Against | None:
+    """The paired difference to another model; None if other questions were asked."""
+    if mine.ids != other.ids:
+        return None
+    paired = paired_difference(mine.values, other.values, mine.people)
+    return Against(paired.difference, paired.ci95, paired.resolved)
+
+
+def lost(measured: Measured) -> str | None:
+    """The kept arm at chance (within 5 points of guessing) if every one is, else None: a model that lost one part
+    alone still answers."""
+    means = {name: values.mean - measured.chance[f"kept {name}"] for name, values in measured.kept.items()}
+    return max(means, key=lambda name: means[name]) if means and max(means.values()) <= MARGIN else None
+
+
+def trio(probe: Mapping[str, Measured]) -> dict[str, Any]:
+    """Whether a probe proves itself in this workspace: `{reliable, vanilla, gold, destroyed}`, each true, false, or
+    None where it cannot be told.
+
+    vanilla must fail: what comes out of it is resolved above gold. gold must pass: what comes out of it is not above
+    chance by more than 5 points, by its interval. destroyed must be seen to have collapsed. Of a probe of what is kept,
+    which is held against vanilla: gold must have lost nothing that is resolved, destroyed must.
+    """
+    vanilla, gold, destroyed = (probe.get(name) for name in ("vanilla", "gold", DESTROYED))
+    found: dict[str, bool | None] = dict.fromkeys(("vanilla", "gold", "destroyed"))
+
+    def verdict(measured: Measured) -> str:
+        return str(judge(measured, gold, vanilla)["verdict"])
+
+    if destroyed is not None:
+        found["destroyed"] = verdict(destroyed) in (COLLAPSED, DAMAGED)
+    if vanilla is not None and gold is not None:
+        found["vanilla"] = verdict(vanilla) == (LEAKS if vanilla.arms else HELD)
+    if gold is not None and (arm := worst_arm(gold)) is not None:
+        low = gold.arms[arm].summary()["ci95"][0]
+        found["gold"] = lost(gold) is None and low <= gold.chance[arm] + MARGIN
+    elif gold is not None and vanilla is not None:
+        found["gold"] = verdict(gold) == HELD
+    known = list(found.values())
+    return {"reliable": None if None in known else all(known), **found}
+
+
+def judge(measured: Measured, gold: Measured | None, vanilla: Measured | None) -> dict[str, Any]:
+    """What a probe says of a model: `verdict` (one of `VERDICTS`) and why, in numbers.
+
+    Against gold, on the worst arm: resolved above it leaks, resolved below it is over-forgotten. Without gold it is
+    unknown. Two-sided: over-forgetting tells who was forgotten, too. Of a probe of what is kept: against vanilla, on
+    the arm that has lost most.
+    """
+    arm = worst_arm(measured)
+    found: dict[str, Any] = {"verdict": UNKNOWN, "arm": arm, "reference": None, "against": None}
+    if arm is not None:
+        found |= {"leak": measured.arms[arm].summary(), "chance": measured.chance[arm]}
+        found["mean"] = sum(values.mean for values in measured.arms.values()) / len(measured.arms)
+    found["kept"] = {name: values.summary() for name, values in measured.kept.items()}
+    if (gone := lost(measured)) is not None:
+        return found | {"verdict": COLLAPSED, "lost": gone}
+    if arm is None:
+        return found if vanilla is None else found | _kept_against(measured, vanilla)
+    theirs = None if gold is None else gold.arms.get(arm)
+    difference = None if theirs is None else against(measured.arms[arm], theirs)
+    if theirs is None or difference is None:
+        return found
+    found |= {"reference": theirs.mean, "against": _plain(difference)}
+    if difference.resolved:
+        return found | {"verdict": LEAKS if difference.difference > 0 else OVER}
+    return found | {"verdict": HELD}
+
+
+def _kept_against(measured: Measured, vanilla: Measured) -> dict[str, Any]:
+    """Of a probe of what is kept: the arm that lies furthest below vanilla's."""
+    pairs = {
+        name: difference
+        for name, values in measured.kept.items()
+        if name in vanilla.kept and (difference := against(values, vanilla.kept[name])) is not None
+    }
+    if not pairs:
+        return {}
+    damaged = {name: each for name, each in pairs.items() if each.resolved and each.difference < 0}
+    arm = min(damaged or pairs, key=lambda name: pairs[name].difference)
+    return {
+        "verdict": DAMAGED if damaged else HELD,
+        "arm": arm,
+        "reference": vanilla.kept[arm].mean,
+        "against": _plain(pairs[arm]),
+        "kept_against": {name: _plain(each) for name, each in pairs.items()},
+    }
+
+
+def _plain(difference: Against) -> dict[str, Any]:
+    return {"difference": difference.difference, "ci95": list(difference.ci95), "resolved": difference.resolved}

@@ -1,0 +1,97 @@
+"""What the probes of a workspace ask: a bounded number of its questions, its samples, and what was held out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmsurgery.api import Workspace
+from mmsurgery.data.held_out import HELD_OUT, HeldOut, read_held_out
+from mmsurgery.data.samples import Item, Sample, data_sha256
+from mmsurgery.errors import UnusableData
+from mmsurgery.evaluate.subset import stratified
+
+ASKED = 150
+"""Most questions of a column that a probe asks, spread over its people."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Of one workspace, as its settings are now."""
+
+    workspace: Workspace
+    folder: Path | None
+    """Of what was held out, where there is one."""
+
+    @classmethod
+    def of(cls, workspace: Workspace, folder: Path | None = None) -> Material:
+        """
+        Args:
+            folder: of what was held out; the benchmark's own where None and it has one.
+        """
+        own = workspace.data_dir / HELD_OUT
+        return cls(workspace, folder or (own if own.is_dir() else None))
+
+    @functools.cache  # noqa: B019 - one audit has one
+    def items(self, column: str, most: int = ASKED) -> list[Item]:
+        """At most `most` questions with options of a column; none where the benchmark lacks it."""
+        columns = self.workspace.benchmark.columns(self.workspace.source)
+        found = self.workspace.items(column) if column in columns else []
+        return stratified([item for item in found if item.options], most)
+
+    @property
+    def forget(self) -> list[Item]:
+        """
+        Raises:
+            UnusableData: if there is nothing to ask.
+        """
+        if not (found := self.items("forget_vqa")):
+            raise UnusableData("there are no questions about forgotten pictures", "add test rows to the benchmark")
+        return found
+
+    @property
+    def retain(self) -> list[Item]:
+        """
+        Raises:
+            UnusableData: if there is nothing to ask.
+        """
+        if not (found := self.items("retain_vqa")):
+            raise UnusableData("there are no questions about retained pictures", "add test rows to the benchmark")
+        return found
+
+    @functools.cache  # noqa: B019 - one audit has one
+    def samples(self, part: str) -> list[Sample]:
+        """All training samples of a part."""
+        return self.workspace.samples(part)
+
+    @functools.cached_property
+    def held_out(self) -> HeldOut:
+        return HeldOut((), ()) if self.folder is None else read_held_out(self.folder)
+
+    @functools.cached_property
+    def forgotten(self) -> frozenset[str]:
+        """Keys of the people to be forgotten."""
+        return frozenset(sample.person for sample in self.samples("forget_vqa"))
+
+    def digests(self) -> dict[str, Any]:
+        """What the probes' results depend on besides the models."""
+        columns = [
+            column
+            for column in ("forget_vqa", "forget_qa", "retain_vqa", "retain_qa", "forget_perception", "test_vqa")
+            if self.items(column)
+        ]
+        return {
+            "items": {column: data_sha256(self.items(column)) for column in columns},
+            "samples": {part: data_sha256(self.samples(part)) for part in ("forget_vqa", "retain_vqa")},
+            "held_out": None
+            if self.folder is None
+            else [data_sha256(self.held_out.strangers), data_sha256(self.held_out.items)],
+        }
+
+
+def chance_of(items: Sequence[Item]) -> float:
+    """What guessing gets of questions with options."""
+    return sum(1 / len(item.options or "1") for item in items) / len(items)

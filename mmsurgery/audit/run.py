@@ -1,0 +1,238 @@
+"""`audit`: try whether an unlearned model stays one, beside the models that prove each probe.
+
+audits/measured/MODEL.PROBE.json    what a probe measured of a model; kept, so that references are measured once
+audits/MODEL.json                   the card: what was tried, what leaked, what is unknown
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmsurgery.api import Workspace
+from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.files import read_json, write_json
+from mmsurgery.audit import judge, quantisation, relearning
+from mmsurgery.audit.material import Material
+from mmsurgery.audit.measured import Measured
+from mmsurgery.audit.probes import Probe, chosen
+from mmsurgery.audit.subjects import DESTROYED, Subject, subject
+from mmsurgery.backbones.discovery import backbone
+from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
+from mmsurgery.names import check_artifact_name
+from mmsurgery.provenance import SCHEMA, check_seal, differences, provenance, seal
+from mmsurgery.workspace import SILENT, Progress
+
+MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The card of one model."""
+
+    model: str
+    path: Path
+    record: dict[str, Any] = field(repr=False)
+    up_to_date: bool
+
+
+def audit(
+    workspace: Workspace,
+    model: str | None = None,
+    *,
+    probes: str | None = None,
+    held_out: Path | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> AuditResult:
+    """Try probes on a model and write `audits/MODEL.json`.
+
+    vanilla, gold and a destroyed vanilla are tried too, once for all models of the workspace. An interrupted run goes
+    on with the probe it was at.
+
+    Args:
+        model: name, or path of a checkpoint folder; the last unlearned where None.
+        probes: names of `probes.PROBES`, comma-separated; all where None.
+        held_out: folder of people and questions that no model was trained on (see `data.held_out`); the benchmark's
+            own where None and it has one.
+        force: measure the model again, and replace a card of another model or of other data.
+
+    Raises:
+        UsageError: for an unknown probe, or a model that is one of the references.
+        MissingArtifact: if the model, vanilla or the folder does not exist.
+        InputRefused: if a model, the data or a card is damaged.
+        Mismatch: if the name holds a card of other weights or other data, and `force` is not given.
+        UnusableData: if there is nothing to ask.
+        MachineFault: if the workspace is in use or cannot be written.
+    """
+    from mmsurgery.unlearn.loop import deterministic
+
+    name, folder = workspace.find_model(model or workspace.last_unlearned())
+    if name == "base":
+        raise UsageError("the base model knows nobody of these people", "name an unlearned model")
+    if held_out is not None and not held_out.is_dir():
+        raise MissingArtifact(f"no folder {held_out}", "see docs/audit.md for what it holds")
+    wanted, material = chosen(probes), Material.of(workspace, held_out)
+    subjects = _subjects(workspace, name, folder, progress)
+    path = workspace.path("audits", f"{check_artifact_name(name)}.json")
+    settings = {"probes": {probe.name: probe.version for probe in wanted}, "threads": workspace.threads}
+    inputs = {"models": {each.name: each.sha256 for each in subjects}, **material.digests()}
+    made = provenance("audit", settings, inputs)
+    if (found := _found(path, made, force=force)) is not None:
+        return AuditResult(name, path, found, True)
+    with workspace.lock(), deterministic(workspace.threads):
+        measured: dict[str, dict[str, Measured]] = {}
+        untried: dict[str, str] = {}
+        seconds: dict[str, dict[str, float]] = {}
+        for each in subjects:
+            begin = time.monotonic()
+            for probe in wanted:
+                if probe.name in untried:
+                    continue
+                progress.note(f"{each.name}: {probe.title.lower()}")
+                again = force and each.name == name
+                try:
+                    result = _measured(workspace, each, probe, material, again=again, progress=progress)
+                except UnusableData as error:
+                    untried[probe.name] = error.what
+                    continue
+                measured.setdefault(probe.name, {})[each.name] = result
+            seconds[each.name] = {"all": round(time.monotonic() - begin, 1)}
+        body = {
+            "model": name,
+            "probes": {probe.name: _judged(measured[probe.name], name) for probe in wanted if probe.name in measured},
+            "unknown": _unknown(measured, untried, wanted, subjects),
+            "rounding": _survival(workspace, folder, progress) if "quantisation" in measured else None,
+            "provenance": made,
+        }
+        record = seal({"schema": SCHEMA, "kind": "audit", **body})
+        write_json(path, record)
+        workspace.journal("audit", model=name, seconds=seconds[name]["all"])
+    return AuditResult(name, path, record, False)
+
+
+def read_audit(path: Path) -> dict[str, Any]:
+    """The card of a model.
+
+    Raises:
+        MissingArtifact: if there is none.
+        InputRefused: if it is damaged.
+        Mismatch: if it was written by another schema.
+    """
+    if not path.exists():
+        raise MissingArtifact(f"{path} does not exist", f"mmsurgery audit {path.stem}")
+    return check_seal(read_json(path), str(path), kind="audit")
+
+
+def _subjects(workspace: Workspace, name: str, folder: Path, progress: Progress) -> list[Subject]:
+    """The model and its references; each at most once."""
+    found = [subject(workspace, "vanilla")]
+    try:
+        found.append(subject(workspace, "gold"))
+    except MissingArtifact:
+        progress.note("there is no gold model, which the probes are judged by: mmsurgery train gold")
+    found.append(subject(workspace, DESTROYED))
+    if name not in {each.name for each in found}:
+        found.append(subject(workspace, name, folder))
+    return found
+
+
+def _found(path: Path, made: Mapping[str, Any], *, force: bool) -> dict[str, Any] | None:
+    """The card that is there, if it is the one that is asked for.
+
+    Raises:
+        Mismatch: if it is another, and `force` is not given.
+    """
+    if force or not path.exists():
+        return None
+    record = read_audit(path)
+    if record["provenance"].get("key") == made["key"]:
+        return record
+    if record["provenance"].get("inputs") == made["inputs"]:
+        return None  # more probes, or fewer, of the same
+    why = differences(record["provenance"], made)
+    raise Mismatch(f"{path} is about other models or data ({why})", f"mmsurgery audit {path.stem} --force")
+
+
+def _measured(
+    workspace: Workspace, each: Subject, probe: Probe, material: Material, *, again: bool, progress: Progress
+) -> Measured:
+    """What a probe finds of a model: from its file, or measured now and written there."""
+    path = workspace.path("audits", MEASURED, f"{check_artifact_name(each.name)}.{probe.name}.json")
+    origin = provenance(
+        "audit",
+        {"probe": probe.name, "version": probe.version, "model": each.name, "threads": workspace.threads},
+        {"model_sha256": each.sha256, "companions_sha256": each.companions, **material.digests()},
+    )
+    if path.exists() and not again:
+        try:
+            found = check_seal(read_json(path), str(path), kind="measured")
+            if found["provenance"].get("key") == origin["key"]:
+                return Measured.from_json(found["measured"], str(path))
+        except InputRefused as error:
+            progress.note(f"{error.what}: measuring again")
+    result = probe.measure(each, material, progress)
+    write_json(path, seal({"schema": SCHEMA, "kind": "measured", "measured": result.to_json(), "provenance": origin}))
+    return result
+
+
+def _judged(found: Mapping[str, Measured], name: str) -> dict[str, Any]:
+    """One probe's part of the card: its trio, and what it says of each model."""
+    gold, vanilla = found.get("gold"), found.get("vanilla")
+    return {
+        "trio": judge.trio(found),
+        "models": {each: judge.judge(measured, gold, vanilla) for each, measured in found.items()},
+        "arms": {
+            arm: {each: measured.arms[arm].mean for each, measured in found.items() if arm in measured.arms}
+            for arm in found[name].arms
+        },
+        "chance": dict(found[name].chance),
+        "details": {each: dict(measured.details) for each, measured in found.items()},
+        "untried": dict(found[name].untried),
+        **({"steps_to_recover": _recovered(found)} if "curves" in found[name].details else {}),
+    }
+
+
+def _recovered(found: Mapping[str, Measured]) -> dict[str, dict[str, float | None]]:
+    """Arm -> model -> steps to recover; empty without gold."""
+    curves = {each: measured.details["curves"] for each, measured in found.items()}
+    if not {"gold", "vanilla"} <= curves.keys():
+        return {}
+    return {
+        arm: {
+            each: relearning.steps_to_recover(curve[arm], curves["gold"][arm], curves["vanilla"][arm])
+            for each, curve in curves.items()
+            if arm in curve
+        }
+        for arm in curves["gold"]
+    }
+
+
+def _unknown(
+    measured: Mapping[str, Mapping[str, Measured]],
+    untried: Mapping[str, str],
+    wanted: list[Probe],
+    subjects: list[Subject],
+) -> list[str]:
+    """What the card cannot say, for people."""
+    titles = {probe.name: probe.title for probe in wanted}
+    found = [f"{titles[name]}: {why}" for name, why in untried.items()]
+    for name, models in measured.items():
+        for arm, why in list(models.values())[-1].untried.items():
+            found.append(f"{titles[name]}, {arm}: {why}")
+    if "gold" not in {each.name for each in subjects}:
+        found.append("no gold model: nothing can be judged against what never saw these pictures")
+    return [*found, "attacks with gradients in pixels, shadow models and activation patching were not tried"]
+
+
+def _survival(workspace: Workspace, folder: Path, progress: Progress) -> dict[str, Any] | None:
+    """Share of the updates since vanilla that survive rounding; None for vanilla itself."""
+    before = workspace.existing_model("vanilla")
+    family = backbone(model_config(folder)["model_type"])
+    files = CheckpointFiles(before, family.canonical)
+    if files.digest() == CheckpointFiles(folder, family.canonical).digest():
+        return None
+    return quantisation.survival(files, folder, family)
