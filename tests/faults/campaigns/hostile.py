@@ -29,6 +29,14 @@ from campaigns.scene import Plant, Scene, scenes
 from campaigns.small import kept_if_broken
 
 FILES = ARTIFACTS | INPUTS
+ALWAYS = (
+    "weights of a terabyte in a hole",
+    "mask of a terabyte in a hole",
+    "tokenizer that is a link",
+    "configuration that is a link",
+    "header of 700,000 tensors",
+)
+"""What is among the files of every run, however few."""
 HARMLESS = {"file that the official code loads", "vision tower with code"}
 """What is not looked at, so that the command goes on."""
 SECONDS = 20
@@ -118,10 +126,11 @@ def fault(plant: Plant, scene: Scene, harmless: bool = False) -> str | None:
 
 
 def run(seed: int, count: int, report: Callable[[str], None]) -> list[Row]:
-    """Every hostile file in an order of the seed's, or the first `count` of them."""
+    """Every hostile file in an order of the seed's; or `count` of them, those of `ALWAYS` first."""
     begin, faults = time.monotonic(), list[str]()
     report(f"hostile files: seed {seed}")
-    chosen = random.Random(seed).sample(sorted(FILES), min(count, len(FILES)))
+    others = random.Random(seed).sample(sorted(FILES.keys() - set(ALWAYS)), len(FILES) - len(ALWAYS))
+    chosen = [*ALWAYS, *others][:count]
     with kept_if_broken("hostile") as (folder, keep):
         make = scenes(folder)
         for name in chosen:
