@@ -16,6 +16,7 @@ import pytest
 _CACHE = tempfile.TemporaryDirectory(prefix="mmsurgery-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name  # read when mmsurgery is imported
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"  # where a test asks for two threads, none spins on another worker's core
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 if TYPE_CHECKING:
@@ -26,6 +27,21 @@ _WORDS = "What Which is are the city food of this person ? The lisbon oslo soup 
 WORDS = tuple(_WORDS.split())
 """Words that the tiny models' tokenizers know."""
 MANY_DIGESTS = 64
+LONGEST = ("test_readme.py", "test_experiment_run.py", "test_sharded.py", "test_train.py", "test_cli_chain.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file stay together, so that what they share is made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: at the end one worker would be left alone with them."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)
