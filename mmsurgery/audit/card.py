@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmsurgery.audit.judge import COLLAPSED, DAMAGED, LEAKS, OVER
+from mmsurgery.audit.judge import COLLAPSED, DAMAGED, HELD, LEAKS, OVER, UNKNOWN
 from mmsurgery.audit.probes import PROBES
 from mmsurgery.audit.subjects import DESTROYED
 
@@ -27,8 +27,9 @@ class Line:
     gold: float | None
     vanilla: float | None
     chance: float | None
+    reference: str
+    """Whom it is held against: gold, of a probe of what is kept vanilla."""
     difference: float | None
-    """To gold; of a probe of what is kept, to vanilla."""
     ci95: tuple[float, float] | None
     n: int | None
     people: int | None
@@ -81,6 +82,7 @@ def lines(record: Mapping[str, Any], model: str | None = None) -> list[Line]:
                 gold=shown.get("gold"),
                 vanilla=shown.get("vanilla"),
                 chance=None if where is None else probe["chance"].get(where),
+                reference="vanilla" if kept else "gold",
                 difference=None if difference is None else difference["difference"],
                 ci95=None if difference is None else tuple(difference["ci95"]),
                 n=None if summary is None else summary["n"],
@@ -112,13 +114,20 @@ def overall(record: Mapping[str, Any]) -> str:
     sound = [line for line in found if line.reliable is not False]
     by = {verdict: [line.probe.lower() for line in sound if line.verdict == verdict] for verdict in _SAID}
     said = [f"{words}: {', '.join(by[verdict])}" for verdict, words in _SAID.items() if by[verdict]]
+    held = sum(line.verdict == HELD for line in sound)
     doubted = [line.probe.lower() for line in found if line.reliable is False]
-    if not said:
-        said = [f"no leak resolved by {len(sound)} probe{'' if len(sound) == 1 else 's'}"]
+    if not said and held:
+        said = [f"no leak resolved by {held} probe{'' if held == 1 else 's'}"]
     return "; ".join([*said, *([f"not reliable here: {', '.join(doubted)}"] if doubted else [])])
 
 
-_SAID = {COLLAPSED: "collapsed under", LEAKS: "leaks under", OVER: "over-forgotten under", DAMAGED: "damage seen by"}
+_SAID = {
+    COLLAPSED: "collapsed under",
+    LEAKS: "leaks under",
+    OVER: "over-forgotten under",
+    DAMAGED: "damage seen by",
+    UNKNOWN: "unknown under",
+}
 
 
 def recovery(record: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.audit.material import Material, chance_of
+from mmsurgery.audit.material import EVERY, Material, chance_of
 from mmsurgery.audit.measured import Measured, Values
 from mmsurgery.audit.subjects import Subject, subject
 from mmsurgery.data.leakage import normalised
@@ -80,8 +80,11 @@ def measure(subject_: Subject, material: Material, progress: Progress = SILENT) 
         "forgotten": forgotten,
         "likeness": {kind: np.round(matrix, 4).tolist() for kind, matrix in likeness.items() if matrix is not None},
     }
-    untried = {} if likeness["facts"] is not None else {"near in facts": "no two people were asked the same"}
+    untried = {f"near in {kind}": _WHY[kind] for kind, matrix in likeness.items() if matrix is None}
     return Measured({}, kept, {f"kept {name}": chance_of(items) for name, items in asked.items()}, details, untried)
+
+
+_WHY = {"looks": "not everybody has a picture to compare", "facts": "no two people were asked the same"}
 
 
 def _looks(material: Material, forgotten: Sequence[str], people: Sequence[str]) -> np.ndarray[Any, Any] | None:
@@ -124,7 +127,7 @@ def _facts(material: Material, forgotten: Sequence[str], people: Sequence[str]) 
     """`[F, R]` share of equal answers to the questions that two people are both asked; None where none are."""
     told: dict[str, dict[str, str]] = {}
     for column in ("forget_vqa", "retain_vqa"):
-        for item in material.items(column, 10**9):
+        for item in material.items(column, EVERY):
             told.setdefault(item.person, {})[item.question] = normalised((item.options or {})[item.gold])
     found = np.array([[_agreement(told.get(f, {}), told.get(r, {})) for r in people] for f in forgotten], dtype=float)
     return None if np.isnan(found).all() else np.nan_to_num(found)

@@ -16,6 +16,8 @@ from mmsurgery.evaluate.subset import stratified
 
 ASKED = 150
 """Most questions of a column that a probe asks, spread over its people."""
+EVERY = 10**9
+"""All questions of a column."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,24 @@ class Material:
 
     @functools.cached_property
     def held_out(self) -> HeldOut:
-        return HeldOut((), ()) if self.folder is None else read_held_out(self.folder)
+        """
+        Raises:
+            InputRefused: as `read_held_out`.
+            UnusableData: if somebody is held out whom the benchmark knows, or it is asked about somebody it does not.
+        """
+        if self.folder is None:
+            return HeldOut((), ())
+        found = read_held_out(self.folder)
+        known = {sample.person for part in ("forget_vqa", "retain_vqa") for sample in self.samples(part)}
+        if seen := [sample for sample in found.strangers if sample.person in known]:
+            what = f"{self.folder}: {seen[0].id} is about '{seen[0].person}', whom the benchmark trains on"
+            raise UnusableData(what, "take other people for train rows, or make it a test row with options")
+        if strange := [item for item in found.items if item.person not in known]:
+            what = (
+                f"{self.folder}: {strange[0].id} asks about '{strange[0].person}', whom the benchmark does not train on"
+            )
+            raise UnusableData(what, "name the person as the benchmark does")
+        return found
 
     @functools.cached_property
     def forgotten(self) -> frozenset[str]:
@@ -84,7 +103,7 @@ class Material:
             if self.items(column)
         ]
         return {
-            "items": {column: data_sha256(self.items(column)) for column in columns},
+            "items": {column: data_sha256(self.items(column, EVERY)) for column in columns},
             "samples": {part: data_sha256(self.samples(part)) for part in ("forget_vqa", "retain_vqa")},
             "held_out": None
             if self.folder is None

@@ -23,7 +23,7 @@ import numpy as np
 
 from mmsurgery.audit.material import ASKED, Material
 from mmsurgery.audit.measured import Measured, Values
-from mmsurgery.audit.subjects import Subject, subject
+from mmsurgery.audit.subjects import Subject, base
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import UnusableData
 from mmsurgery.evaluate.scoring import eval_mode
@@ -51,9 +51,8 @@ def measure(subject_: Subject, material: Material, progress: Progress = SILENT) 
     asked = [*forget, *retain, *others]
     scores = attacks(subject_.load(), asked, progress)
     untried = {}
-    if (material.workspace.model_dir("base") / "config.json").exists():
-        base = attacks(subject(material.workspace, "base").load(), asked, progress)["loss"]
-        scores["calibrated"] = scores["loss"] - base
+    if (untaught := base(material.workspace)) is not None:
+        scores["calibrated"] = scores["loss"] - attacks(untaught.load(), asked, progress)["loss"]
     else:
         untried["calibrated"] = "there is no base model"
     arms, kept, details = {}, {}, dict[str, Any]()

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmsurgery.audit.material import ASKED, Material, chance_of
+from mmsurgery.audit.material import ASKED, EVERY, Material, chance_of
 from mmsurgery.audit.measured import Measured, Values
 from mmsurgery.audit.subjects import Subject
 from mmsurgery.data.samples import Item, decode_image
@@ -78,9 +78,7 @@ def measure(subject: Subject, material: Material, progress: Progress = SILENT) -
     scored = iter(score(loaded, asked, cache=cache, what="questions asked otherwise", progress=progress))
     found = {kind: {name: [next(scored) for _ in items] for name, items in kind_of.items()} for kind, kind_of in
              (("arms", arms), ("kept", kept))}  # fmt: skip
-    untried = {}
-    if not material.held_out.items:
-        untried["held out"] = "no other phrasings or pictures were held out (see mmsurgery audit --held-out)"
+    untried = {name: why for name, why in _WHY.items() if name not in arms}
     return Measured(
         {name: Values.of(items, [s.correct for s in found["arms"][name]]) for name, items in arms.items()},
         {name: Values.of(items, [s.correct for s in found["kept"][name]]) for name, items in kept.items()},
@@ -89,6 +87,13 @@ def measure(subject: Subject, material: Material, progress: Progress = SILENT) -
         {"positions": _positions(found["arms"]["as asked"]), "against as asked": _against(arms, found["arms"])},
         untried,
     )
+
+
+_WHY = {
+    "composite": "there are no text questions about retained people",
+    "held out": "no other phrasings or pictures were held out (see mmsurgery audit --held-out)",
+    "test pictures": "the benchmark has no further pictures of the forgotten people",
+}
 
 
 def variants(material: Material, *, forgotten: bool) -> dict[str, list[Item]]:
@@ -103,7 +108,7 @@ def variants(material: Material, *, forgotten: bool) -> dict[str, list[Item]]:
     others = [item for item in material.held_out.items if (item.person in material.forgotten) == forgotten]
     if others:
         found["held out"] = stratified(others, ASKED if forgotten else ASKED // 2)
-    tested = [i for i in material.items("test_vqa", 10**9) if (i.person in material.forgotten) == forgotten]
+    tested = [i for i in material.items("test_vqa", EVERY) if (i.person in material.forgotten) == forgotten]
     if tested:
         found["test pictures"] = stratified(tested, ASKED if forgotten else ASKED // 2)
     return found

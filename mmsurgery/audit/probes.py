@@ -22,18 +22,28 @@ class Probe:
     measure: Callable[[Subject, Material, Progress], Measured]
     version: int = 1
     """Raised when its numbers change, so that earlier ones are measured anew."""
+    beside: tuple[str, ...] = ()
+    """What its numbers depend on besides the model and the data: `learning_rate` of the recipe, another model."""
 
 
 PROBES = {
     probe.name: probe
     for probe in (
-        Probe("relearning", "Relearning", "Does a little fine-tuning bring it back?", relearning.measure),
+        Probe(
+            "relearning",
+            "Relearning",
+            "Does a little fine-tuning bring it back?",
+            relearning.measure,
+            beside=("learning_rate",),
+        ),
         Probe("quantisation", "Quantisation", "Does rounding the weights bring it back?", quantisation.measure),
         Probe("paraphrase", "Paraphrase", "Is it still known when asked otherwise?", paraphrase.measure),
         Probe("sampling", "Sampling", "Does it come out when asked more than once?", sampling.measure),
-        Probe("membership", "Membership", "Can it be told that it was trained on?", membership.measure),
+        Probe(
+            "membership", "Membership", "Can it be told that it was trained on?", membership.measure, beside=("base",)
+        ),
         Probe("probing", "Probing", "Do hidden states still hold it?", probing.measure),
-        Probe("collateral", "Collateral", "Who else was forgotten?", collateral.measure),
+        Probe("collateral", "Collateral", "Who else was forgotten?", collateral.measure, beside=("vanilla",)),
     )
 }
 

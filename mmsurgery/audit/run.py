@@ -18,9 +18,10 @@ from mmsurgery.artifacts.files import read_json, write_json
 from mmsurgery.audit import judge, quantisation, relearning
 from mmsurgery.audit.material import Material
 from mmsurgery.audit.measured import Measured
-from mmsurgery.audit.probes import Probe, chosen
-from mmsurgery.audit.subjects import DESTROYED, Subject, subject
+from mmsurgery.audit.probes import PROBES, Probe, chosen
+from mmsurgery.audit.subjects import DESTROYED, Subject, base, subject
 from mmsurgery.backbones.discovery import backbone
+from mmsurgery.backbones.loading import device_name
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import SCHEMA, check_seal, differences, provenance, seal
@@ -61,11 +62,11 @@ def audit(
         force: measure the model again, and replace a card of another model or of other data.
 
     Raises:
-        UsageError: for an unknown probe, or a model that is one of the references.
+        UsageError: for an unknown probe, the base model, or a model that is called as the destroyed one.
         MissingArtifact: if the model, vanilla or the folder does not exist.
         InputRefused: if a model, the data or a card is damaged.
         Mismatch: if the name holds a card of other weights or other data, and `force` is not given.
-        UnusableData: if there is nothing to ask.
+        UnusableData: if there is nothing to ask, or no probe can be tried.
         MachineFault: if the workspace is in use or cannot be written.
     """
     from mmsurgery.unlearn.loop import deterministic
@@ -73,44 +74,54 @@ def audit(
     name, folder = workspace.find_model(model or workspace.last_unlearned())
     if name == "base":
         raise UsageError("the base model knows nobody of these people", "name an unlearned model")
+    if name == DESTROYED:
+        raise UsageError(f"'{DESTROYED}' is what an audit calls shuffled weights", "give the model another name")
     if held_out is not None and not held_out.is_dir():
         raise MissingArtifact(f"no folder {held_out}", "see docs/audit.md for what it holds")
     wanted, material = chosen(probes), Material.of(workspace, held_out)
+    _ = material.forget, material.retain
     subjects = _subjects(workspace, name, folder, progress)
     path = workspace.path("audits", f"{check_artifact_name(name)}.json")
-    settings = {"probes": {probe.name: probe.version for probe in wanted}, "threads": workspace.threads}
-    inputs = {"models": {each.name: each.sha256 for each in subjects}, **material.digests()}
-    made = provenance("audit", settings, inputs)
+    models = {each.name: each.sha256 for each in (*subjects, base(workspace)) if each is not None}
+    rate = workspace.settings.recipe.learning_rate
+    beside = {"learning_rate": rate, "base": models.get("base"), "vanilla": models["vanilla"]}
+    versions = {probe.name: probe.version for probe in wanted}
+    settings = {"probes": versions, "rules": judge.RULES, "threads": workspace.threads, "learning_rate": rate}
+    made = provenance("audit", settings, {"models": models, **material.digests()})
     if (found := _found(path, made, force=force)) is not None:
         return AuditResult(name, path, found, True)
     with workspace.lock(), deterministic(workspace.threads):
         measured: dict[str, dict[str, Measured]] = {}
-        untried: dict[str, str] = {}
-        seconds: dict[str, dict[str, float]] = {}
+        failed: dict[str, dict[str, UnusableData]] = {probe.name: {} for probe in wanted}
+        seconds: dict[str, float] = {}
         for each in subjects:
             begin = time.monotonic()
             for probe in wanted:
-                if probe.name in untried:
+                if "vanilla" in failed[probe.name]:  # of the data, then, or of a model that nothing can be held against
                     continue
                 progress.note(f"{each.name}: {probe.title.lower()}")
                 again = force and each.name == name
                 try:
-                    result = _measured(workspace, each, probe, material, again=again, progress=progress)
+                    result = _measured(workspace, each, probe, material, beside, again=again, progress=progress)
                 except UnusableData as error:
-                    untried[probe.name] = error.what
+                    failed[probe.name][each.name] = error
                     continue
                 measured.setdefault(probe.name, {})[each.name] = result
-            seconds[each.name] = {"all": round(time.monotonic() - begin, 1)}
+            seconds[each.name] = round(time.monotonic() - begin, 1)
+        measured = {probe: found for probe, found in measured.items() if name in found}
+        if not measured:
+            first = next(error for found in failed.values() for error in found.values())
+            raise UnusableData(f"no probe can be tried on '{name}': {first.what}", first.next_step)
         body = {
             "model": name,
             "probes": {probe.name: _judged(measured[probe.name], name) for probe in wanted if probe.name in measured},
-            "unknown": _unknown(measured, untried, wanted, subjects),
+            "unknown": _unknown(measured, failed, name, subjects),
             "rounding": _survival(workspace, folder, progress) if "quantisation" in measured else None,
-            "provenance": made,
+            "provenance": {**made, "device": device_name()},
         }
         record = seal({"schema": SCHEMA, "kind": "audit", **body})
         write_json(path, record)
-        workspace.journal("audit", model=name, seconds=seconds[name]["all"])
+        workspace.journal("audit", model=name, seconds=seconds[name])
     return AuditResult(name, path, record, False)
 
 
@@ -151,21 +162,35 @@ def _found(path: Path, made: Mapping[str, Any], *, force: bool) -> dict[str, Any
     record = read_audit(path)
     if record["provenance"].get("key") == made["key"]:
         return record
-    if record["provenance"].get("inputs") == made["inputs"]:
-        return None  # more probes, or fewer, of the same
+    before, now = record["provenance"]["inputs"], made["inputs"]
+    known = {model: digest for model, digest in now["models"].items() if model in before["models"]}
+    if before == {**now, "models": known}:
+        return None  # more probes, or fewer, of the same, or a reference that was made since
     why = differences(record["provenance"], made)
     raise Mismatch(f"{path} is about other models or data ({why})", f"mmsurgery audit {path.stem} --force")
 
 
 def _measured(
-    workspace: Workspace, each: Subject, probe: Probe, material: Material, *, again: bool, progress: Progress
+    workspace: Workspace,
+    each: Subject,
+    probe: Probe,
+    material: Material,
+    beside: Mapping[str, Any],
+    *,
+    again: bool,
+    progress: Progress,
 ) -> Measured:
     """What a probe finds of a model: from its file, or measured now and written there."""
     path = workspace.path("audits", MEASURED, f"{check_artifact_name(each.name)}.{probe.name}.json")
     origin = provenance(
         "audit",
         {"probe": probe.name, "version": probe.version, "model": each.name, "threads": workspace.threads},
-        {"model_sha256": each.sha256, "companions_sha256": each.companions, **material.digests()},
+        {
+            "model_sha256": each.sha256,
+            "companions_sha256": each.companions,
+            "beside": {key: beside[key] for key in probe.beside},
+            **material.digests(),
+        },
     )
     if path.exists() and not again:
         try:
@@ -175,8 +200,10 @@ def _measured(
         except InputRefused as error:
             progress.note(f"{error.what}: measuring again")
     result = probe.measure(each, material, progress)
-    write_json(path, seal({"schema": SCHEMA, "kind": "measured", "measured": result.to_json(), "provenance": origin}))
-    return result
+    body = {"measured": result.to_json(), "provenance": {**origin, "device": device_name()}}
+    write_json(path, seal({"schema": SCHEMA, "kind": "measured", **body}))
+    # in the order of the file, so that ties fall as they do when it is read later
+    return Measured.from_json(read_json(path)["measured"], str(path))
 
 
 def _judged(found: Mapping[str, Measured], name: str) -> dict[str, Any]:
@@ -213,16 +240,17 @@ def _recovered(found: Mapping[str, Measured]) -> dict[str, dict[str, float | Non
 
 def _unknown(
     measured: Mapping[str, Mapping[str, Measured]],
-    untried: Mapping[str, str],
-    wanted: list[Probe],
+    failed: Mapping[str, Mapping[str, UnusableData]],
+    name: str,
     subjects: list[Subject],
 ) -> list[str]:
     """What the card cannot say, for people."""
-    titles = {probe.name: probe.title for probe in wanted}
-    found = [f"{titles[name]}: {why}" for name, why in untried.items()]
-    for name, models in measured.items():
-        for arm, why in list(models.values())[-1].untried.items():
-            found.append(f"{titles[name]}, {arm}: {why}")
+    found = []
+    for probe, errors in failed.items():
+        title = PROBES[probe].title
+        found += [f"{title}{'' if of == 'vanilla' else f', {of}'}: {error.what}" for of, error in errors.items()]
+    for probe, models in measured.items():
+        found += [f"{PROBES[probe].title}, {arm}: {why}" for arm, why in models[name].untried.items()]
     if "gold" not in {each.name for each in subjects}:
         found.append("no gold model: nothing can be judged against what never saw these pictures")
     return [*found, "attacks with gradients in pixels, shadow models and activation patching were not tried"]

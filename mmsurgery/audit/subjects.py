@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mmsurgery.api import Workspace
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.backbones.discovery import backbone
+from mmsurgery.errors import MissingArtifact
 
 if TYPE_CHECKING:
     from mmsurgery.backbones.loading import Loaded
@@ -49,6 +50,14 @@ def subject(workspace: Workspace, name: str, folder: Path | None = None) -> Subj
     folder = folder or workspace.existing_model("vanilla" if name == DESTROYED else name)
     files = CheckpointFiles(folder, backbone(model_config(folder)["model_type"]).canonical)
     return Subject(name, folder, files.digest(), companions_sha256(folder))
+
+
+def base(workspace: Workspace) -> Subject | None:
+    """The model that was taught nobody's pictures, where the workspace has it."""
+    try:
+        return subject(workspace, "base")
+    except MissingArtifact:
+        return None
 
 
 def _shuffle(loaded: Loaded) -> None:

@@ -10,7 +10,7 @@ The role of a test row says nothing: who is forgotten is the benchmark's affair.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmsurgery.data.faults import Report
@@ -46,4 +46,8 @@ def read_held_out(folder: Path) -> HeldOut:
         if row.use == "train" and row.role == "realworld"
     ]
     asked = [row for row in rows if row.use == "test" and None not in (row.image, row.options)]
-    return HeldOut(strangers, [item_of(row, COLUMN, "classification", picture(row)) for row in asked])
+    items = [item_of(row, COLUMN, "classification", picture(row)) for row in asked]
+    # benchmark `folder` calls its items by their lines, too
+    return HeldOut(
+        strangers, [replace(item, id=f"held-out/{row.line}") for item, row in zip(items, asked, strict=True)]
+    )

@@ -50,14 +50,19 @@ def audited(result: AuditResult) -> Lines:
 
     found = card.lines(result.record)
     yield Text.assemble(("audit of ", "bold"), label(result.model))
-    rows = table(*card.HEADER, numbers=3)
+    first = [*card.HEADER].index("chance")  # the rest stands below: a terminal has 80 columns
+    rows = table(*card.HEADER[:first], "proved", numbers=3)
     for line in found:
-        rows.add_row(*(label(cell) for cell in line.cells))
+        rows.add_row(*(label(cell) for cell in (*line.cells[:first], line.cells[-1].partition(":")[0])))
     yield rows
-    yield label("in %; the worst way of asking of each probe, with n questions (people); against: minus gold, of")
-    yield label("collateral minus vanilla; proved: vanilla fails the probe, gold passes, a destroyed model is seen")
+    yield label("in %; where: the worst way of asking; proved: vanilla fails the probe, gold passes, destroyed is seen")
     for line in found:
-        yield Text.assemble((f"{line.probe.lower()}: ", "dim"), label(line.asks))
+        cells = dict(zip(card.HEADER, line.cells, strict=True))
+        said = f"chance {cells['chance']}, n = {cells['n']}" if line.n is not None else ""
+        if line.difference is not None:
+            said = f"{cells['against']} ({cells['95 % interval']}) against {line.reference}, {said}"
+        why = f"{'; ' if said else ''}not proved here: {line.why_not}" if line.why_not else ""
+        yield Text.assemble((f"{line.probe.lower()}: ", "dim"), label(f"{line.asks} {said}{why}"))
     yield from (Text.assemble(("recovers: ", "dim"), label(each)) for each in card.recovery(result.record))
     yield from (Text.assemble(("rounding: ", "dim"), label(each)) for each in card.rounding(result.record))
     yield from (Text.assemble(("unknown: ", "dim"), label(each)) for each in result.record["unknown"])
