@@ -39,7 +39,7 @@ from mmsurgery.workspace import Workspace
 from mmsurgery_cli.main import run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from ranks_pair import Ended, launched
+from ranks_pair import Ended, forked, launched
 
 FAMILIES = {"llava": "tiny_llava", "qwen2_vl": "tiny_qwen2_vl"}
 FACTS = ("The city is oslo .", "The city is lisbon .", "soup", "Anna Berg")
@@ -167,7 +167,7 @@ def made(places: dict[str, Place]) -> list[Ended]:
     commands = [places[family].command(name, RUNS[family][name]) for family, name in CASES]
     llava = places["llava"]
     commands += [commands[0], llava.command("whole", KILLED)]
-    return launched(APPLY, "kill", *commands, llava.command("killed", KILLED))
+    return forked(APPLY, "kill", *commands, llava.command("killed", KILLED))
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
@@ -223,7 +223,7 @@ def test_killed_and_started_again_ends_with_the_same_bytes(places: dict[str, Pla
     assert sorted(str(path.relative_to(folder)) for path in folder.glob("*/*")) == [
         f"rank-{rank}-of-2/step-0000000{step}.safetensors" for rank, step in ((1, 2), (1, 3), (2, 1), (2, 2))
     ]
-    again = launched(APPLY, "stop", llava.command("killed", KILLED), llava.command("stopped", "ga"))
+    again = forked(APPLY, "stop", llava.command("killed", KILLED), llava.command("stopped", "ga"))
     assert "going on after step 2" in again[0].err
     assert "going on after step 3" not in again[0].err
     whole, resumed = (read_record(models / name) for name in ("whole", "killed"))
@@ -236,7 +236,7 @@ def test_killed_and_started_again_ends_with_the_same_bytes(places: dict[str, Pla
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all_alike(places: dict[str, Place]) -> None:
-    ended = launched(APPLY, "nan", places["qwen2_vl"].command("nan", "ga_diff"))
+    ended = forked(APPLY, "nan", places["qwen2_vl"].command("nan", "ga_diff"))
     assert [each.code for each in ended] == [5, 5], ended
     lines = [each.err.splitlines()[-1] for each in ended]
     assert lines[0] == lines[1]
