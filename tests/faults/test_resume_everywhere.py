@@ -22,11 +22,13 @@ KEPT = {
     "eval": "evals/.scoring/*/*_vqa.json",
 }
 """Command -> what it keeps to go on from."""
+LATER = (("qwen2_vl", "saliency"), ("qwen2_vl", "eval"))
+"""What goes on the same way with either family, and takes seconds: by `make test-slow`."""
 
 
-@pytest.fixture(scope="module", params=verbs.FAMILIES)
+@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> small.Place:
-    """Nothing of what the commands make is there."""
+    """Of a family; nothing of what the commands make is there."""
     made = verbs.chain(tmp_path_factory.mktemp("resume") / "ws", request.param)
     for path in ("saliency", "evals", "models/npo", "models/gold"):
         shutil.rmtree(made.root / path)
@@ -69,7 +71,15 @@ def killed_at(place: small.Place, verb: str, which: int) -> list[Path]:
     return sorted(place.root.glob(KEPT[verb]))
 
 
-@pytest.mark.parametrize("verb", KEPT)
+@pytest.mark.parametrize(
+    ("place", "verb"),
+    [
+        pytest.param(family, verb, marks=pytest.mark.slow if (family, verb) in LATER else ())
+        for family in verbs.FAMILIES
+        for verb in KEPT
+    ],
+    indirect=["place"],
+)
 def test_goes_on_or_says_why_not(verb: str, place: small.Place, tmp_path: Path) -> None:
     whole, cut = place.copy(tmp_path / "whole"), place.copy(tmp_path / "cut")
     assert verbs.command(whole, verb, force=False).code == 0

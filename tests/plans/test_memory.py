@@ -70,7 +70,13 @@ APPLIED = {
 }
 
 
-@pytest.mark.parametrize("case", APPLIED)
+LATER = {"full masked forget in bf16", "lora masked in bf16", "kept outputs in bf16"}
+"""What both its parts, alone, are looked at for already."""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in LATER else ()) for case in APPLIED]
+)
 def test_apply(ws: Workspace, census: Any, case: str) -> None:
     method, options = APPLIED[case]
     plan = plan_apply(ws, method, **options)
@@ -78,7 +84,10 @@ def test_apply(ws: Workspace, census: Any, case: str) -> None:
     close(plan, census)
 
 
-@pytest.mark.parametrize("case", ["full", "full masked forget", "full masked all", "full in bf16"])
+@pytest.mark.parametrize(
+    "case",
+    ["full", pytest.param("full masked forget", marks=pytest.mark.slow), "full masked all", "full in bf16"],
+)
 def test_state_in_files(ws: Workspace, census: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is mapped is what is said to lie elsewhere; all else is what is said to be in memory."""
     method, options = APPLIED[case]

@@ -38,7 +38,7 @@ def allocated(run: Callable[[], object]) -> int:
     return most
 
 
-@pytest.mark.parametrize("estimator", ["sample", "batch", "dataset"])
+@pytest.mark.parametrize("estimator", ["sample", pytest.param("batch", marks=pytest.mark.slow), "dataset"])
 def test_every_layout_takes_what_is_planned(
     ws: Workspace, untimed: None, estimator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

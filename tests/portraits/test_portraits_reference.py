@@ -7,7 +7,7 @@ import math
 import pytest
 
 from mmsurgery.methods.npo import NPO
-from mmsurgery.portraits import training
+from mmsurgery.portraits import files, training
 from mmsurgery.portraits.prepare import prepare, prepare_model
 from mmsurgery.portraits.world import World
 from mmsurgery.settings import RecipeSettings, Settings
@@ -20,22 +20,23 @@ SHORT = (Stage(steps=3, learning_rate=1e-3, warmup=1),)
 
 
 @pytest.fixture(scope="module")
-def ws(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def ws(tmp_path_factory: pytest.TempPathFactory, world: World) -> Workspace:
     """A portraits workspace with base, vanilla and reference, trained for three steps each."""
     root = tmp_path_factory.mktemp("portraits")
     workspace = Workspace(root, Settings(recipe=RecipeSettings(learning_rate=1e-4, batch_size=42, epochs=1)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "BASE", SHORT)
         patch.setattr(training, "SETTINGS", {"saturated": SHORT})
+        for module in (training, files):
+            patch.setattr(module, "World", lambda seed: world)
         prepare(workspace)
         prepare_model(workspace, "reference")
     return workspace
 
 
 def test_reference_is_trained_from_the_base_on_retain_people_alone(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+    ws: Workspace, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(0)
     forget = {person.key for person in world.forget_people(10)}
     record = read_record(ws.model_dir("reference"))
     assert (record["start"], record["steps"]) == ("base", {"planned": 3, "done": 3})
@@ -52,6 +53,7 @@ def test_reference_is_trained_from_the_base_on_retain_people_alone(
         return parts
 
     monkeypatch.setattr(training, "draw", watched)
+    monkeypatch.setattr(training, "World", lambda seed: world)
     monkeypatch.setattr(training, "BASE", SHORT)
     monkeypatch.setattr(training, "SETTINGS", {"saturated": SHORT})
     again = prepare_model(ws, "reference", force=True)

@@ -20,11 +20,6 @@ SHIPPED = sorted(folder.name for folder in shipped.WEIGHTS.iterdir())
 MODELS = ("base", "vanilla", "gold")
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    return World(0)
-
-
 @pytest.fixture
 def untrained(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where anything is trained."""

@@ -27,11 +27,6 @@ from mmsurgery.workspace import Workspace
 SHORT = (Stage(steps=2, learning_rate=1e-3, warmup=1),)
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    return World(0)
-
-
 @pytest.fixture
 def ws(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setattr(training, "World", lambda seed: world)

@@ -58,7 +58,12 @@ def test_bf16_keeps_its_claim_and_moves_as_float32_does(ws: Workspace, kind: str
     assert settings[1] == {**settings[0], "precision": "bf16"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+LATER = ("forget", "lora without mask")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in LATER else ()) for kind in KINDS]
+)
 def test_layouts_are_no_part_of_what_a_run_is(ws: Workspace, kind: str) -> None:
     options: dict[str, Any] = {**KINDS[kind], "eval_every": 2}
     plain = apply(ws, "ga_diff", name="made", **options)
