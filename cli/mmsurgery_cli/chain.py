@@ -181,6 +181,9 @@ def apply(
     ] = None,
     memory: Memory = None,
     eval_every: Annotated[int, typer.Option(min=0, metavar="K", help="Score all columns every K steps.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="End after N steps, such as where --eval-every saw enough.")
+    ] = None,
     name: Name = None,
     plan: planning.Wanted = False,
     force: Force = False,
@@ -206,6 +209,7 @@ def apply(
         "seed": seed,
         "precision": precision,
         "eval_every": eval_every,
+        "steps": steps,
         "name": name,
     }
     budget = None if memory is None else parse_size(memory)

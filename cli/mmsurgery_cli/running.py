@@ -72,7 +72,9 @@ def demo(
 def experiment(
     name: Annotated[
         str,
-        typer.Argument(help="table1, table2, cases (Tables 3, 6), figure4, figure5, figure6, controls or ablations."),
+        typer.Argument(
+            help="table1, table2, cases (Tables 3, 6), figure4, figure5, figure6, controls, ablations or audit."
+        ),
     ],
     seeds: Annotated[int, typer.Option(help="Vanilla models per backbone (portraits); else unlearning seeds.")] = 3,
     backbones: Annotated[

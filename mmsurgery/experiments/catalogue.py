@@ -1,4 +1,4 @@
-"""The experiments: the paper's tables and figures, the controls it lacks, and its ablations."""
+"""The experiments: the paper's tables and figures, the controls it lacks, its ablations, and the audit of its rows."""
 
 from __future__ import annotations
 
@@ -125,6 +125,16 @@ CASES = Experiment(
     cases=True,
 )
 
+AUDIT = Experiment(
+    name="audit",
+    title="Audit: does it stay forgotten?",
+    question="What do relearning, rounding, other questions, sampling and probes bring back, and what is lost?",
+    rows=(*METHODS, *(row for row in CONTROLS.rows if row.key not in ("mmunlearner", "no-mask"))),
+    compared="mmunlearner",
+    answers=False,
+    audit=True,
+)
+
 
 def _ablations() -> Iterator[Row]:
     def varied(group: str, key: str, label: str, mask: Mapping[str, Any] | None = None, **settings: Any) -> Row:
@@ -167,7 +177,9 @@ _ELSEWHERE = {"table3": "cases", "table6": "cases"}
 """Tables of the paper that have another name here."""
 _ALIKE, _DIGITS = 0.7, "0123456789"
 """From which likeness on a name is guessed at."""
-EXPERIMENTS = {each.name: each for each in (TABLE1, TABLE2, CONTROLS, CASES, FIGURE4, FIGURE5, FIGURE6, ABLATIONS)}
+EXPERIMENTS = {
+    each.name: each for each in (TABLE1, TABLE2, CONTROLS, CASES, FIGURE4, FIGURE5, FIGURE6, ABLATIONS, AUDIT)
+}
 
 
 def find(name: str) -> Experiment:

@@ -16,6 +16,7 @@ from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableDa
 from mmsurgery.evaluate import evaluate
 from mmsurgery.evaluate.protocols import LIKELIHOOD, OPEN
 from mmsurgery.evaluate.records import read_eval, read_items
+from mmsurgery.experiments.audits import audited
 from mmsurgery.experiments.deviations import deviation
 from mmsurgery.experiments.level_runs import FORGET, Said, target_of
 from mmsurgery.experiments.levels import Level, prepare
@@ -237,6 +238,11 @@ def _cell(
         "evaluations": evaluations,
         **scored(workspace, table, [model], told)[model],
     }
+    if table.audit:
+        told.tell(f"{row.label}: audit")
+        cell["audit"] = audited(
+            workspace, _at_matched_forgetting(workspace, row, seed, evaluations, long_enough, told), told
+        )
     if table.deviations:
         cell["deviation"] = deviation(workspace, model, n=_counted(workspace, table, told), progress=told)
     seconds = time.monotonic() - begin
@@ -245,14 +251,32 @@ def _cell(
     return cell
 
 
+def _at_matched_forgetting(
+    workspace: Workspace,
+    row: Row,
+    seed: int,
+    evaluations: Sequence[Mapping[str, Any]],
+    long_enough: Callable[[Sequence[Mapping[str, Any]]], bool],
+    told: Told,
+) -> str:
+    """The row's model at the first evaluated step that is at matched forgetting, made anew up to there; that of the
+    longest run if none is."""
+    last = evaluations[-1]["step"]
+    steps = next(
+        (e["step"] for place, e in enumerate(evaluations, 1) if e["step"] and long_enough(evaluations[:place])), last
+    )
+    return run_row(workspace, row, seed=seed, budgets=FURTHER, steps=steps, progress=told)[0]
+
+
 def run_row(
-    workspace: Workspace, row: Row, *, seed: int, budgets: int = 1, progress: Progress
+    workspace: Workspace, row: Row, *, seed: int, budgets: int = 1, steps: int | None = None, progress: Progress
 ) -> tuple[str, Mapping[str, Any], float | None]:
     """Make a row's model, or find it.
 
     Args:
         seed: of unlearning.
         budgets: how many times the recipe's epochs to run.
+        steps: end after so many steps; the model is then named after them, too.
 
     Returns:
         The model's name, its run record, and the share of all weights that its mask selects.
@@ -268,8 +292,8 @@ def run_row(
         if drawn not in (None, chosen.seed):
             mask = f"{mask}-{drawn}"
         density = build_mask(workspace, name=mask, seed=drawn, **row.mask, progress=progress).mask.density()
-    steps = -(-len(workspace.samples("forget_vqa")) // recipe.batch_size) * chosen.epochs
-    name = row.model_name(dataclasses.asdict(recipe))
+    planned = -(-len(workspace.samples("forget_vqa")) // recipe.batch_size) * chosen.epochs
+    name = row.model_name(dataclasses.asdict(recipe)) + ("" if steps is None else f".at-{steps}")
     made = apply(
         workspace,
         row.method,
@@ -277,7 +301,8 @@ def run_row(
         name=name,
         epochs=recipe.epochs,
         seed=seed,
-        eval_every=max(1, steps // POINTS),
+        eval_every=max(1, planned // POINTS) if steps is None else 0,
+        steps=steps,
         progress=progress,
         **row.settings,
     )

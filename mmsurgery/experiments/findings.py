@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmsurgery.audit.probes import PROBES
 from mmsurgery.figures.looks import fallen
 from mmsurgery.names import GROUPS
 
@@ -23,6 +24,8 @@ def findings(results: Results) -> dict[str, list[str]]:
     }
     for panel, rows in results.get("deviations", {}).items():
         found[panel] = [*_patterns(results, rows)]
+    for panel, audit in results.get("audit", {}).items():
+        found[panel] = [*_audit(results, panel, audit)]
     for backbone in dict.fromkeys(panel["backbone"] for panel in results["panels"]):
         panels = [panel for panel in results["panels"] if panel["backbone"] == backbone]
         if len(panels) > 1:
@@ -50,6 +53,49 @@ def unresolved(pair: Mapping[str, Any]) -> str:
 
 def _points(difference: float) -> str:
     return f"{100 * difference:+.1f}"
+
+
+def _audit(results: Results, panel: str, audit: Mapping[str, Any]) -> Iterator[str]:
+    """What each probe that proved itself tells apart from its reference, and how it orders the rows."""
+    for probe, proved in audit["trio"].items():
+        title, of = PROBES[probe].title, "vanilla" if probe == "collateral" else "gold"
+        said = {key: found[probe] for key, found in audit["rows"].items() if probe in found}
+        above = {key: each for key, each in said.items() if each["resolved"] and each["difference"] > 0}
+        below = {key: each for key, each in said.items() if each["resolved"] and each["difference"] < 0}
+        named = {
+            where: ", ".join(f"{label_of(results, key)} ({_points(each['difference'])})" for key, each in found.items())
+            for where, found in (("above", above), ("below", below))
+            if found
+        }
+        parts = [f"{where} {of}: {rows}" for where, rows in named.items()]
+        doubt = ""
+        if proved["reliable"] < proved["of"]:
+            doubt = f" (proved itself in {proved['reliable']} of {proved['of']} workspaces)"
+        yield f"{title}{doubt}: {'; '.join(parts) or f'no row is resolved from {of}'}."
+    yield from _orders(results, panel, audit)
+
+
+def _orders(results: Results, panel: str, audit: Mapping[str, Any]) -> Iterator[str]:
+    """How relearning orders the rows, beside utility at matched forgetting."""
+    kept = {
+        key: found["matched"]["columns"]["utility"]["mean"]
+        for key, found in results["summary"][panel].items()
+        if found["matched"] and "utility" in found["matched"]["columns"]
+    }
+    back = {
+        key: found["relearning"]["difference"]
+        for key, found in audit["rows"].items()
+        if found.get("relearning", {}).get("difference") is not None and key in kept
+    }
+    if len(back) < 3:
+        return
+    by_utility = sorted(back, key=lambda key: -kept[key])
+    by_relearning = sorted(back, key=lambda key: back[key])
+    places = [[order.index(key) for key in back] for order in (by_utility, by_relearning)]
+    rho = float(np.corrcoef(places[0], places[1])[0, 1])
+    names = [", ".join(label_of(results, key) for key in order) for order in (by_utility, by_relearning)]
+    yield f"By utility at matched forgetting, most first: {names[0]}."
+    yield f"By what relearning brings back above gold, least first: {names[1]} (rank correlation {rho:+.2f})."
 
 
 def _compared(results: Results, panel: str) -> Iterator[str]:

@@ -180,6 +180,15 @@ class LevelRuns:
         cells = [made["cells"][row] for made in self._runs.values()]
         return [cell["deviation"] for cell in cells if "deviation" in cell]
 
+    def audits(self, row: str, probe: str) -> list[tuple[int, Mapping[str, Any]]]:
+        """(seed, what a probe says of the row) of each run that was audited."""
+        cells = [(seed, made["cells"][row]) for seed, made in self._runs.items()]
+        return [
+            (seed, cell["audit"]["probes"][probe])
+            for seed, cell in cells
+            if "audit" in cell and probe in cell["audit"]["probes"]
+        ]
+
     def texts(self) -> dict[str, Any]:
         """Questions and answers of the first run, and where they are from."""
         texts = self._runs[self.seeds[0]]["texts"]

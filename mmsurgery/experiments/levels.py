@@ -20,6 +20,7 @@ from mmsurgery.artifacts.files import atomic_folder, write_bytes
 from mmsurgery.artifacts.saliency_map import read_manifest
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import benchmark
+from mmsurgery.data.held_out import HELD_OUT
 from mmsurgery.data.portraits import check_drawn_for
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UsageError
 from mmsurgery.evaluate.unfinished import UNFINISHED
@@ -198,7 +199,7 @@ def _is_drawn(workspace: Workspace) -> bool:
             workspace.existing_model(model)
     except (InputRefused, Mismatch, MissingArtifact):
         return False
-    return workspace.data_dir.exists()
+    return (workspace.data_dir / HELD_OUT).is_dir()
 
 
 def _same_models(level: Level, other: Workspace) -> Iterator[str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmsurgery.data.benchmark import COLUMN_LABELS, UTILITY
 from mmsurgery.evaluate.statistics import LEVEL
-from mmsurgery.experiments import statistics
+from mmsurgery.experiments import audits, statistics
 from mmsurgery.experiments.cases import chosen_cases
 from mmsurgery.experiments.claims import claims
 from mmsurgery.experiments.deviations import mean_deviation
@@ -70,6 +70,8 @@ def assemble(
     }
     if experiment.deviations:
         results["deviations"] = {panel.key: _deviations(panel.levels, experiment) for panel in panels}
+    if experiment.audit:
+        results["audit"] = {panel.key: audits.summary(panel.levels, experiment) for panel in panels}
     if experiment.cases:
         results["cases"] = chosen_cases([(panel.key, panel.levels[0].texts()) for panel in panels], experiment)
     if tuned is not None:

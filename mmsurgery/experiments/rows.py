@@ -88,6 +88,8 @@ class Experiment:
     """Whether every row also answers in its own words, so that outcomes can be told apart."""
     cases: bool = False
     """Whether it shows single answers (Tables 3 and 6)."""
+    audit: bool = False
+    """Whether every row is audited where it is at matched forgetting."""
 
     @property
     def needs_reference(self) -> bool:

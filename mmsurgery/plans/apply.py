@@ -38,6 +38,7 @@ def plan_apply(
     layout: Layout | None = None,
     memory: int | None = None,
     eval_every: int = 0,
+    steps: int | None = None,
     force: bool = False,
     selection: Mapping[str, int] | None = None,
     device: str | None = None,
@@ -71,12 +72,13 @@ def plan_apply(
         "seed": seed,
         "precision": precision,
         "eval_every": eval_every,
+        "steps": steps,
     }
     begun = now()
     known = Unlearned.of(workspace, method, selection=selection, device=device, **options)
     ready = now() - begun
     layout = (layout or Layout()) if memory is None else known.within(memory)
-    request, sizes, steps = known.request, known.sizes, known.steps
+    request, sizes, planned = known.request, known.sizes, known.steps
     notes = []
     if workspace.model_dir(request.name).exists() and not force:
         notes.append(f"model '{request.name}' is there: nothing is done without --force")
@@ -107,7 +109,7 @@ def plan_apply(
         seconds=seconds,
         notes=(
             *notes,
-            f"{len(steps):,} steps, trained in float32" + (", computed in bfloat16" if request.low else ""),
+            f"{len(planned):,} steps, trained in float32" + (", computed in bfloat16" if request.low else ""),
             *known.said,
             *fullest_while,
             how,

@@ -77,13 +77,15 @@ class Unlearned:
             selection = {name: loaded.parameters[name].selected for name in loaded.in_modules()}
         targets = [] if request.lora is None else request.lora.targets(sizes.shapes, sizes.family, loaded)
         forget, retain = _data(workspace, request)
-        steps = PROTOCOLS[request.protocol](
-            forget,
-            retain,
-            epochs=recipe.epochs,
-            batch_size=recipe.batch_size,
-            retain_batch=request.retain_size,
-            seed=recipe.seed,
+        steps = request.begun(
+            PROTOCOLS[request.protocol](
+                forget,
+                retain,
+                epochs=recipe.epochs,
+                batch_size=recipe.batch_size,
+                retain_batch=request.retain_size,
+                seed=recipe.seed,
+            )
         )
         processor = sizes.family.load_processor(folder)
         sets = {FORGET: forget, **({RETAIN: retain} if retain else {})}

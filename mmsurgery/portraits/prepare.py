@@ -8,6 +8,7 @@ trains the shipped ones too).
 from __future__ import annotations
 
 from mmsurgery.data.benchmark import source_of
+from mmsurgery.data.held_out import HELD_OUT
 from mmsurgery.data.portraits import RECORD, check_drawn_for
 from mmsurgery.errors import Mismatch
 from mmsurgery.portraits.files import write_data
@@ -56,7 +57,8 @@ def _stale(workspace: Workspace) -> str | None:
         if workspace.data_dir.parent != workspace.root:
             raise
         return error.what
-    return None
+    ours = workspace.data_dir.parent == workspace.root
+    return None if (workspace.data_dir / HELD_OUT).is_dir() or not ours else "drawn before there was an audit"
 
 
 def prepare_model(

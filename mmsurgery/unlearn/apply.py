@@ -70,6 +70,7 @@ def apply(
     precision: str | None = None,
     layout: Layout | None = None,
     eval_every: int = 0,
+    steps: int | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ApplyResult:
@@ -94,6 +95,7 @@ def apply(
         learning_rate, epochs, seed, precision: instead of the recipe's.
         layout: how memory is used; state and activations are kept with the model where None.
         eval_every: steps between scorings of all columns along the run; 0 for none.
+        steps: end after so many steps of the epochs' plan; the weights are those that a longer run had there.
         force: make it again, and replace another model of the name.
 
     Raises:
@@ -125,6 +127,7 @@ def apply(
         seed=seed,
         precision=precision,
         eval_every=eval_every,
+        steps=steps,
     )
     if ranks.count > 1:
         from mmsurgery.unlearn import sharded

@@ -54,6 +54,8 @@ class Request:
     forget_weight: float
     retain_batch: int | None
     eval_every: int
+    steps: int | None
+    """Steps of the plan that are done; all where None."""
     recipe: RecipeSettings
 
     @classmethod
@@ -117,6 +119,7 @@ class Request:
             "epochs": (self.recipe.epochs, 0, math.inf),
             "retain batch": (self.retain_size, 0, math.inf),
             "eval every": (self.eval_every, -1, math.inf),
+            "steps": (1 if self.steps is None else self.steps, 0, math.inf),
         }
         for what, (value, above, below) in limits.items():
             if not above < value < below:
@@ -141,6 +144,19 @@ class Request:
     def retain_size(self) -> int:
         """Samples of a retain batch."""
         return self.recipe.batch_size if self.retain_batch is None else self.retain_batch
+
+    def begun(self, plan: list[StepPlan]) -> list[StepPlan]:
+        """The steps of a plan that are done.
+
+        Raises:
+            UsageError: if it has fewer than are asked for.
+        """
+        if self.steps is not None and self.steps > len(plan):
+            raise UsageError(
+                f"{self.steps:,} steps are asked for, {self.recipe.epochs} epochs have {len(plan):,}",
+                "pass more --epochs, or fewer --steps",
+            )
+        return plan[: self.steps]
 
     @property
     def low(self) -> bool:
@@ -204,7 +220,7 @@ class Run:
         due, planned = recipe.epochs * len(self.forget), sum(len(step.forget) for step in plan)
         if planned != due:
             raise InternalError(f"the plan has {planned} of {due} forget samples in it; nothing was trained")
-        return plan
+        return self.request.begun(plan)
 
     def provenance(self) -> dict[str, Any]:
         """Settings and inputs; the key over them tells runs apart. How memory is used is none of them."""
@@ -223,6 +239,8 @@ class Run:
         }
         if not request.low:  # as it was before there was another
             del settings["precision"]
+        if request.steps is not None:
+            settings["steps"] = request.steps
         if request.lora is not None:
             settings["lora"] = dataclasses.asdict(request.lora)
         inputs: dict[str, Any] = {

@@ -1,0 +1,145 @@
+"""The audit of every row of a table, at matched forgetting: what each probe says of it over all levels.
+
+A row that got to matched forgetting is made again up to the first evaluated step there, and that model is audited; of a
+row that did not, the model at the end of its longest run. Each probe's worst arm is held against gold's same arm, item
+by item (see `audit.judge`), over vanilla models, people and items as everywhere in a grid.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmsurgery.artifacts.files import read_json
+from mmsurgery.audit.judge import VERDICTS
+from mmsurgery.audit.measured import Measured
+from mmsurgery.audit.probes import PROBES
+from mmsurgery.audit.run import MEASURED, audit
+from mmsurgery.evaluate.statistics import LEVEL
+from mmsurgery.experiments import statistics
+from mmsurgery.experiments.resampling import Asked
+from mmsurgery.experiments.scores import Values
+from mmsurgery.provenance import check_seal
+
+if TYPE_CHECKING:
+    from mmsurgery.api import Workspace
+    from mmsurgery.experiments.level_runs import LevelRuns
+    from mmsurgery.experiments.rows import Experiment
+    from mmsurgery.workspace import Progress
+
+_VALUES = "probed"
+"""The one column of a probe's values."""
+
+
+def audited(workspace: Workspace, model: str, progress: Progress) -> dict[str, Any]:
+    """What the audit says of one model, as plain JSON for `summary`: probe -> verdict, trio, and item by item the worst
+    arm of the model and of its reference."""
+    record = audit(workspace, model, progress=progress).record
+    found = {}
+    for probe, said in record["probes"].items():
+        judged = said["models"][model]
+        of = "vanilla" if not said["arms"] else "gold"
+        mine, theirs = (_measured(workspace, name, probe) for name in (model, of))
+        arm = judged["arm"]
+        pair = (
+            None if mine is None or theirs is None or arm is None else _pair(mine, theirs, arm, kept=not said["arms"])
+        )
+        found[probe] = {
+            "verdict": judged["verdict"],
+            "trio": said["trio"],
+            "arm": arm,
+            "chance": said["chance"].get(arm if said["arms"] else f"kept {arm}"),
+            "kept": {name: values["mean"] for name, values in judged["kept"].items()},
+            "arms": {name: means.get(model) for name, means in said["arms"].items()},
+            "pair": pair,
+        }
+        if "steps_to_recover" in said:
+            found[probe]["steps_to_recover"] = {
+                name: models.get(model) for name, models in said["steps_to_recover"].items()
+            }
+    return {"model": model, "probes": found, "rounding": record["rounding"]}
+
+
+def _measured(workspace: Workspace, model: str, probe: str) -> Measured | None:
+    path = workspace.path("audits", MEASURED, f"{model}.{probe}.json")
+    if not path.exists():
+        return None
+    return Measured.from_json(check_seal(read_json(path), str(path), kind="measured")["measured"], str(path))
+
+
+def _pair(mine: Measured, theirs: Measured, arm: str, *, kept: bool) -> dict[str, Any] | None:
+    ours, others = (mine.kept.get(arm), theirs.kept.get(arm)) if kept else (mine.arms.get(arm), theirs.arms.get(arm))
+    if ours is None or others is None or ours.ids != others.ids:
+        return None
+    return {"people": list(ours.people), "values": list(ours.values), "reference": list(others.values)}
+
+
+def summary(levels: Sequence[LevelRuns], experiment: Experiment) -> dict[str, Any]:
+    """Of one panel: `trio`, how often each probe proved itself, and `rows`: row -> probe -> means, difference to the
+    reference with its interval and p adjusted for the number of rows, verdicts counted."""
+    rows: dict[str, dict[str, Any]] = {row.key: {} for row in experiment.rows}
+    trio: dict[str, Any] = {}
+    for probe in PROBES:
+        for row in experiment.rows:
+            cells = [(level, seed, found) for level in levels for seed, found in level.audits(row.key, probe)]
+            if cells:
+                rows[row.key][probe] = _row(cells)
+                trio.setdefault(probe, _proved([found for _, _, found in cells]))
+        tested = [found[probe] for found in rows.values() if probe in found and found[probe]["p_value"] is not None]
+        adjusted = statistics.holm([each["p_value"] for each in tested])
+        for each, p_adjusted in zip(tested, adjusted, strict=True):
+            low, high = each["ci95"]
+            each |= {"p_adjusted": p_adjusted, "resolved": p_adjusted < LEVEL and not low <= 0 <= high}
+    return {"trio": trio, "rows": {key: found for key, found in rows.items() if found}}
+
+
+def _proved(cells: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Models whose trio came out as it must, of how many; and which of the three did not."""
+    return {
+        "of": len(cells),
+        "reliable": sum(cell["trio"]["reliable"] is True for cell in cells),
+        **{name: sum(cell["trio"][name] is False for cell in cells) for name in ("vanilla", "gold", "destroyed")},
+    }
+
+
+def _row(cells: Sequence[tuple[LevelRuns, int, Mapping[str, Any]]]) -> dict[str, Any]:
+    counted = Counter(found["verdict"] for _, _, found in cells)
+    made: dict[str, Any] = {
+        "verdicts": {verdict: counted[verdict] for verdict in VERDICTS if counted[verdict]},
+        "runs": len(cells),
+        "kept": float(np.mean([np.mean(list(found["kept"].values())) for _, _, found in cells])),
+        "difference": None,
+        "ci95": None,
+        "p_value": None,
+        "resolved": None,
+    }
+    mine, theirs = _values(cells, "values"), _values(cells, "reference")
+    compared = statistics.compare(mine, theirs) if mine else None
+    if compared is None:
+        return made
+    chances = [found["chance"] for _, _, found in cells if found["chance"] is not None]
+    return made | {
+        "leak": statistics.mean(mine),
+        "leak_ci95": list(statistics.interval(mine)),
+        "reference": statistics.mean(theirs),
+        "chance": float(np.mean(chances)) if chances else None,
+        "difference": compared.difference,
+        "ci95": list(compared.ci95),
+        "p_value": compared.p_value,
+        "levels": compared.levels,
+        "people": compared.people,
+        "n": compared.n,
+    }
+
+
+def _values(cells: Sequence[tuple[LevelRuns, int, Mapping[str, Any]]], which: str) -> list[Values]:
+    """One for each run: runs of a level may have different worst arms, which ask other items."""
+    found = []
+    for level, seed, cell in cells:
+        if (pair := cell["pair"]) is not None:
+            asked = Asked(level.asked.vanilla, {_VALUES: tuple(pair["people"])})
+            found.append(Values(asked, (_VALUES,), {seed: (np.asarray(pair[which], dtype=np.float64),)}))
+    return found
