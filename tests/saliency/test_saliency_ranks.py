@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +22,9 @@ from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.saliency.parts import measure_parts
 from mmsurgery.settings import ModelSettings, Settings
 from mmsurgery.workspace import Workspace
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from ranks_pair import Ended, forked
 
 SCRIPT = """
 import os, pickle, sys
@@ -79,29 +79,10 @@ def data(seven_samples: list[Sample]) -> dict[str, list[Sample]]:
 
 
 @pytest.fixture
-def two(tmp_path: Path, data: dict[str, list[Sample]]) -> Callable[..., list[tuple[int, str, str]]]:
-    """`two(calls, die="")`: exit code, output and errors of two ranks, one of which may be killed."""
+def two(tmp_path: Path, data: dict[str, list[Sample]]) -> Callable[..., list[Ended]]:
+    """`two(calls, die="")`: how two ranks ended, one of which may be killed."""
     (tmp_path / "data").write_bytes(pickle.dumps(data))
-
-    def start(calls: list[Call], die: str = "") -> list[tuple[int, str, str]]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-c", SCRIPT, str(tmp_path / "data"), repr(calls), die]
-        shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        running = []
-        for rank in ("0", "1"):
-            own = {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
-            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            running.append(subprocess.Popen(command, env={**shared, **own}, **pipes))
-        try:
-            texts = [process.communicate(timeout=1500) for process in running]
-        finally:
-            for process in running:
-                process.kill()
-        return [(process.returncode, *text) for process, text in zip(running, texts, strict=True)]
-
-    return start
+    return lambda calls, die="": forked(SCRIPT, str(tmp_path / "data"), repr(calls), die)
 
 
 @pytest.fixture
@@ -135,7 +116,7 @@ def at(root: Path, vanilla: Path) -> Workspace:
 
 
 def test_two_ranks_are_one_process(
-    two: Callable[..., list[tuple[int, str, str]]],
+    two: Callable[..., list[Ended]],
     float64: Path,
     tiny_llava: Path,
     data: Mapping[str, list[Sample]],
