@@ -14,6 +14,7 @@ from mmsurgery.artifacts.files import digest_cache, read_json
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.patch import Patch
 from mmsurgery.artifacts.saliency_map import SaliencyMap
+from mmsurgery.audit.run import read_audit
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import source_of
 from mmsurgery.data.portraits import check_drawn_for
@@ -84,6 +85,13 @@ class _Checks:
         yield "requests", self._each("requests", "[!.]*.json", _sealed("request"))
         yield "scores", self._each("evals", "**/[!.]*.json", self._scores)
         yield "diffs", self._each("diffs", "[!.]*.json", self._diff)
+        yield (
+            "audits",
+            [
+                *self._each("audits", "[!.]*.json", self._audit),
+                *self._each("audits", "measured/[!.]*.json", _sealed("measured")),
+            ],
+        )
         yield "stability", self._each("stability", "[!.]*.json", _sealed("stability"))
         yield "experiments", self._each("experiments", "[!.]*/results.json", _sealed("experiment"))
 
@@ -147,6 +155,12 @@ class _Checks:
         again = f"mmsurgery diff {record.get('before')} {record.get('after')} --force"
         for side in ("before", "after"):
             self._same(f"{path}", str(record.get(side)), inputs.get(side), again)
+
+    def _audit(self, path: Path) -> None:
+        record = read_audit(path)
+        again = f"mmsurgery audit {record['model']} --force"
+        for name, digest in record["provenance"].get("inputs", {}).get("models", {}).items():
+            self._same(f"{path}", name, digest, again)
 
 
 def _sealed(kind: str) -> Callable[[Path], Mapping[str, Any]]:

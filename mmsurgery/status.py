@@ -38,6 +38,8 @@ class Status:
     evals: list[str]
     """Models that were scored; under another protocol, or on an earlier request, as `official/MODEL`."""
     diffs: list[str]
+    audits: list[str]
+    """Models that were audited."""
     stability: list[str]
     """Masks that were built again from other measurements."""
     experiments: list[str]
@@ -76,6 +78,7 @@ def status(workspace: Workspace) -> Status:
         patches=workspace.patches(),
         evals=[*evals, *sorted(p.relative_to(workspace.path("evals")).with_suffix("").as_posix() for p in others)],
         diffs=diffs,
+        audits=_names(workspace.path("audits"), "*.json", lambda p: p.stem),
         stability=_names(workspace.path("stability"), "*.json", lambda p: p.stem),
         experiments=experiments,
         unfinished=unfinished,

@@ -18,9 +18,9 @@ ROWS = [
     {"backbones"},
     {"data", "methods"},
     {"saliency", "masks"},
-    {"unlearn", "evaluate", "diff", "patches"},
+    {"unlearn", "evaluate", "diff", "patches", "audit"},
     {"portraits", "report", "exchange"},
-    {"api", "start", "status", "training", "links", "look", "stability", "demo", "experiments", "plans", "audit"},
+    {"api", "start", "status", "training", "links", "look", "stability", "demo", "experiments", "plans"},
 ]
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.api import Workspace
+from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.data.held_out import HELD_OUT, HeldOut, read_held_out
 from mmsurgery.data.samples import Item, Sample, data_sha256
 from mmsurgery.errors import UnusableData
 from mmsurgery.evaluate.subset import stratified
+from mmsurgery.workspace import Workspace
 
 ASKED = 150
 """Most questions of a column that a probe asks, spread over its people."""
@@ -27,6 +28,8 @@ class Material:
     workspace: Workspace
     folder: Path | None
     """Of what was held out, where there is one."""
+    _items: dict[str, list[Item]] = field(default_factory=dict, init=False, repr=False)
+    _samples: dict[str, list[Sample]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, workspace: Workspace, folder: Path | None = None) -> Material:
@@ -37,12 +40,13 @@ class Material:
         own = workspace.data_dir / HELD_OUT
         return cls(workspace, folder or (own if own.is_dir() else None))
 
-    @functools.cache  # noqa: B019 - one audit has one
     def items(self, column: str, most: int = ASKED) -> list[Item]:
         """At most `most` questions with options of a column; none where the benchmark lacks it."""
-        columns = self.workspace.benchmark.columns(self.workspace.source)
-        found = self.workspace.items(column) if column in columns else []
-        return stratified([item for item in found if item.options], most)
+        if column not in self._items:
+            reader, source = benchmark(self.workspace.settings.benchmark.name), source_of(self.workspace)
+            found = reader.items(source, column) if column in reader.columns(source) else []
+            self._items[column] = [item for item in found if item.options]
+        return stratified(self._items[column], most)
 
     @property
     def forget(self) -> list[Item]:
@@ -64,10 +68,12 @@ class Material:
             raise UnusableData("there are no questions about retained pictures", "add test rows to the benchmark")
         return found
 
-    @functools.cache  # noqa: B019 - one audit has one
     def samples(self, part: str) -> list[Sample]:
         """All training samples of a part."""
-        return self.workspace.samples(part)
+        if part not in self._samples:
+            reader = benchmark(self.workspace.settings.benchmark.name)
+            self._samples[part] = reader.samples(source_of(self.workspace), part)
+        return self._samples[part]
 
     @functools.cached_property
     def held_out(self) -> HeldOut:

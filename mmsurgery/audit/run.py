@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.api import Workspace
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
 from mmsurgery.artifacts.files import read_json, write_json
 from mmsurgery.audit import judge, quantisation, relearning
@@ -25,7 +24,7 @@ from mmsurgery.backbones.loading import device_name
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import SCHEMA, check_seal, differences, provenance, seal
-from mmsurgery.workspace import SILENT, Progress
+from mmsurgery.workspace import SILENT, Progress, Workspace
 
 MEASURED = "measured"
 

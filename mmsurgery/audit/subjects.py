@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmsurgery.api import Workspace
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.errors import MissingArtifact
+from mmsurgery.workspace import Workspace
 
 if TYPE_CHECKING:
     from mmsurgery.backbones.loading import Loaded

@@ -18,6 +18,8 @@ from mmsurgery import errors
 from mmsurgery.artifacts.files import machine_fault, write_bytes
 from mmsurgery.figures import looks
 from mmsurgery.report import numbers, palette, swatches, words
+from mmsurgery.report.audits import HEADER as AUDIT_HEADER
+from mmsurgery.report.audits import read_card
 from mmsurgery.report.cases import OPEN
 from mmsurgery.report.charts import ranges
 from mmsurgery.report.experiments import Experiment, anchor, read_experiment, without_repeats
@@ -44,7 +46,7 @@ REFUSED = (errors.InputRefused, errors.Mismatch, errors.UnusableData, errors.Usa
 """What a single artifact may be guilty of; the page is written without it and names it."""
 
 STYLES, SCRIPTS = ("style.css", "results.css"), ("page.js", "heat.js")
-EXPERIMENTS = ("table1", "table2", "figure4", "figure5", "figure6", "cases", "controls", "ablations")
+EXPERIMENTS = ("table1", "table2", "figure4", "figure5", "figure6", "cases", "controls", "ablations", "audit")
 _LONGEST = 2000
 """Characters of any single text from outside."""
 
@@ -152,6 +154,7 @@ def _sources(
     yield "scores", sorted(there("evals", "[!.]*.json"), key=lambda path: _order(path.stem)), read_score
     generated = there(f"evals/{GENERATED}", "[!.]*.json")
     yield "generated", sorted(generated, key=lambda path: _order(path.stem)), read_score
+    yield "audits", sorted(there("audits", "[!.]*.json"), key=lambda path: _order(path.stem)), read_card
     yield "models", [m for m in models if (m / "mmsurgery-run.json").exists()], read_model
     yield "masks", sorted(there("masks", "[!.]*.safetensors"), key=lambda p: (p.stem != "default", p.stem)), read_mask
     yield "saliency", [p.parent for p in there("saliency", "[!.]*/manifest.json")], read_saliency
@@ -259,6 +262,7 @@ def _render(**values: Any) -> bytes:
             longest=ANSWER,
             open_cases=OPEN,
             anchor=anchor,
+            audit_header=AUDIT_HEADER,
             remarks_of=remarks_of,
             **values,
         )

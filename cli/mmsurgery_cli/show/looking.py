@@ -204,12 +204,13 @@ def standing(result: Status) -> Lines:
         "patches": ", ".join(result.patches),
         "evals": ", ".join(result.evals),
         "diffs": ", ".join(result.diffs),
+        "audits": ", ".join(result.audits),
         "stability": ", ".join(result.stability),
         "experiments": ", ".join(result.experiments),
         "unfinished": ", ".join(result.unfinished),
     }
     for key, value in facts.items():
-        if value or key not in ("patches", "stability", "experiments", "unfinished"):
+        if value or key not in ("patches", "audits", "stability", "experiments", "unfinished"):
             rows.add_row(Text(key, style="dim"), label(value or "-"))
     depth: dict[str, int] = {}
     for link in result.chain:
