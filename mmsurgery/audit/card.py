@@ -62,7 +62,7 @@ def lines(record: Mapping[str, Any], model: str | None = None) -> list[Line]:
     """One line for each probe that was tried; of the card's model, or of one of its references."""
     name = str(model or record["model"])
     found = []
-    for key in sorted(record["probes"], key=_place):
+    for key in sorted(record["probes"], key=place):
         probe = record["probes"][key]
         judged, trio = probe["models"][name], probe["trio"]
         arm, kept = judged["arm"], not probe["arms"]
@@ -74,7 +74,7 @@ def lines(record: Mapping[str, Any], model: str | None = None) -> list[Line]:
         difference = judged["against"]
         found.append(
             Line(
-                probe=PROBES[key].title if key in PROBES else str(key),
+                probe=title(str(key)),
                 asks=PROBES[key].asks if key in PROBES else "",
                 verdict=judged["verdict"],
                 arm=str(arm or judged.get("lost") or "-"),
@@ -94,7 +94,12 @@ def lines(record: Mapping[str, Any], model: str | None = None) -> list[Line]:
     return found
 
 
-def _place(probe: str) -> int:
+def title(probe: str) -> str:
+    """Of a probe; of one that is not known here its name."""
+    return PROBES[probe].title if probe in PROBES else probe
+
+
+def place(probe: str) -> int:
     """In the order of the probes; a file's keys are sorted."""
     return [*PROBES].index(probe) if probe in PROBES else len(PROBES)
 

@@ -33,10 +33,12 @@ class Against:
 
 
 def worst_arm(measured: Measured) -> str | None:
-    """The arm in which most comes out above chance; None for a probe of what is kept."""
+    """The arm in which most comes out above chance, of a two-sided probe furthest from it; None for a probe of what is
+    kept."""
     if not measured.arms:
         return None
-    return max(measured.arms, key=lambda name: measured.arms[name].mean - measured.chance[name])
+    above = {name: values.mean - measured.chance[name] for name, values in measured.arms.items()}
+    return max(above, key=lambda name: abs(above[name]) if measured.two_sided else above[name])
 
 
 def against(mine: Values, other: Values) -> Against | None:

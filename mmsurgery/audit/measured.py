@@ -57,6 +57,8 @@ class Measured:
     """Plain JSON for tables and pictures."""
     untried: Mapping[str, str] = field(default_factory=dict)
     """Arm that could not be tried -> why."""
+    two_sided: bool = False
+    """Whether values below chance tell as much as those above."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -65,6 +67,7 @@ class Measured:
             "chance": dict(self.chance),
             "details": dict(self.details),
             "untried": dict(self.untried),
+            "two_sided": self.two_sided,
         }
 
     @classmethod
@@ -82,7 +85,7 @@ class Measured:
                 for kind in ("arms", "kept")
             )
             chance = {str(name): float(number) for name, number in value["chance"].items()}
-            found = cls(arms, kept, chance, value["details"], value["untried"])
+            found = cls(arms, kept, chance, value["details"], value["untried"], bool(value["two_sided"]))
             sound = all(
                 len(each.ids) == len(each.people) == len(each.values) > 0 for each in (*arms.values(), *kept.values())
             )

@@ -61,7 +61,8 @@ def measure(subject_: Subject, material: Material, progress: Progress = SILENT) 
         arms[name] = Values.of(forget, placements(mine, unseen))
         kept[name] = Values.of(retain, placements(theirs, unseen))
     details["others"] = {"n": len(others), "people": len({sample.person for sample in others})}
-    return Measured(arms, kept, dict.fromkeys([*arms, *(f"kept {n}" for n in kept)], 0.5), details, untried)
+    chance = dict.fromkeys([*arms, *(f"kept {name}" for name in kept)], 0.5)
+    return Measured(arms, kept, chance, details, untried, two_sided=True)
 
 
 def spread(samples: Sequence[Sample], most: int) -> list[Sample]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmsurgery.artifacts.files import read_json
 from mmsurgery.provenance import check_seal
-from mmsurgery.report import cases, claims, deviations, outcomes, ratios, runs, sweeps, tables, tradeoffs, tuned
+from mmsurgery.report import audits, cases, claims, deviations, outcomes, ratios, runs, sweeps, tables, tradeoffs, tuned
 from mmsurgery.report.curves import Chart
 from mmsurgery.report.fields import Fields
 from mmsurgery.report.origin import Origin, origin
@@ -40,6 +40,7 @@ class Panel:
     sweeps: Sequence[sweeps.Sweep]
     deviations: deviations.Deviations | None
     cases: cases.Cases | None
+    audit: audits.Grid | None
     tuned: tuned.Tuned | None
     made: frozenset[tuple[object, ...]]
     """Which runs they are, and what these scored."""
@@ -120,6 +121,7 @@ def _panel(results: Results, panel: PanelKey, pictures: Pictures | None) -> Pane
         sweeps=sweeps.sweeps(results, key),
         deviations=deviations.deviations(results, key),
         cases=cases.cases(results, key, pictures),
+        audit=audits.grid(results, key),
         tuned=tuned.tuned(results, key),
         made=_made(results, key),
     )
