@@ -44,6 +44,7 @@ results: $(STAMP)
 	@$(EXPERIMENT) figure5 --seeds $(SEEDS)
 	@$(EXPERIMENT) figure4 --seeds 3 $(BOTH)
 	@$(EXPERIMENT) table1 --seeds $(SEEDS) --tune $(BOTH)
+	@$(EXPERIMENT) audit --seeds 3 $(BOTH)
 	@$(BIN)/mmsurgery --workspace results report
 	@$(BIN)/python benchmarks/results_page.py results docs/results.md
 
