@@ -18,6 +18,7 @@ def test_report_says_where_the_page_is(full: Workspace, capfd: pytest.CaptureFix
         "experiments": 1,
         "scores": 3,
         "generated": 0,
+        "audits": 0,
         "models": 1,
         "masks": 1,
         "saliency": 1,

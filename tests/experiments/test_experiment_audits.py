@@ -1,0 +1,158 @@
+"""The audit of a grid, from made-up runs to results, tables, findings and the report's grid."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmsurgery.artifacts.mask import pack
+from mmsurgery.audit.probes import PROBES
+from mmsurgery.experiments import catalogue, rows
+from mmsurgery.experiments.results import assemble
+from mmsurgery.experiments.tables import tables
+from mmsurgery.report import audits
+from mmsurgery.report.fields import Fields
+from mmsurgery.report.results import Results
+
+PEOPLE = [f"person/{i // 4}" for i in range(40)]
+ROWS = (catalogue.MMUNLEARNER, *(catalogue.TABLE1.row(key) for key in ("ga_diff", "npo")))
+EXPERIMENT = rows.Experiment(
+    name="audit", title="Tried", question="?", rows=ROWS, compared="mmunlearner", answers=False, audit=True
+)
+PROVED = {"reliable": True, "vanilla": True, "gold": True, "destroyed": True}
+
+
+def probed(share: float, reference: float, *, verdict: str = "leaks", trio: Any = PROVED) -> dict[str, Any]:
+    """What one probe says of a run: the first `share` of everybody's four questions, against the reference's."""
+
+    def values(part: float) -> list[float]:
+        return [float(i % 4 < 4 * part) for i in range(len(PEOPLE))]
+
+    pair = {"people": PEOPLE, "values": values(share), "reference": values(reference)}
+    kept = {"before": 0.9}
+    return {
+        "verdict": verdict,
+        "trio": trio,
+        "arm": "a",
+        "chance": 0.25,
+        "kept": kept,
+        "arms": {"a": share},
+        "pair": pair,
+    }
+
+
+def cell(forget: float, probes: dict[str, Any]) -> dict[str, Any]:
+    correct = [i % 4 < 4 * forget for i in range(len(PEOPLE))]
+    kept = [True] * len(PEOPLE)
+    packed = [
+        {"forget_vqa": pack(np.array(each)).tobytes().hex(), "retain_qa": pack(np.array(kept)).tobytes().hex()}
+        for each in (kept, correct)
+    ]
+    return {
+        "model": "m",
+        "model_sha256": "ab" * 32,
+        "density": 0.25,
+        "run_key": "cd" * 32,
+        "steps": 8,
+        "samples": {"forget": 32, "retain": 64},
+        "evaluations": [{"step": 8 * place, "correct": each} for place, each in enumerate(packed)],
+        "correct": {"forget_vqa": correct, "retain_qa": kept},
+        "learning_rate": 3e-4,
+        "remarks": {},
+        "answers": None,
+        "audit": {"model": "m.at-8", "probes": probes, "rounding": None},
+    }
+
+
+def made(seed: int, cells: dict[str, Any]) -> dict[str, Any]:
+    right = {"forget_vqa": [True] * len(PEOPLE), "retain_qa": [True] * len(PEOPLE)}
+    start = {"vanilla": {"model_sha256": "aa" * 32, "correct": right, "remarks": {}, "answers": None}}
+    return {
+        "level": {"backbone": "llava", "seed": seed, "draw": seed, "forget": 10, "folder": f"levels/{seed}"},
+        "unlearning": 0,
+        "texts": None,
+        "items": {column: {"people": PEOPLE, "chance": 0.25} for column in right},
+        "start": start,
+        "cells": cells,
+    }
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    doubted = {**PROVED, "reliable": False, "vanilla": False}
+    levels = [
+        made(
+            seed,
+            {
+                "mmunlearner": cell(0.25, {"relearning": probed(0.25, 0.25, verdict="no leak resolved")}),
+                "ga_diff": cell(0.25, {"relearning": probed(1.0, 0.25), "probing": probed(0.5, 0.5, trio=doubted)}),
+                "npo": cell(0.25, {"relearning": probed(0.0, 0.25, verdict="over-forgotten")}),
+            },
+        )
+        for seed in range(3)
+    ]
+    return assemble(EXPERIMENT, levels)
+
+
+def test_differences_are_those_of_the_paired_items(results: dict[str, Any]) -> None:
+    said = {row: found["relearning"] for row, found in results["audit"]["llava"]["rows"].items()}
+    assert {row: each["difference"] for row, each in said.items()} == {"mmunlearner": 0, "ga_diff": 0.75, "npo": -0.25}
+    assert {row: each["resolved"] for row, each in said.items()} == {"mmunlearner": False, "ga_diff": True, "npo": True}
+    assert said["ga_diff"]["leak"] == 1.0
+    assert said["ga_diff"]["reference"] == 0.25
+    assert (said["npo"]["n"], said["npo"]["people"], said["npo"]["levels"]) == (120, 30, 3)
+
+
+def test_p_values_are_adjusted_for_the_rows(results: dict[str, Any]) -> None:
+    said = [found["relearning"] for found in results["audit"]["llava"]["rows"].values()]
+    ordered = sorted(said, key=lambda each: each["p_value"])
+    assert ordered[0]["p_adjusted"] == pytest.approx(min(1.0, 3 * ordered[0]["p_value"]))
+    assert all(low["p_adjusted"] <= high["p_adjusted"] for low, high in itertools.pairwise(ordered))
+
+
+def test_a_probe_that_failed_its_trio_is_counted(results: dict[str, Any]) -> None:
+    trio = results["audit"]["llava"]["trio"]
+    assert trio["relearning"] == {"of": 3, "reliable": 3, "vanilla": 0, "gold": 0, "destroyed": 0}
+    assert trio["probing"] == {"of": 3, "reliable": 0, "vanilla": 3, "gold": 0, "destroyed": 0}
+    findings = results["findings"]["llava"]
+    assert any(said.startswith("Probing (proved itself in 0 of 3 workspaces)") for said in findings)
+
+
+def test_findings_name_what_is_resolved_and_the_two_orders(results: dict[str, Any]) -> None:
+    findings = results["findings"]["llava"]
+    assert "Relearning: above gold: GA_Diff (+75.0); below gold: NPO (-25.0)." in findings
+    assert any(
+        said.startswith("By what relearning brings back above gold, least first: NPO, MMUnlearner, GA_Diff")
+        for said in findings
+    )
+
+
+def test_the_table_has_a_column_for_each_probe_and_a_line_for_each_row(results: dict[str, Any]) -> None:
+    audit = tables(results)[0]
+    assert audit.header == ("", *(PROBES[name].title for name in ("relearning", "probing")))
+    assert [row[0] for row in audit.rows] == ["MMUnlearner", "GA_Diff", "NPO", "proved itself"]
+    assert audit.rows[1][1].startswith("+75.0* (")
+    assert audit.rows[1][1].endswith("leaks 3")
+    assert audit.rows[0][2] == "-"
+
+
+def test_the_page_shows_the_same(results: dict[str, Any]) -> None:
+    grid = audits.grid(Results(Fields(results, "results")), "llava")
+    assert grid is not None
+    assert [title for title, _ in grid.probes] == ["Relearning", "Probing"]
+    assert dict(grid.rows)["GA_Diff"][0] == audits.Cell("+75.0", "+68 to +82", True, "leaks 3")
+    assert dict(grid.rows)["NPO"][1] is None
+
+
+def test_runs_without_a_difference_count_their_verdicts() -> None:
+    collapsed = {**probed(0.0, 0.0, verdict="collapsed"), "pair": None}
+    levels = [made(seed, {"mmunlearner": cell(0.25, {"sampling": collapsed})}) for seed in range(2)]
+    experiment = rows.Experiment(
+        name="audit", title="Tried", question="?", rows=ROWS[:1], compared="mmunlearner", answers=False, audit=True
+    )
+    said = assemble(experiment, levels)["audit"]["llava"]["rows"]["mmunlearner"]["sampling"]
+    assert said["verdicts"] == {"collapsed": 2}
+    assert said["difference"] is None
