@@ -146,6 +146,27 @@ def recovery(record: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def one_by_one(record: Mapping[str, Any]) -> list[str]:
+    """What forgetting each person alone costs: themselves, and everybody else."""
+    probe = record["probes"].get("collateral", {}).get("details", {}).get(record["model"], {})
+    found = probe.get("one by one", {})
+    said = []
+    for person, row in zip(found.get("forgotten", ()), found.get("drops", ()), strict=True):
+        drop = dict(zip(found["people"], row, strict=True))
+        own = drop.pop(person)
+        worst = max(drop, key=lambda other: drop[other])
+        mean = sum(drop.values()) / len(drop)
+        said.append(
+            f"{person} forgotten alone: {_points(own)} for them, {_points(mean)} for the others, "
+            f"most for {worst} ({_points(drop[worst])})"
+        )
+    return said
+
+
+def _points(drop: float) -> str:
+    return f"{-100 * drop:+.1f}"
+
+
 def rounding(record: Mapping[str, Any]) -> list[str]:
     """Share of the weights' updates that another level is rounded to."""
     return [

@@ -9,8 +9,9 @@ A probe of what is kept alone. Kept arms, each right or not:
     text                           text about the forgotten people
 
 Likeness in looks is the cosine between the vanilla model's features of two people's pictures, means over tokens and
-pictures; likeness in facts the share of equal answers to equal questions. `drops` holds for each retained person the
-likest forgotten one and both likenesses. Higher is better; gold's is the goal.
+pictures; likeness in facts the share of equal answers to equal questions. The details hold for each retained person the
+likest forgotten one and both likenesses, and of a model that was unlearned here the person x person drop matrix (see
+`one_by_one`). Higher is better; gold's is the goal.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from mmsurgery.audit import one_by_one
 from mmsurgery.audit.material import EVERY, Material, chance_of
 from mmsurgery.audit.measured import Measured, Values
-from mmsurgery.audit.subjects import Subject, subject
+from mmsurgery.audit.subjects import TRIO, Subject, subject
 from mmsurgery.data.leakage import normalised
 from mmsurgery.data.samples import Item, Sample
+from mmsurgery.errors import UnusableData
 from mmsurgery.evaluate.scoring import score
 from mmsurgery.workspace import SILENT, Progress
 
@@ -62,7 +65,7 @@ def measure(subject_: Subject, material: Material, progress: Progress = SILENT) 
     for item, each in zip(every, scores, strict=True):
         if item.column == "retain_vqa":
             right.setdefault(item.person, []).append(each.correct)
-    details = {
+    details: dict[str, Any] = {
         "people": {
             person: {
                 "accuracy": float(np.mean(right[person])),
@@ -80,6 +83,11 @@ def measure(subject_: Subject, material: Material, progress: Progress = SILENT) 
         "forgotten": forgotten,
         "likeness": {kind: np.round(matrix, 4).tolist() for kind, matrix in likeness.items() if matrix is not None},
     }
+    if subject_.name not in TRIO:
+        try:
+            details["one by one"] = one_by_one.drops(subject_, material, progress)
+        except UnusableData as error:
+            details["one by one"] = {"why not": error.what}
     untried = {f"near in {kind}": _WHY[kind] for kind, matrix in likeness.items() if matrix is None}
     return Measured({}, kept, {f"kept {name}": chance_of(items) for name, items in asked.items()}, details, untried)
 

@@ -14,7 +14,7 @@ from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InternalError
 from mmsurgery.memory import Layout, Store
-from mmsurgery.ranks import Ranks
+from mmsurgery.ranks import ALONE, Ranks
 from mmsurgery.unlearn.plan import StepPlan
 from mmsurgery.unlearn.request import Run
 from mmsurgery.unlearn.resume import History
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from mmsurgery.backbones.loading import Loaded
     from mmsurgery.methods.step import References
-    from mmsurgery.unlearn.loop import Evaluation
+    from mmsurgery.unlearn.loop import Evaluation, Optimisation
     from mmsurgery.unlearn.masked import Update
+    from mmsurgery.unlearn.objective import Unlearning
     from mmsurgery.unlearn.save import Trained
     from mmsurgery.unlearn.sharded import Shards
 
@@ -37,27 +38,14 @@ def train_run(
 ) -> tuple[dict[str, Trained], History, Shards | None]:
     """What was trained by name, what the run went through, and what this one of several ranks holds."""
     from mmsurgery.backbones.checkpointing import activations_checkpointed
-    from mmsurgery.unlearn.loop import Optimisation, train
-    from mmsurgery.unlearn.objective import Unlearning
+    from mmsurgery.unlearn.loop import train
 
-    request, recipe = run.request, run.request.recipe
+    request = run.request
     loaded, shards = _load(run, run.files.path, ranks)
     before = _bit_sums(loaded, shards)
-    references = _references(run, loaded, plan, ranks, progress)
     store = Store(layout.state, run.workspace.path("models"))
     update = update_of(run, loaded, shards, store)
-    step = Unlearning(
-        loaded,
-        request.method,
-        update,
-        run.forget,
-        run.retain,
-        plan,
-        references,
-        request.forget_weight,
-        witness=None if request.strict else run.mask,
-        ranks=ranks,
-    )
+    step = _objective(run, loaded, update, plan, ranks, progress)
 
     def accumulate(number: int) -> dict[str, float]:
         with activations_checkpointed(loaded.model) if layout.checkpointing else contextlib.nullcontext():
@@ -67,9 +55,7 @@ def train_run(
         update,
         accumulate,
         steps=len(plan),
-        optimisation=Optimisation(
-            learning_rate=lambda _: recipe.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
-        ),
+        optimisation=_optimisation(run),
         store=store,
         snapshots=snapshots,
         evaluation=_evaluation(run, loaded, shards) if request.eval_every else None,
@@ -84,6 +70,53 @@ def train_run(
     if drifted:
         raise InternalError(f"{drifted[0]} is frozen and moved in memory: what was trained is not what is saved")
     return trained, history, shards
+
+
+def unlearned_in_memory(run: Run, progress: Progress) -> Loaded:
+    """The model that a run makes, in one process and without a trace of it: neither snapshots nor files.
+
+    Raises:
+        UnusableData: as `train_run`, and if the plan has no steps.
+    """
+    from mmsurgery.unlearn.loop import train
+
+    plan, ranks = run.plan(), ALONE
+    loaded, _ = _load(run, run.files.path, ranks)
+    update = update_of(run, loaded, None, Store())
+    step = _objective(run, loaded, update, plan, ranks, progress)
+    what = "unlearning one person"
+    train(
+        update, step, steps=len(plan), optimisation=_optimisation(run), batch_ids=step.ids, what=what, progress=progress
+    )
+    return loaded
+
+
+def _objective(
+    run: Run, loaded: Loaded, update: Update, plan: list[StepPlan], ranks: Ranks, progress: Progress
+) -> Unlearning:
+    from mmsurgery.unlearn.objective import Unlearning
+
+    return Unlearning(
+        loaded,
+        run.request.method,
+        update,
+        run.forget,
+        run.retain,
+        plan,
+        _references(run, loaded, plan, ranks, progress),
+        run.request.forget_weight,
+        witness=None if run.request.strict else run.mask,
+        ranks=ranks,
+    )
+
+
+def _optimisation(run: Run) -> Optimisation:
+    from mmsurgery.unlearn.loop import Optimisation
+
+    recipe = run.request.recipe
+    return Optimisation(
+        learning_rate=lambda _: recipe.learning_rate, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
+    )
 
 
 def _load(run: Run, folder: Path, ranks: Ranks) -> tuple[Loaded, Shards | None]:
