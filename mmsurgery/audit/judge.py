@@ -67,8 +67,9 @@ def trio(probe: Mapping[str, Measured]) -> dict[str, Any]:
     None where it cannot be told.
 
     vanilla must fail: what comes out of it is resolved above gold. gold must pass: what comes out of it is not above
-    chance by more than 5 points, by its interval. destroyed must be seen to have collapsed. Of a probe of what is kept,
-    which is held against vanilla: gold must have lost nothing that is resolved, destroyed must.
+    chance by more than 5 points, by its interval, of a two-sided probe not below either. destroyed must be seen to have
+    collapsed. Of a probe of what is kept, which is held against vanilla: gold must have lost nothing that is resolved,
+    destroyed must.
     """
     vanilla, gold, destroyed = (probe.get(name) for name in ("vanilla", "gold", DESTROYED))
     found: dict[str, bool | None] = dict.fromkeys(("vanilla", "gold", "destroyed"))
@@ -81,8 +82,9 @@ def trio(probe: Mapping[str, Measured]) -> dict[str, Any]:
     if vanilla is not None and gold is not None:
         found["vanilla"] = verdict(vanilla) == (LEAKS if vanilla.arms else HELD)
     if gold is not None and (arm := worst_arm(gold)) is not None:
-        low = gold.arms[arm].summary()["ci95"][0]
-        found["gold"] = lost(gold) is None and low <= gold.chance[arm] + MARGIN
+        (low, high), chance = gold.arms[arm].summary()["ci95"], gold.chance[arm]
+        near = low <= chance + MARGIN and (high >= chance - MARGIN or not gold.two_sided)
+        found["gold"] = lost(gold) is None and near
     elif gold is not None and vanilla is not None:
         found["gold"] = verdict(gold) == HELD
     known = list(found.values())

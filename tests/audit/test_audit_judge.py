@@ -74,6 +74,19 @@ def test_the_worst_arm_is_furthest_above_its_own_chance() -> None:
     assert judge.worst_arm(measured({})) is None
 
 
+def test_a_two_sided_probe_is_read_below_chance_too() -> None:
+    def sided(low: float, high: float, *, two_sided: bool) -> Measured:
+        made = measured({"low": low, "high": high}, chance=0.5)
+        return Measured(made.arms, made.kept, made.chance, two_sided=two_sided)
+
+    assert [judge.worst_arm(sided(0.1, 0.6, two_sided=each)) for each in (True, False)] == ["low", "high"]
+    gold = sided(0.5, 0.5, two_sided=True)
+    assert judge.judge(sided(0.1, 0.6, two_sided=True), gold, None)["verdict"] == OVER
+    for low, passes in ((0.5, True), (0.1, False)):
+        assert judge.trio({"gold": sided(low, 0.5, two_sided=True)})["gold"] is passes
+    assert judge.trio({"gold": sided(0.1, 0.5, two_sided=False)})["gold"] is True
+
+
 @pytest.mark.parametrize(
     ("kept", "arm"),
     [
