@@ -253,6 +253,10 @@ def given_path(path: Path) -> Path:
     return path
 
 
+_PROBES = 50
+"""How often a folder is tried that others try at the same time."""
+
+
 def check_space(folder: Path, needed: int, what: str) -> None:
     """Check that the disk has room below a folder, which is made, and that files can be made there, before hours of
     work.
@@ -263,15 +267,26 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
-        remove_leftovers(folder, "probe")
-        with tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}probe-", dir=folder) as probe:
-            Path(probe, "written").touch()
-            os.rename(Path(probe, "written"), Path(probe, "renamed"))
-            fsync_folder(Path(probe))
+        for left in reversed(range(_PROBES)):
+            try:
+                _probe(folder)
+                break
+            except FileNotFoundError:  # ranks and shards share a folder: one took another's probe for a leftover
+                if not left:
+                    raise
     except OSError as error:
         raise machine_fault(error, folder) from error
     if free < needed:
         raise MachineFault(f"{folder} needs {needed:,} bytes for {what}, {free:,} are free", "free some disk space")
+
+
+def _probe(folder: Path) -> None:
+    """Make, rename and flush a file below a folder, without a trace."""
+    remove_leftovers(folder, "probe")
+    with tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}probe-", dir=folder) as probe:
+        Path(probe, "written").touch()
+        os.rename(Path(probe, "written"), Path(probe, "renamed"))
+        fsync_folder(Path(probe))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -443,7 +458,7 @@ class DigestCache:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle, name = tempfile.mkstemp(dir=self._path.parent)
             with os.fdopen(handle, "w") as stream:
-                json.dump(entries, stream)
+                stream.write(json.dumps(entries))  # `dump` is many times slower
             os.replace(name, self._path)
         except OSError:
             return

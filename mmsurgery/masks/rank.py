@@ -126,7 +126,8 @@ class Ranking:
             if max(left.view(np.uint32).max(), right.view(np.uint32).max()) >= _INFINITY:
                 return None
             zeros = None if target.min() else target == 0
-            if zeros is not None and np.count_nonzero(left) + np.count_nonzero(zeros) != target.size:
+            known = 0 if zeros is None else np.count_nonzero(zeros)
+            if np.count_nonzero(left) + known != target.size:  # a product became 0
                 return None
             ranks: Ranks = np.divide(left, right, out=left).view(np.int32)
             if zeros is not None:

@@ -26,6 +26,8 @@ def threshold(stream: Callable[[], Iterable[Keys]], count: int) -> tuple[int, in
 
     All keys above 0 are taken if there are fewer than `count`.
     """
+    if not count:
+        return (1 << 64) - 1, 0
     prefix, shift, wanted = 0, 64, count
     while shift:
         shift -= _DIGIT

@@ -438,3 +438,23 @@ def test_room_on_the_disk(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(MachineFault):
         check_space(tmp_path / "file" / "x", 1, "a test")
+
+
+def test_a_folder_is_tried_by_several_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks share a folder: one takes another's probe for a leftover, which is then tried again."""
+    touch, taken = Path.touch, []
+
+    def touched(self: Path) -> None:
+        if len(taken) < 3:
+            taken.append(self)
+            files.remove_leftovers(tmp_path, "probe")
+        touch(self)
+
+    monkeypatch.setattr(Path, "touch", touched)
+    check_space(tmp_path, 0, "nothing")
+    assert len(taken) == 3
+    assert names(tmp_path) == []
+    monkeypatch.setattr(files, "_PROBES", 2)
+    taken.clear()
+    with pytest.raises(MachineFault):
+        check_space(tmp_path, 0, "nothing")

@@ -157,3 +157,16 @@ def test_keys_that_are_held_are_those_that_count(monkeypatch: pytest.MonkeyPatch
     maps = [saliency("forget_vqa", 1, {"a": values}), saliency("retain_vqa", 1, {"a": np.full(1000, 1e3, np.float32)})]
     with pytest.raises(pytest.fail.Exception, match=r"\[3\]"):
         Ranking(Ratio(maps[0], maps[1:])).cut(["a"], 2)
+
+
+def test_a_product_that_becomes_0_where_no_weight_is() -> None:
+    """A target that is subnormal, times a factor below 1, over nothing: 0/0 in float32, infinity in float64."""
+    target, kept = np.full(64, 1.0, np.float32), np.full(64, 2.0, np.float32)
+    target[6:8], kept[6:8] = 1e-45, 0
+    check(
+        [
+            saliency(part, units, {"a": each})
+            for part, units, each in zip(PARTS, (100, 5), (target, kept), strict=False)
+        ],
+        1,
+    )

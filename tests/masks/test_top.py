@@ -66,3 +66,8 @@ def test_many_keys(count: int) -> None:
     assert int(np.bitwise_count(bits).sum()) == count
     chosen = np.unpackbits(bits, count=len(values), bitorder="little").astype(bool)
     assert count == len(values) or values[chosen].min() > values[~chosen].max()
+
+
+def test_none_is_taken_of_keys_that_are_all_largest() -> None:
+    keys = np.full(8, np.iinfo(np.uint64).max, np.uint64)
+    assert not top.largest(lambda: iter([keys]), 0).any()

@@ -47,6 +47,7 @@ def test_saliency_of_text_reaches_the_language_model_alone(ws: Workspace, census
 
 ASKED: dict[str, Any] = {
     **dict.fromkeys(("mask", "scope", "lora", "name", "retain_batch", "learning_rate", "epochs", "seed", "precision")),
+    "steps": None,
     "protocol": "equations",
     "start": "vanilla",
     "reference": "vanilla",
