@@ -499,3 +499,22 @@ def test_a_mask_measured_on_scored_text_marks_the_model_and_what_follows(
     assert apply(ws, "ga", mask="leaking", name="first").record["scored_text"] == 5
     assert "scored_text" not in apply(ws, "ga", mask="clean").record
     assert apply(ws, "ga", start="first", name="second").record["scored_text"] == 5
+
+
+def test_a_run_that_ends_early_has_what_the_longer_one_had_there(ws: Workspace) -> None:
+    whole = apply(ws, "ga_diff", name="whole", eval_every=1)
+    steps = whole.record["steps"]["done"]
+    assert steps > 2
+    early = apply(ws, "ga_diff", name="early", eval_every=1, steps=2)
+    assert early.record["steps"] == {**whole.record["steps"], "planned": 2, "done": 2, "forget": 2, "retain": 2}
+    assert early.record["losses"] == whole.record["losses"][:2]
+    assert early.record["evaluations"] == whole.record["evaluations"][:3]
+    assert verify(ws, "early").ok
+    all_of_them = apply(ws, "ga_diff", name="all-of-them", eval_every=1, steps=steps)
+    assert contents(all_of_them.path)["model.safetensors"] == contents(whole.path)["model.safetensors"]
+    with pytest.raises(Mismatch, match="steps"):
+        apply(ws, "ga_diff", name="early", eval_every=1, steps=1)
+    with pytest.raises(UsageError, match=f"{steps + 1} steps are asked for"):
+        apply(ws, "ga_diff", name="too-long", steps=steps + 1)
+    with pytest.raises(UsageError, match="steps is 0"):
+        apply(ws, "ga_diff", name="none", steps=0)
