@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,9 @@ from PIL import Image, ImageOps
 
 from mmsurgery.api import Workspace
 from mmsurgery.audit import collateral, paraphrase, relearning, sampling
+from mmsurgery.audit.judge import VERDICTS
 from mmsurgery.audit.material import Material
+from mmsurgery.audit.probes import PROBES
 from mmsurgery.audit.probing import hidden_states
 from mmsurgery.audit.subjects import DESTROYED, subject
 from mmsurgery.data.held_out import read_held_out
@@ -407,6 +410,17 @@ def test_held_out(workspace: Workspace, picture: Picture) -> None:
     assert ids.isdisjoint({item.id for item in found.items})
     own = Material.of(workspace)
     assert (own.folder, own.held_out) == (workspace.data_dir / "extra/held_out", found)
+
+
+def test_the_page_names_everything_and_its_example_is_read(tmp_path: Path, picture: Picture) -> None:
+    page = (Path(__file__).parents[2] / "docs/audit.md").read_text()
+    assert [name for name in (*PROBES, *VERDICTS) if f"| `{name}` |" not in page and f"| {name} |" not in page] == []
+    (block,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    rows = [json.loads(line) for line in block.splitlines()]
+    (tmp_path / "held/new").mkdir(parents=True)
+    found = read_held_out(write_rows(tmp_path / "held", rows, picture))
+    assert [sample.person for sample in found.strangers] == ["person/Mia", "person/Noor"]
+    assert [item.person for item in found.items] == ["person/017"]
 
 
 def test_rows_that_are_not_held_out_are_left_out(tmp_path: Path, picture: Picture) -> None:

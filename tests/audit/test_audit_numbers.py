@@ -185,6 +185,7 @@ def test_which_weights_are_rounded(loaded_llava: Loaded) -> None:
     left = matrices - chosen
     assert all("embed" in name or "lm_head" in name for name in left)
     assert any("lm_head" in name for name in left)
+    assert any("embed_tokens" in name for name in left)
     assert any("mlp" in name for name in chosen)
     assert any("vision" in name for name in chosen)
 
