@@ -56,7 +56,9 @@ def drops(subject: Subject, material: Material, progress: Progress = SILENT) -> 
     for person in chosen:
         mine = [sample for sample in run.forget if sample.person == person]
         steps = run.request.steps and max(1, round(run.request.steps * len(mine) / len(run.forget)))
-        request = dataclasses.replace(run.request, steps=steps)
+        # somebody may have fewer samples than a batch
+        recipe = dataclasses.replace(run.request.recipe, batch_size=min(run.request.recipe.batch_size, len(mine)))
+        request = dataclasses.replace(run.request, steps=steps, recipe=recipe, retain_batch=run.request.retain_size)
         loaded = unlearned_in_memory(dataclasses.replace(run, forget=mine, request=request), progress)
         after = _accuracy(loaded, asked, cache)
         rows.append([before[other] - after[other] for other in people])
