@@ -10,7 +10,8 @@ from typing import Any
 
 from mmsurgery.api import Workspace
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
-from mmsurgery.artifacts.files import digest_cache, read_json
+from mmsurgery.artifacts.digests import digest_cache
+from mmsurgery.artifacts.files import read_json
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.patch import Patch
 from mmsurgery.artifacts.saliency_map import SaliencyMap

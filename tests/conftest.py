@@ -90,8 +90,8 @@ def _what_is_installed_is_read_once() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _few_digests() -> None:
     """All that are remembered are written at every new one: those of hundreds of tests before would take longest."""
-    files = sys.modules.get("mmsurgery.artifacts.files")
-    entries = files.digest_cache._entries if files is not None else None
+    digests = sys.modules.get("mmsurgery.artifacts.digests")
+    entries = digests.digest_cache._entries if digests is not None else None
     if entries is not None and len(entries) > MANY_DIGESTS:
         entries.clear()
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mmsurgery
-from mmsurgery.artifacts.files import cache_folder
+from mmsurgery.artifacts.digests import cache_folder
 from mmsurgery.errors import InternalError
 
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)(API_?)?KEY$", re.IGNORECASE)

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mmsurgery.artifacts.files import digest_cache, file_identity, read_at, read_json, unreadable
+from mmsurgery.artifacts.digests import digest_cache, file_identity
+from mmsurgery.artifacts.files import read_at, read_json, unreadable
 from mmsurgery.artifacts.tensors import Header, TensorInfo, memory_map, read_header, to_float32
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
 from mmsurgery.hub_models import CONVERT

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from mmsurgery.artifacts.apart import Died, apart
-from mmsurgery.artifacts.files import digest_cache, file_identity, read_at
+from mmsurgery.artifacts.digests import digest_cache, file_identity
+from mmsurgery.artifacts.files import read_at
 from mmsurgery.errors import InputRefused, MachineFault, MmsurgeryError
 from mmsurgery.names import check_parameter_name
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from mmsurgery.artifacts import hdf5, hdf5_write
-from mmsurgery.artifacts.files import atomic_folder, cached_sha256, read_json, write_bytes
+from mmsurgery.artifacts.digests import cached_sha256
+from mmsurgery.artifacts.files import atomic_folder, read_json, write_bytes
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.names import check_parameter_name
 from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, seal, sha256, sha256_json

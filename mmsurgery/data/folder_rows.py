@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import file_identity
+from mmsurgery.artifacts.digests import file_identity
 from mmsurgery.data.faults import Report
 from mmsurgery.data.folder_records import REQUIRED, Fault, Record, read_records, refusal, rows_file, short, unknown_word
 from mmsurgery.data.leakage import OVERLAP, allowing

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import atomic_files, cached_sha256, read_bytes, read_json
+from mmsurgery.artifacts.digests import cached_sha256
+from mmsurgery.artifacts.files import atomic_files, read_bytes, read_json
 from mmsurgery.data.benchmark import TASKS
 from mmsurgery.data.leakage import normalised
 from mmsurgery.errors import InputRefused, MissingArtifact

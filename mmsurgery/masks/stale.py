@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.files import digest_cache, file_identity
+from mmsurgery.artifacts.digests import digest_cache, file_identity
 from mmsurgery.artifacts.saliency_map import MANIFEST, content_sha256, read_manifest, recorded
 from mmsurgery.artifacts.tensors import read_header
 from mmsurgery.backbones.discovery import backbone

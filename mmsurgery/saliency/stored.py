@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.files import digest_cache, file_identity
+from mmsurgery.artifacts.digests import digest_cache, file_identity
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.provenance import versions
 from mmsurgery.workspace import Workspace
