@@ -10,17 +10,18 @@ from mmsurgery.audit.measured import Measured, Values
 from mmsurgery.audit.subjects import DESTROYED
 from mmsurgery.evaluate.statistics import MARGIN, paired_difference
 
-LEAKS, HELD, OVER, COLLAPSED, DAMAGED, UNKNOWN = (
+LEAKS, HELD, OVER, COLLAPSED, DAMAGED, UNHARMED, UNKNOWN = (
     "leaks",
     "no leak resolved",
     "over-forgotten",
     "collapsed",
     "damages others",
+    "no damage resolved",
     "unknown",
 )
-RULES = 1
+RULES = 2
 """Raised when a verdict changes for the same numbers, so that cards are judged anew."""
-VERDICTS = (LEAKS, OVER, COLLAPSED, DAMAGED, HELD, UNKNOWN)
+VERDICTS = (LEAKS, OVER, COLLAPSED, DAMAGED, HELD, UNHARMED, UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,13 @@ def trio(probe: Mapping[str, Measured]) -> dict[str, Any]:
     if destroyed is not None:
         found["destroyed"] = verdict(destroyed) in (COLLAPSED, DAMAGED)
     if vanilla is not None and gold is not None:
-        found["vanilla"] = verdict(vanilla) == (LEAKS if vanilla.arms else HELD)
+        found["vanilla"] = verdict(vanilla) == (LEAKS if vanilla.arms else UNHARMED)
     if gold is not None and (arm := worst_arm(gold)) is not None:
         (low, high), chance = gold.arms[arm].summary()["ci95"], gold.chance[arm]
         near = low <= chance + MARGIN and (high >= chance - MARGIN or not gold.two_sided)
         found["gold"] = lost(gold) is None and near
     elif gold is not None and vanilla is not None:
-        found["gold"] = verdict(gold) == HELD
+        found["gold"] = verdict(gold) == UNHARMED
     known = list(found.values())
     return {"reliable": None if None in known else all(known), **found}
 
@@ -130,7 +131,7 @@ def _kept_against(measured: Measured, vanilla: Measured) -> dict[str, Any]:
     damaged = {name: each for name, each in pairs.items() if each.resolved and each.difference < 0}
     arm = min(damaged or pairs, key=lambda name: pairs[name].difference)
     return {
-        "verdict": DAMAGED if damaged else HELD,
+        "verdict": DAMAGED if damaged else UNHARMED,
         "arm": arm,
         "reference": vanilla.kept[arm].mean,
         "against": _plain(pairs[arm]),

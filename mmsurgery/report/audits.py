@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmsurgery.audit import card
-from mmsurgery.audit.judge import COLLAPSED, DAMAGED, HELD, LEAKS, OVER
+from mmsurgery.audit.judge import COLLAPSED, DAMAGED, HELD, LEAKS, OVER, UNHARMED
 from mmsurgery.audit.run import read_audit
 from mmsurgery.errors import InputRefused
 from mmsurgery.report.fields import Fields
@@ -15,7 +15,7 @@ from mmsurgery.report.origin import Origin, origin
 from mmsurgery.report.results import Results
 from mmsurgery.report.texts import NAME, SENTENCE, cut
 
-MARKS = {HELD: "holds", LEAKS: "fails", COLLAPSED: "fails", DAMAGED: "fails", OVER: "open"}
+MARKS = {HELD: "holds", UNHARMED: "holds", LEAKS: "fails", COLLAPSED: "fails", DAMAGED: "fails", OVER: "open"}
 """Verdict -> class of the style; without one it has no colour."""
 HEADER = card.HEADER[2:]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mmsurgery.audit import card, judge
-from mmsurgery.audit.judge import COLLAPSED, DAMAGED, HELD, LEAKS, OVER, UNKNOWN
+from mmsurgery.audit.judge import COLLAPSED, DAMAGED, HELD, LEAKS, OVER, UNHARMED, UNKNOWN
 from mmsurgery.audit.measured import Measured, Values
 from mmsurgery.audit.run import _judged
 
@@ -111,10 +111,10 @@ def test_luck_of_few_questions_is_no_answer() -> None:
 @pytest.mark.parametrize(
     ("model", "vanilla", "verdict", "arm"),
     [
-        (KEPT_ALONE, KEPT_ALONE, HELD, "far"),
+        (KEPT_ALONE, KEPT_ALONE, UNHARMED, "far"),
         ({"far": 0.95, "near": 0.75}, KEPT_ALONE, DAMAGED, "near"),
         ({"far": 0.5, "near": 0.45}, KEPT_ALONE, DAMAGED, "far"),
-        ({"far": 0.95, "near": 0.9}, KEPT_ALONE, HELD, "far"),  # better is no damage
+        ({"far": 0.95, "near": 0.9}, KEPT_ALONE, UNHARMED, "far"),  # better is no damage
         ({"far": 0.25, "near": 0.2}, KEPT_ALONE, COLLAPSED, None),
         (KEPT_ALONE, None, UNKNOWN, None),
         (KEPT_ALONE, {"other": 0.9}, UNKNOWN, None),
