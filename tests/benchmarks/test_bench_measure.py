@@ -111,6 +111,14 @@ def test_a_stages_figures_replace_those_of_the_same_device(tmp_path: Path) -> No
     assert kept == [("cpu", "saliency", 1.234), ("cpu", "diff", 9.0), ("cuda", "diff", 1.234)]
 
 
+def test_figures_of_other_models_stay(tmp_path: Path) -> None:
+    store = tmp_path / "bench.json"
+    for run in (_run("diff"), _run("diff", model="llava 190M"), _run("diff", value=9.0)):
+        bench.keep(store, run)
+    (kept,) = bench.recorded(store)
+    assert [(each["model"], each["value"]) for each in kept["figures"]] == [("llava 190M", 1.234), ("llava 30M", 9.0)]
+
+
 def test_the_page_says_what_was_missed_and_where_it_was_measured() -> None:
     text = page.page([_run("saliency", low=1.0, high=1.5, baseline=2.5)], [])
     assert "| llava 30M | saliency |  | 1.23 | 1 - 1.50 |  | 2.50 | 1.15 [1.05] | **missed** |" in text
