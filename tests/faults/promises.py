@@ -1,17 +1,20 @@
 """The promises and the figures that prove them: runs the campaigns and prints one table.
 
-    python tests/faults/promises.py [1 3 ...] [--seed N] [--share 0.01] [--page docs/promises.md]
+    python tests/faults/promises.py [1 3 ...] [--seed N] [--share 0.01]
+    python tests/faults/promises.py --page docs/promises.md
 
 Without numbers all promises are tried, with a fresh seed each time; the seed is printed. `--share` is the part of each
-campaign's long count that is run; `--page` writes the table as a page of the documentation. What broke something is
-kept in a folder that is named. Exit code 1 if a promise was broken. Promises that need no campaign are proved by tests,
-which are run and counted.
+campaign's long count that is run. The last rows of each promise are kept in build/faults.json, so that they can be tried
+one after the other; `--page` writes them as a page of the documentation and runs nothing. What broke something is kept in
+a folder that is named. Exit code 1 if a promise was broken. Promises that need no campaign are proved by tests, which are
+run and counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import re
 import secrets
@@ -26,6 +29,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+STORE = ROOT / "build/faults.json"
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 CAMPAIGNS: dict[str, tuple[int, str, int]] = {
@@ -62,7 +66,7 @@ TESTS: dict[int, tuple[str, tuple[str, ...]]] = {
 HEAD = """# Promises
 
 What mmsurgery promises of files, runs and secrets, and the figures that prove it. Made by `make faults`, a campaign
-each (`make faults FAULTS_ARGS="3 --share 0.1"` for one, or less of it); the test command runs each in short. Case by
+each (`make faults FAULTS_ARGS="3 --share 0.1"` for one, or less of it; `--page` writes this page of the last runs); the test command runs each in short. Case by
 case: [tests/README.md](../tests/README.md).
 """
 
@@ -79,16 +83,41 @@ def proved_by_tests(promise: int) -> dict[str, Any]:
     return {**row, "figure": f"{passed} of {all_} tests pass", "seconds": time.monotonic() - begin}
 
 
-def page(seed: int, share: float, rows: Sequence[Mapping[str, Any]], words: Mapping[int, str]) -> str:
-    """The table in Markdown."""
-    lines = [HEAD, f"Seed {seed}" + ("." if share == 1 else f", {share:g} of the long counts."), ""]
-    lines += ["| | promise | tried | figure | kept | time |", "|---|---|---|---|---|---|"]
+def keep(rows: Sequence[Mapping[str, Any]], seed: int, share: float) -> None:
+    """Put a promise's rows in the place of those it had."""
+    known = recorded()
     for row in rows:
-        seconds = round(row["seconds"])
-        told = f"{seconds} s" if seconds < 600 else f"{seconds / 60:.0f} min"
-        kept = "yes" if row["kept"] else "**no**"
-        number = row["promise"]
-        lines.append(f"| {number} | {words[number]} | {row['what']} | {row['figure']} | {kept} | {told} |")
+        known.pop(str(row["promise"]), None)
+    for row in rows:
+        entry = known.setdefault(str(row["promise"]), {"seed": seed, "share": share, "rows": []})
+        entry["rows"].append(dict(row))
+    STORE.parent.mkdir(exist_ok=True)
+    partial = STORE.with_suffix(".partial")
+    partial.write_text(json.dumps(known, indent=1))
+    partial.replace(STORE)
+
+
+def recorded() -> dict[str, Any]:
+    """Promise -> seed, share and rows of its last run."""
+    return dict(json.loads(STORE.read_text())) if STORE.exists() else {}
+
+
+def page(known: Mapping[str, Any], words: Mapping[int, str]) -> str:
+    """The table in Markdown."""
+    lines = [HEAD, "| | promise | tried | figure | kept | time | seed, share of the long count |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for number in sorted(words):
+        entry = known.get(str(number), {"rows": []})
+        if not entry["rows"]:
+            lines.append(f"| {number} | {words[number]} | not run | | | | |")
+        for row in entry["rows"]:
+            seconds = round(row["seconds"])
+            told = f"{seconds} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+            kept = "yes" if row["kept"] else "**no**"
+            drawn = "" if number in TESTS else f"{entry['seed']}, {entry['share']:g}"
+            lines.append(
+                f"| {number} | {words[number]} | {row['what']} | {row['figure']} | {kept} | {told} | {drawn} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -100,6 +129,9 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--page", type=Path)
     given = parser.parse_args()
+    if given.page:
+        given.page.write_text(page(recorded(), words))
+        return 0
     chosen = given.promises or sorted(words)
     print(f"seed {given.seed}", flush=True)
     rows: list[dict[str, Any]] = []
@@ -118,9 +150,8 @@ def main() -> int:
             for row in found:
                 verdict = "kept" if row["kept"] else "BROKEN"
                 print(f"   {verdict:6} {row['what']}: {row['figure']} ({row['seconds']:.0f} s)", flush=True)
+            keep(found, given.seed, given.share)
             rows += found
-    if given.page:
-        given.page.write_text(page(given.seed, given.share, rows, words))
     return 0 if all(row["kept"] for row in rows) else 1
 
 
