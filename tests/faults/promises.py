@@ -3,11 +3,11 @@
     python tests/faults/promises.py [1 3 ...] [--seed N] [--share 0.01]
     python tests/faults/promises.py --page docs/promises.md
 
-Without numbers all promises are tried, with a fresh seed each time; the seed is printed. `--share` is the part of each
-campaign's long count that is run. The last rows of each promise are kept in build/faults.json, so that they can be tried
-one after the other; `--page` writes them as a page of the documentation and runs nothing. What broke something is kept in
-a folder that is named. Exit code 1 if a promise was broken. Promises that need no campaign are proved by tests, which are
-run and counted.
+Without numbers all promises are tried, with a fresh seed each time; the seed is printed. `--share` is the part of
+each campaign's long count that is run. The last rows of each promise are kept in build/faults.json, so that they can
+be tried one after the other; `--page` writes them as a page of the documentation and runs nothing. What broke
+something is kept in a folder that is named. Exit code 1 if a promise was broken. Promises that need no campaign are
+proved by tests, which are run and counted.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ TESTS: dict[int, tuple[str, tuple[str, ...]]] = {
 HEAD = """# Promises
 
 What mmsurgery promises of files, runs and secrets, and the figures that prove it. Made by `make faults`, a campaign
-each (`make faults FAULTS_ARGS="3 --share 0.1"` for one, or less of it; `--page` writes this page of the last runs); the test command runs each in short. Case by
-case: [tests/README.md](../tests/README.md).
+each (`make faults FAULTS_ARGS="3 --share 0.1"` for one, or less of it; `--page` writes this page of the last runs);
+the test command runs each in short. Case by case: [tests/README.md](../tests/README.md).
 """
 
 
