@@ -28,7 +28,7 @@ class Line:
     vanilla: float | None
     chance: float | None
     reference: str
-    """Whom it is held against: gold, of a probe of what is kept vanilla."""
+    """What it is held against: gold, or chance without one; of a probe of what is kept vanilla."""
     difference: float | None
     ci95: tuple[float, float] | None
     n: int | None
@@ -82,7 +82,7 @@ def lines(record: Mapping[str, Any], model: str | None = None) -> list[Line]:
                 gold=shown.get("gold"),
                 vanilla=shown.get("vanilla"),
                 chance=None if where is None else probe["chance"].get(where),
-                reference="vanilla" if kept else "gold",
+                reference=str(judged["held_against"]),
                 difference=None if difference is None else difference["difference"],
                 ci95=None if difference is None else tuple(difference["ci95"]),
                 n=None if summary is None else summary["n"],

@@ -19,7 +19,7 @@ LEAKS, HELD, OVER, COLLAPSED, DAMAGED, UNHARMED, UNKNOWN = (
     "no damage resolved",
     "unknown",
 )
-RULES = 2
+RULES = 3
 """Raised when a verdict changes for the same numbers, so that cards are judged anew."""
 VERDICTS = (LEAKS, OVER, COLLAPSED, DAMAGED, HELD, UNHARMED, UNKNOWN)
 
@@ -95,12 +95,13 @@ def trio(probe: Mapping[str, Measured]) -> dict[str, Any]:
 def judge(measured: Measured, gold: Measured | None, vanilla: Measured | None) -> dict[str, Any]:
     """What a probe says of a model: `verdict` (one of `VERDICTS`) and why, in numbers.
 
-    Against gold, on the worst arm: resolved above it leaks, resolved below it is over-forgotten. Without gold it is
-    unknown. Two-sided: over-forgetting tells who was forgotten, too. Of a probe of what is kept: against vanilla, on
-    the arm that has lost most.
+    Against gold, on the worst arm: resolved above it leaks, resolved below it is over-forgotten: that tells who was
+    forgotten, too. Without a gold model what lies resolved and by its interval more than 5 points above chance leaks;
+    of the rest nothing can be said, for gold may lie above chance as well. Of a probe of what is kept: against
+    vanilla, on the arm that has lost most.
     """
     arm = worst_arm(measured)
-    found: dict[str, Any] = {"verdict": UNKNOWN, "arm": arm, "reference": None, "against": None}
+    found: dict[str, Any] = {"verdict": UNKNOWN, "arm": arm, "held_against": None, "reference": None, "against": None}
     if arm is not None:
         found |= {"leak": measured.arms[arm].summary(), "chance": measured.chance[arm]}
         found["mean"] = sum(values.mean for values in measured.arms.values()) / len(measured.arms)
@@ -109,14 +110,25 @@ def judge(measured: Measured, gold: Measured | None, vanilla: Measured | None) -
         return found | {"verdict": COLLAPSED, "lost": gone}
     if arm is None:
         return found if vanilla is None else found | _kept_against(measured, vanilla)
-    theirs = None if gold is None else gold.arms.get(arm)
+    if gold is None:
+        return found | _against_chance(measured.arms[arm], measured.chance[arm])
+    theirs = gold.arms.get(arm)
     difference = None if theirs is None else against(measured.arms[arm], theirs)
     if theirs is None or difference is None:
         return found
-    found |= {"reference": theirs.mean, "against": _plain(difference)}
+    found |= {"held_against": "gold", "reference": theirs.mean, "against": _plain(difference)}
     if difference.resolved:
         return found | {"verdict": LEAKS if difference.difference > 0 else OVER}
     return found | {"verdict": HELD}
+
+
+def _against_chance(values: Values, chance: float) -> dict[str, Any]:
+    difference = against(values, Values(values.ids, values.people, (chance,) * len(values.values)))
+    if difference is None:
+        return {}
+    leaks = difference.resolved and difference.ci95[0] > MARGIN
+    verdict = LEAKS if leaks else UNKNOWN
+    return {"verdict": verdict, "held_against": "chance", "reference": chance, "against": _plain(difference)}
 
 
 def _kept_against(measured: Measured, vanilla: Measured) -> dict[str, Any]:
@@ -133,6 +145,7 @@ def _kept_against(measured: Measured, vanilla: Measured) -> dict[str, Any]:
     return {
         "verdict": DAMAGED if damaged else UNHARMED,
         "arm": arm,
+        "held_against": "vanilla",
         "reference": vanilla.kept[arm].mean,
         "against": _plain(pairs[arm]),
         "kept_against": {name: _plain(each) for name, each in pairs.items()},

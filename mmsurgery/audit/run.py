@@ -143,7 +143,7 @@ def _subjects(workspace: Workspace, name: str, folder: Path, progress: Progress)
     try:
         found.append(subject(workspace, "gold"))
     except MissingArtifact:
-        progress.note("there is no gold model, which the probes are judged by: mmsurgery train gold")
+        progress.note("there is no gold model, so probes are held against chance alone: mmsurgery train gold")
     found.append(subject(workspace, DESTROYED))
     if name not in {each.name for each in found}:
         found.append(subject(workspace, name, folder))
@@ -251,7 +251,7 @@ def _unknown(
     for probe, models in measured.items():
         found += [f"{PROBES[probe].title}, {arm}: {why}" for arm, why in models[name].untried.items()]
     if "gold" not in {each.name for each in subjects}:
-        found.append("no gold model: nothing can be judged against what never saw these pictures")
+        found.append("no gold model, which never saw these pictures: all is held against chance alone")
     return [*found, "attacks with gradients in pixels, shadow models and activation patching were not tried"]
 
 

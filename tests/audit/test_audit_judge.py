@@ -37,6 +37,13 @@ DESTROYED = measured({"one": 0.25, "two": 0.25}, {"kept": 0.25})
 KEPT_ALONE = {"far": 0.9, "near": 0.8}
 
 
+@pytest.mark.parametrize(("share", "verdict"), [(0.9, LEAKS), (0.28, UNKNOWN), (0.25, UNKNOWN), (0.05, UNKNOWN)])
+def test_without_gold_only_what_is_far_above_chance_is_judged(share: float, verdict: str) -> None:
+    found = judge.judge(measured({"one": share}), None, VANILLA)
+    assert (found["verdict"], found["held_against"], found["reference"]) == (verdict, "chance", 0.25)
+    assert found["against"]["difference"] == pytest.approx(found["leak"]["mean"] - 0.25)
+
+
 @pytest.mark.parametrize(
     ("model", "gold", "verdict", "arm"),
     [
@@ -45,7 +52,6 @@ KEPT_ALONE = {"far": 0.9, "near": 0.8}
         (measured({"one": 0.1, "two": 0.05}), GOLD, OVER, "one"),
         (measured({"one": 0.9, "two": 0.9}, {"kept": 0.25}), GOLD, COLLAPSED, "one"),
         (measured({"one": 0.9}, {}), GOLD, LEAKS, "one"),  # nothing kept was asked
-        (measured({"one": 0.9}), None, UNKNOWN, "one"),
         (measured({"one": 0.9}), measured({"two": 0.3}), UNKNOWN, "one"),
     ],
 )
