@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from mmsurgery.artifacts.mask import pack
 from mmsurgery.audit.probes import PROBES
@@ -156,3 +160,11 @@ def test_runs_without_a_difference_count_their_verdicts() -> None:
     said = assemble(experiment, levels)["audit"]["llava"]["rows"]["mmunlearner"]["sampling"]
     assert said["verdicts"] == {"collapsed": 2}
     assert said["difference"] is None
+
+
+def test_results_are_what_their_schema_says(results: dict[str, Any]) -> None:
+    schema = json.loads((Path(__file__).parents[2] / "docs/schemas/experiment.json").read_text())
+    Draft202012Validator(schema).validate(json.loads(json.dumps(results)))
+    broken = copy.deepcopy(results)
+    broken["audit"]["llava"]["rows"]["npo"]["relearning"]["leak"] = 2.0
+    assert not Draft202012Validator(schema).is_valid(broken)
