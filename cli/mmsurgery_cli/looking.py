@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mmsurgery_cli.context import Force, Json, open_here
 from mmsurgery_cli.output import Output
 from mmsurgery_cli.show import looking as show
+from mmsurgery_cli.show import planning
 
 
 def register(app: typer.Typer) -> None:
@@ -80,6 +81,7 @@ def audit(
             "--held-out", metavar="FOLDER", help="People and questions that no model was trained on; see docs/audit.md."
         ),
     ] = None,
+    plan: planning.Wanted = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -87,7 +89,12 @@ def audit(
     from mmsurgery.audit.run import audit as try_probes
 
     output = Output(as_json=as_json)
-    result = try_probes(open_here(), model, probes=probes, held_out=held_out, force=force, progress=output)
+    options: dict[str, Any] = {"probes": probes, "held_out": held_out, "force": force, "progress": output}
+    if plan:
+        from mmsurgery.plans import plan_audit
+
+        return planning.show(output, plan_audit(open_here(), model, **options))
+    result = try_probes(open_here(), model, **options)
     output.show(*show.audited(result))
     output.document(result.record)
 

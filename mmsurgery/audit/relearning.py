@@ -44,7 +44,7 @@ LARGEST = 2_000_000_000
 
 
 def measure(subject: Subject, material: Material, progress: Progress = SILENT) -> Measured:
-    retain, attacks = material.retain, _attacks(material)
+    retain, attacks = material.retain, attacks_of(material)
     untried = {name: why for name, why in _WHY.items() if attacks[name] is None}
     arms: dict[str, Values] = {}
     chance, curves = {"kept before": chance_of(retain)}, dict[str, Any]()
@@ -137,7 +137,7 @@ class Attack(NamedTuple):
     asked: Sequence[Item]
 
 
-def _attacks(material: Material) -> dict[str, Attack | None]:
+def attacks_of(material: Material) -> dict[str, Attack | None]:
     """Arm -> what it shows and what is asked; None where it cannot be tried."""
     samples, questions = material.samples("forget_vqa"), material.forget
     facts = _some_facts(samples, questions)
