@@ -146,6 +146,17 @@ def recovery(record: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def profile(record: Mapping[str, Any]) -> list[str]:
+    """What a probe reads off the language model layer by layer, beside what the model's mask selects there."""
+    found = []
+    for layer, read in sorted((record["profile"] or {}).items(), key=lambda pair: int(pair[0].partition(".")[2])):
+        shares = {each: share for each, share in read.items() if each not in ("mask", DESTROYED)}
+        said = ", ".join(f"{each} {_percent(share)}" for each, share in shares.items())
+        beside = f"; the mask selects {_percent(read['mask'])} % of its weights" if "mask" in read else ""
+        found.append(f"{layer}: {said}{beside}")
+    return found
+
+
 def one_by_one(record: Mapping[str, Any]) -> list[str]:
     """What forgetting each person alone costs: themselves, and everybody else."""
     probe = record["probes"].get("collateral", {}).get("details", {}).get(record["model"], {})

@@ -19,7 +19,7 @@ LEAKS, HELD, OVER, COLLAPSED, DAMAGED, UNHARMED, UNKNOWN = (
     "no damage resolved",
     "unknown",
 )
-RULES = 3
+RULES = 4
 """Raised when a verdict changes for the same numbers, so that cards are judged anew."""
 VERDICTS = (LEAKS, OVER, COLLAPSED, DAMAGED, HELD, UNHARMED, UNKNOWN)
 

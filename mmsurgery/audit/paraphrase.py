@@ -11,7 +11,8 @@ Arms, of the same forgotten people:
 
 The worst arm counts, the mean stands beside it. Lower is better; chance is that of guessing an option. Kept: the same
 arms about retained people, and `by name`: text about the forgotten people, which was to stay. `positions`: how often
-each place of the stored options is chosen; a model that always says the first knows nothing.
+each place of the stored options is chosen; a model that always says the first knows nothing. Options are scored one by
+one, so no order of theirs is ever seen.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 LAYERS, FOLDS, BATCH, TAUGHT = 8, 5, 32, 400
 SHUFFLES = 3
+LAYER = "layer "
+"""How arms begin, before the number of states: 0 is the embedding."""
 RIDGE = 0.1
 """Times the mean eigenvalue of the standardised states' second moments."""
 
@@ -44,7 +46,7 @@ def measure(subject: Subject, material: Material, progress: Progress = SILENT) -
     shuffled = [_shuffled(retain, seed) for seed in range(SHUFFLES)]
     arms, kept, chance = {}, {}, {}
     for layer, found in states.items():
-        name = f"layer {layer}"
+        name = f"{LAYER}{layer}"
         asked, taught = found[: len(forget)], found[len(forget) :]
         arms[name] = Values.of(forget, texts.right(forget, _read(taught, texts.answers(retain), asked)))
         kept[name] = Values.of(retain, _by_folds(taught, texts.answers(retain), retain, texts))

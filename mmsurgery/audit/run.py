@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
 from mmsurgery.artifacts.files import read_json, write_json
-from mmsurgery.audit import judge, quantisation, relearning
+from mmsurgery.artifacts.mask import Mask
+from mmsurgery.audit import judge, probing, quantisation, relearning
 from mmsurgery.audit.material import Material
 from mmsurgery.audit.measured import Measured
 from mmsurgery.audit.probes import PROBES, Probe, chosen
@@ -24,6 +25,7 @@ from mmsurgery.backbones.loading import device_name
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import SCHEMA, check_seal, differences, provenance, seal
+from mmsurgery.unlearn.record import mask_identity, read_record
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 MEASURED = "measured"
@@ -116,6 +118,7 @@ def audit(
             "probes": {probe.name: _judged(measured[probe.name], name) for probe in wanted if probe.name in measured},
             "unknown": _unknown(measured, failed, name, subjects),
             "rounding": _survival(workspace, folder, progress) if "quantisation" in measured else None,
+            "profile": _profile(workspace, name, folder, measured.get("probing", {})),
             "provenance": {**made, "device": device_name()},
         }
         record = seal({"schema": SCHEMA, "kind": "audit", **body})
@@ -253,6 +256,30 @@ def _unknown(
     if "gold" not in {each.name for each in subjects}:
         found.append("no gold model, which never saw these pictures: all is held against chance alone")
     return [*found, "attacks with gradients in pixels, shadow models and activation patching were not tried"]
+
+
+def _profile(
+    workspace: Workspace, name: str, folder: Path, probed: Mapping[str, Measured]
+) -> dict[str, dict[str, float]] | None:
+    """Layer of the language model -> what a probe reads off the states that leave it, by model, beside the share of its
+    weights that the model's mask selects (`mask`, where it had one); None where nothing was probed."""
+    if name not in probed:
+        return None
+    record = read_record(folder) if (folder / RUN_FILE).exists() else {}
+    path = workspace.mask_path(record["mask"]) if record.get("mask") else None
+    mask = Mask.load(path) if path is not None and path.exists() else None
+    ours = mask is not None and mask_identity(mask) == record["provenance"].get("inputs", {}).get("mask")
+    density = mask.density(by="layer") if mask is not None and ours else {}
+    found: dict[str, dict[str, float]] = {}
+    for arm in probed[name].arms:
+        _, _, number = arm.rpartition(probing.LAYER)
+        if not number.isdecimal():
+            continue
+        layer = f"lm.{int(number) - 1}"  # states are numbered from the embedding on
+        found[layer] = {each: values.arms[arm].mean for each, values in probed.items() if arm in values.arms}
+        if layer in density:
+            found[layer]["mask"] = float(density[layer])
+    return found
 
 
 def _survival(workspace: Workspace, folder: Path, progress: Progress) -> dict[str, Any] | None:

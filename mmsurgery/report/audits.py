@@ -56,7 +56,7 @@ def read_card(path: Path) -> AuditView:
             Probed(cut(line.probe, NAME), line.asks, *_verdict(line), [cut(cell, SENTENCE) for cell in line.cells[2:]])
             for line in card.lines(record)
         ]
-        remarks = [*card.recovery(record), *card.one_by_one(record), *card.rounding(record)]
+        remarks = [*card.recovery(record), *card.profile(record), *card.one_by_one(record), *card.rounding(record)]
         overall = card.overall(record)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         again = f"mmsurgery audit {path.stem} --force"

@@ -12,6 +12,7 @@ from audit_world import FORGET, make
 from jsonschema import Draft202012Validator
 
 from mmsurgery.api import Workspace
+from mmsurgery.artifacts.mask import Mask
 from mmsurgery.audit import card, one_by_one
 from mmsurgery.audit.material import Material
 from mmsurgery.audit.run import audit
@@ -19,6 +20,7 @@ from mmsurgery.audit.subjects import subject
 from mmsurgery.backbones.loading import load
 from mmsurgery.errors import UnusableData
 from mmsurgery.evaluate.scoring import score
+from mmsurgery.masks.build import build_mask
 from mmsurgery.unlearn.apply import apply
 
 OPTIONS = {"learning_rate": 0.05, "epochs": 4, "seed": 3, "forget_weight": 0.7}
@@ -88,3 +90,19 @@ def test_card_and_measurements_are_what_their_schema_says(together: Workspace) -
     broken = json.loads(result.path.read_text())
     broken["probes"]["quantisation"]["models"]["ga_diff"]["verdict"] = "fine"
     assert not Draft202012Validator(schema).is_valid(broken)
+
+
+def test_layers_stand_beside_what_the_mask_selects_there(together: Workspace) -> None:
+    build_mask(together, density=0.2, modules="lm")
+    apply(together, "mmunlearner", mask="default", **OPTIONS)
+    record = audit(together, "mmunlearner.default", probes="probing").record
+    density = Mask.load(together.mask_path("default")).density(by="layer")
+    assert len(record["profile"]) > 1
+    for layer, read in record["profile"].items():
+        assert read["mask"] == density[layer]
+    said = card.profile(record)
+    assert [line.split(":")[0] for line in said] == sorted(record["profile"])
+    assert all("the mask selects" in line for line in said)
+    build_mask(together, density=0.1, modules="lm", force=True)
+    again = audit(together, "mmunlearner.default", probes="probing", force=True).record
+    assert all("mask" not in read for read in again["profile"].values())

@@ -89,6 +89,8 @@ def test_the_card(whole: Workspace) -> None:
                 assert all(0 <= value <= 1 for value in values)
     assert set(files(whole)) == {"npo.json"} | {f"measured/{model}.{probe}.json" for model in ORDER for probe in PROBES}
     assert [entry["event"] for entry in whole.journal_entries()] == ["apply", "audit"]
+    layers = {f"lm.{int(arm.split()[1]) - 1}": means for arm, means in record["probes"]["probing"]["arms"].items()}
+    assert record["profile"] == layers
     assert record["rounding"]["int8"]["changed"] == record["rounding"]["nf4"]["changed"] > 0
     assert str(whole.root) not in whole.path("audits/npo.json").read_text()
 

@@ -64,6 +64,7 @@ def audited(result: AuditResult) -> Lines:
         why = f"{'; ' if said else ''}not proved here: {line.why_not}" if line.why_not else ""
         yield Text.assemble((f"{line.probe.lower()}: ", "dim"), label(f"{line.asks} {said}{why}"))
     yield from (Text.assemble(("recovers: ", "dim"), label(each)) for each in card.recovery(result.record))
+    yield from (Text.assemble(("probing: ", "dim"), label(each)) for each in card.profile(result.record))
     yield from (Text.assemble(("collateral: ", "dim"), label(each)) for each in card.one_by_one(result.record))
     yield from (Text.assemble(("rounding: ", "dim"), label(each)) for each in card.rounding(result.record))
     yield from (Text.assemble(("unknown: ", "dim"), label(each)) for each in result.record["unknown"])
