@@ -8,7 +8,7 @@ from typing import Any
 
 from mmsurgery.audit.judge import COLLAPSED, DAMAGED, HELD, LEAKS, OVER, UNKNOWN
 from mmsurgery.audit.probes import PROBES
-from mmsurgery.audit.subjects import DESTROYED
+from mmsurgery.audit.subjects import DESTROYED, TRIO
 
 HEADER = ("probe", "verdict", "where", "model", "gold", "vanilla", "chance", "against", "95 % interval", "n", "proved")
 
@@ -88,7 +88,7 @@ def lines(record: Mapping[str, Any], model: str | None = None) -> list[Line]:
                 n=None if summary is None else summary["n"],
                 people=None if summary is None else summary["people"],
                 reliable=trio["reliable"],
-                why_not=", ".join(_FAILED[each] for each in _FAILED if trio[each] is False),
+                why_not=", ".join(_failed(each, probe) for each in TRIO if trio[each] is False),
             )
         )
     return found
@@ -104,7 +104,11 @@ def place(probe: str) -> int:
     return [*PROBES].index(probe) if probe in PROBES else len(PROBES)
 
 
-_FAILED = {"vanilla": "vanilla passes", "gold": "gold fails", "destroyed": f"{DESTROYED} passes"}
+def _failed(model: str, probe: Mapping[str, Any]) -> str:
+    """How one of the trio did not come out as it must."""
+    if model != DESTROYED and probe["models"][model]["verdict"] == COLLAPSED:
+        return f"{model} collapsed"
+    return f"{model} {'fails' if model == 'gold' else 'passes'}"
 
 
 def _mean(judged: Mapping[str, Any], arm: str | None, kept: bool) -> float | None:
@@ -164,11 +168,12 @@ def one_by_one(record: Mapping[str, Any]) -> list[str]:
     said = []
     for person, row in zip(found.get("forgotten", ()), found.get("drops", ()), strict=True):
         drop = dict(zip(found["people"], row, strict=True))
-        own = drop.pop(person)
+        own = drop.pop(person, None)  # who has no test question is not asked
         worst = max(drop, key=lambda other: drop[other])
         mean = sum(drop.values()) / len(drop)
+        theirs = "" if own is None else f"{_points(own)} for them, "
         said.append(
-            f"{person} forgotten alone: {_points(own)} for them, {_points(mean)} for the others, "
+            f"{person} forgotten alone: {theirs}{_points(mean)} for the others, "
             f"most for {worst} ({_points(drop[worst])})"
         )
     return said
@@ -176,6 +181,46 @@ def one_by_one(record: Mapping[str, Any]) -> list[str]:
 
 def _points(drop: float) -> str:
     return f"{-100 * drop:+.1f}"
+
+
+def ways(record: Mapping[str, Any]) -> list[str]:
+    """Of paraphrase the mean over all ways of asking beside the worst, and how often each place of the options is
+    chosen."""
+    probe = record["probes"].get("paraphrase")
+    if probe is None:
+        return []
+    worst, name = probe["models"][record["model"]]["arm"], record["model"]
+    shown = [each for each in dict.fromkeys((name, "gold", "vanilla")) if each in probe["models"]]
+    means = ", ".join(
+        f"{each} {_percent(probe['arms'][worst].get(each))} and {_percent(probe['models'][each].get('mean'))}"
+        for each in shown
+    )
+    said = [f"worst ({worst}) and mean of {len(probe['arms'])} ways of asking: {means}"]
+    places = probe["details"][name].get("positions", {})
+    if asked := sum(each["chosen"] for each in places.values()):
+        found = ", ".join(
+            f"{place}: {_percent(each['chosen'] / asked)} ({_percent(each['right'] / asked)})"
+            for place, each in sorted(places.items(), key=lambda pair: int(pair[0]))
+        )
+        said.append(f"how often each place of the options is chosen (is right): {found}")
+    return said
+
+
+def damage(record: Mapping[str, Any]) -> list[str]:
+    """What rounding adds to a model's accuracy, less what it adds to vanilla's: that is damage of any model."""
+    probe, name = record["probes"].get("quantisation"), record["model"]
+    if probe is None or name == "vanilla":
+        return []
+    plain = {each: about["as it is"] for each, about in probe["details"].items() if "as it is" in about}
+    found = []
+    for arm, means in probe["arms"].items():
+        if {name, "vanilla"} <= means.keys() & plain.keys():
+            own, generic = (means[each] - plain[each] for each in (name, "vanilla"))
+            found.append(
+                f"{arm} adds {100 * own:+.1f} to {name}, {100 * generic:+.1f} to vanilla: "
+                f"{100 * (own - generic):+.1f} without what rounding does to any model"
+            )
+    return found
 
 
 def rounding(record: Mapping[str, Any]) -> list[str]:

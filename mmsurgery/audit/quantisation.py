@@ -107,14 +107,21 @@ def measure(subject: Subject, material: Material, progress: Progress = SILENT) -
     return Measured(arms, kept, chance, details)
 
 
-def survival(before: CheckpointFiles, after: Path, backbone: Backbone) -> dict[str, dict[str, int]]:
+def survival(before: CheckpointFiles, after: Path, backbone: Backbone) -> dict[str, dict[str, int]] | None:
     """From the files alone: of the weights that differ between two checkpoints and are rounded, how many are rounded to
     another level, on the scales of the first: rounding -> `{changed, survive}`.
 
     An update that is smaller than the step it lies in vanishes. On scales of their own nearly all would differ, for
-    the largest weight of a row or block moves all of its levels a little.
+    the largest weight of a row or block moves all of its levels a little. None for models of other shapes or names:
+    nothing of one was updated to the other.
     """
     other = CheckpointFiles(after, backbone.canonical)
+    shapes = [
+        {name: files.shape(name) for name in files.names if is_rounded(backbone, name, len(files.shape(name)))}
+        for files in (before, other)
+    ]
+    if shapes[0] != shapes[1]:
+        return None
     found = {name: {"changed": 0, "survive": 0} for name in ROUNDINGS}
     for old, new in _pairs(before, other, backbone):
         changed = int((old != new).sum())

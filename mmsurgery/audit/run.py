@@ -19,7 +19,7 @@ from mmsurgery.audit import judge, probing, quantisation, relearning
 from mmsurgery.audit.material import Material
 from mmsurgery.audit.measured import Measured
 from mmsurgery.audit.probes import PROBES, Probe, chosen
-from mmsurgery.audit.subjects import DESTROYED, Subject, base, subject
+from mmsurgery.audit.subjects import DESTROYED, TRIO, Subject, base, subject
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import device_name
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
@@ -72,14 +72,8 @@ def audit(
     """
     from mmsurgery.unlearn.loop import deterministic
 
-    name, folder = workspace.find_model(model or workspace.last_unlearned())
-    if name == "base":
-        raise UsageError("the base model knows nobody of these people", "name an unlearned model")
-    if name == DESTROYED:
-        raise UsageError(f"'{DESTROYED}' is what an audit calls shuffled weights", "give the model another name")
-    if held_out is not None and not held_out.is_dir():
-        raise MissingArtifact(f"no folder {held_out}", "see docs/audit.md for what it holds")
-    wanted, material = chosen(probes), Material.of(workspace, held_out)
+    name, folder = audited_model(workspace, model)
+    wanted, material = chosen(probes), material_of(workspace, held_out)
     _ = material.forget, material.retain
     subjects = _subjects(workspace, name, folder, progress)
     path = workspace.path("audits", f"{check_artifact_name(name)}.json")
@@ -125,6 +119,25 @@ def audit(
         write_json(path, record)
         workspace.journal("audit", model=name, seconds=seconds[name])
     return AuditResult(name, path, record, False)
+
+
+def audited_model(workspace: Workspace, model: str | None) -> tuple[str, Path]:
+    """Name and folder of a model that can be audited; raises as `audit`."""
+    name, folder = workspace.find_model(model or workspace.last_unlearned())
+    if name == "base":
+        raise UsageError("the base model knows nobody of these people", "name an unlearned model")
+    if name == DESTROYED:
+        raise UsageError(f"'{DESTROYED}' is what an audit calls shuffled weights", "give the model another name")
+    if name in TRIO and workspace.model_dir(name).resolve() != folder.resolve():
+        raise UsageError(f"{folder} would be called '{name}', as the reference is", "name its folder by another name")
+    return name, folder
+
+
+def material_of(workspace: Workspace, held_out: Path | None) -> Material:
+    """What is asked; raises as `audit`."""
+    if held_out is not None and not held_out.is_dir():
+        raise MissingArtifact(f"no folder {held_out}", "see docs/audit.md for what it holds")
+    return Material.of(workspace, held_out)
 
 
 def read_audit(path: Path) -> dict[str, Any]:
@@ -226,10 +239,16 @@ def _judged(found: Mapping[str, Measured], name: str) -> dict[str, Any]:
 
 
 def _recovered(found: Mapping[str, Measured]) -> dict[str, dict[str, float | None]]:
-    """Arm -> model -> steps to recover; empty without gold."""
+    """Arm -> model -> steps to recover, of arms where vanilla starts above gold; empty without gold."""
     curves = {each: measured.details["curves"] for each, measured in found.items()}
     if not {"gold", "vanilla"} <= curves.keys():
         return {}
+
+    def apart(arm: str) -> bool:
+        """Where vanilla knows no more than gold there is no way from one to the other."""
+        starts = [curves[each][arm]["accuracy"][0] if arm in curves[each] else 0.0 for each in ("gold", "vanilla")]
+        return starts[0] < starts[1]
+
     return {
         arm: {
             each: relearning.steps_to_recover(curve[arm], curves["gold"][arm], curves["vanilla"][arm])
@@ -237,6 +256,7 @@ def _recovered(found: Mapping[str, Measured]) -> dict[str, dict[str, float | Non
             if arm in curve
         }
         for arm in curves["gold"]
+        if apart(arm)
     }
 
 
@@ -253,6 +273,8 @@ def _unknown(
         found += [f"{title}{'' if of == 'vanilla' else f', {of}'}: {error.what}" for of, error in errors.items()]
     for probe, models in measured.items():
         found += [f"{PROBES[probe].title}, {arm}: {why}" for arm, why in models[name].untried.items()]
+        if why := models[name].details.get("one by one", {}).get("why not"):
+            found.append(f"{PROBES[probe].title}, each person alone: {why}")
     if "gold" not in {each.name for each in subjects}:
         found.append("no gold model, which never saw these pictures: all is held against chance alone")
     return [*found, "attacks with gradients in pixels, shadow models and activation patching were not tried"]
@@ -283,9 +305,13 @@ def _profile(
 
 
 def _survival(workspace: Workspace, folder: Path, progress: Progress) -> dict[str, Any] | None:
-    """Share of the updates since vanilla that survive rounding; None for vanilla itself."""
+    """Share of the updates since vanilla that survive rounding; None for vanilla itself, and for a model of another
+    architecture."""
     before = workspace.existing_model("vanilla")
-    family = backbone(model_config(folder)["model_type"])
+    kind = model_config(folder)["model_type"]
+    if model_config(before)["model_type"] != kind:
+        return None
+    family = backbone(kind)
     files = CheckpointFiles(before, family.canonical)
     if files.digest() == CheckpointFiles(folder, family.canonical).digest():
         return None

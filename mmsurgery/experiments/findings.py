@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from mmsurgery.audit.judge import COLLAPSED
 from mmsurgery.audit.probes import PROBES
+from mmsurgery.audit.subjects import TRIO
 from mmsurgery.figures.looks import fallen
 from mmsurgery.names import GROUPS
 
@@ -56,14 +58,19 @@ def _points(difference: float) -> str:
 
 
 def _audit(results: Results, panel: str, audit: Mapping[str, Any]) -> Iterator[str]:
-    """What each probe that proved itself tells apart from its reference, and how it orders the rows."""
+    """What each probe that proved itself tells apart from its reference, and how relearning orders the rows."""
     for probe, proved in audit["trio"].items():
         title, of = PROBES[probe].title, "vanilla" if probe == "collateral" else "gold"
+        if not proved["reliable"] and any(proved[name] for name in TRIO):  # else it could not be told, without gold
+            yield f"{title}: not reliable here, it proved itself in none of {proved['of']} workspaces."
+            continue
         said = {key: found[probe] for key, found in audit["rows"].items() if probe in found}
         above = {key: each for key, each in said.items() if each["resolved"] and each["difference"] > 0}
         below = {key: each for key, each in said.items() if each["resolved"] and each["difference"] < 0}
         named = {
-            where: ", ".join(f"{label_of(results, key)} ({_points(each['difference'])})" for key, each in found.items())
+            where: ", ".join(
+                f"{label_of(results, key)} ({_points(each['difference'])}{_fell(each)})" for key, each in found.items()
+            )
             for where, found in (("above", above), ("below", below))
             if found
         }
@@ -75,8 +82,17 @@ def _audit(results: Results, panel: str, audit: Mapping[str, Any]) -> Iterator[s
     yield from _orders(results, panel, audit)
 
 
+def _fell(said: Mapping[str, Any]) -> str:
+    """A model that answers nothing has less come out than gold, and has not forgotten."""
+    count = said["verdicts"].get(COLLAPSED, 0)
+    return f", collapsed in {count} of {said['runs']} runs" if count else ""
+
+
 def _orders(results: Results, panel: str, audit: Mapping[str, Any]) -> Iterator[str]:
-    """How relearning orders the rows, beside utility at matched forgetting."""
+    """How relearning orders the rows that did not collapse under it, beside utility at matched forgetting; nothing
+    where it proved itself nowhere."""
+    if not audit["trio"].get("relearning", {}).get("reliable"):
+        return
     kept = {
         key: found["matched"]["columns"]["utility"]["mean"]
         for key, found in results["summary"][panel].items()
@@ -85,7 +101,9 @@ def _orders(results: Results, panel: str, audit: Mapping[str, Any]) -> Iterator[
     back = {
         key: found["relearning"]["difference"]
         for key, found in audit["rows"].items()
-        if found.get("relearning", {}).get("difference") is not None and key in kept
+        if key in kept
+        and found.get("relearning", {}).get("difference") is not None
+        and not found["relearning"]["verdicts"].get(COLLAPSED)
     }
     if len(back) < 3:
         return

@@ -10,7 +10,7 @@ from typing import Any
 from mmsurgery.audit import collateral, one_by_one, paraphrase, probing, relearning, sampling
 from mmsurgery.audit.material import ASKED, Material
 from mmsurgery.audit.probes import Probe, chosen
-from mmsurgery.audit.run import MEASURED
+from mmsurgery.audit.run import MEASURED, audited_model, material_of
 from mmsurgery.audit.subjects import TRIO, base
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.evaluate.generation import sampled
@@ -64,8 +64,8 @@ def plan_audit(
     Raises:
         as `audit`, as far as probes, models, options and data are concerned.
     """
-    name, folder = workspace.find_model(model or workspace.last_unlearned())
-    wanted, material = chosen(probes), Material.of(workspace, held_out)
+    name, folder = audited_model(workspace, model)
+    wanted, material = chosen(probes), material_of(workspace, held_out)
     sizes, notes = Sizes.of(name, folder), []
     others = [each for each in TRIO if each != "gold" or (workspace.model_dir("gold") / "config.json").exists()]
     subjects = [*(each for each in others if each != name), name]

@@ -38,7 +38,7 @@ class AuditView:
     overall: str
     lines: Sequence[Probed]
     remarks: Sequence[str]
-    """Recovery and rounding."""
+    """What stands beside the values."""
     unknown: Sequence[str]
     origin: Origin
 
@@ -56,7 +56,8 @@ def read_card(path: Path) -> AuditView:
             Probed(cut(line.probe, NAME), line.asks, *_verdict(line), [cut(cell, SENTENCE) for cell in line.cells[2:]])
             for line in card.lines(record)
         ]
-        remarks = [*card.recovery(record), *card.profile(record), *card.one_by_one(record), *card.rounding(record)]
+        beside = (card.recovery, card.damage, card.rounding, card.ways, card.profile, card.one_by_one)
+        remarks = [said for kind in beside for said in kind(record)]
         overall = card.overall(record)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         again = f"mmsurgery audit {path.stem} --force"

@@ -224,8 +224,57 @@ def test_a_line_of_the_card() -> None:
     assert (kept.model, kept.gold, kept.vanilla) == pytest.approx((0.5, 0.9, 0.9))
     doubted = record(sampling=tried(LEAKY, vanilla=GOLD, destroyed=GOLD))
     assert card.lines(doubted)[0].why_not == "vanilla passes, destroyed passes"
+    lost = measured({"one": 0.9}, {"kept": 0.25})
+    assert card.lines(record(sampling=tried(LEAKY, vanilla=lost)))[0].why_not == "vanilla collapsed"
+    assert card.lines(record(sampling=tried(LEAKY, gold=lost)))[0].why_not == "vanilla passes, gold collapsed"
     assert card.lines(doubted)[0].cells[-1] == "no: vanilla passes, destroyed passes"
     assert card.lines(record(sampling=tried(LEAKY, gold=None)))[0].cells[-1] == "unknown"
+
+
+def test_generic_damage_of_rounding_is_that_of_vanilla() -> None:
+    def rounded(share: float, plain: float) -> Measured:
+        made = measured({"int8": share})
+        return Measured(made.arms, made.kept, made.chance, {"as it is": plain})
+
+    three = {"vanilla": rounded(0.8, 0.9), "gold": rounded(0.25, 0.25), "destroyed": rounded(0.25, 0.25)}
+    made = record(quantisation={**three, "npo": rounded(0.5, 0.25)})
+    assert card.damage(made) == [
+        "int8 adds +25.0 to npo, -10.0 to vanilla: +35.0 without what rounding does to any model"
+    ]
+    assert card.damage({**made, "model": "vanilla"}) == []
+    assert card.damage(record(sampling=tried(FINE))) == card.damage(record(quantisation=tried(FINE))) == []
+
+
+def test_the_mean_stands_beside_the_worst_way_of_asking() -> None:
+    places = {"1": {"chosen": 3, "right": 1}, "2": {"chosen": 1, "right": 3}}
+    npo = Measured(LEAKY.arms, LEAKY.kept, LEAKY.chance, {"positions": places})
+    assert card.ways(record(paraphrase=tried(npo))) == [
+        "worst (two) and mean of 2 ways of asking: npo 60.0 and 40.0, gold 30.0 and 27.5, vanilla 80.0 and 85.0",
+        "how often each place of the options is chosen (is right): 1: 75.0 (25.0), 2: 25.0 (75.0)",
+    ]
+    assert card.ways(record(sampling=tried(FINE))) == []
+
+
+def test_somebody_who_is_asked_nothing_can_be_forgotten_alone() -> None:
+    made = measured({}, KEPT_ALONE)
+    drops = {"one by one": {"forgotten": ["a", "b"], "people": ["a", "c"], "drops": [[0.5, 0.25], [0.125, 0.0]]}}
+    npo = Measured(made.arms, made.kept, made.chance, drops)
+    assert card.one_by_one(record(collateral={"vanilla": made, "npo": npo})) == [
+        "a forgotten alone: -50.0 for them, -25.0 for the others, most for c (-25.0)",
+        "b forgotten alone: -6.2 for the others, most for a (-12.5)",
+    ]
+
+
+def test_nothing_recovers_where_vanilla_knows_no_more_than_gold() -> None:
+    def curve(start: float) -> Measured:
+        made = measured({"facts, full": 0.5})
+        return Measured(
+            made.arms, made.kept, made.chance, {"curves": {"facts, full": {"steps": [0], "accuracy": [start]}}}
+        )
+
+    for vanilla, arms in ((0.3, ["facts, full"]), (0.2, []), (0.1, [])):
+        made = record(relearning={"vanilla": curve(vanilla), "gold": curve(0.2), "npo": curve(0.2)})
+        assert list(made["probes"]["relearning"]["steps_to_recover"]) == arms
 
 
 def test_what_rounding_and_relearning_add() -> None:

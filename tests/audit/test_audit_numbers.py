@@ -225,6 +225,11 @@ def test_survival_from_two_checkpoints(tiny_llava: Path, tmp_path: Path, loaded_
     assert 0 < survive["nf4"] < survive["int8"] < changed
     same = survival(CheckpointFiles(tiny_llava, backbone.canonical), tiny_llava, backbone)
     assert same == {name: {"changed": 0, "survive": 0} for name in ROUNDINGS}
+    wider = {
+        name: np.concatenate([value, value], axis=1) if name == touched[0] else value for name, value in old.items()
+    }
+    save_file(wider, after / "model.safetensors", {"format": "pt"})
+    assert survival(CheckpointFiles(tiny_llava, backbone.canonical), after, backbone) is None
 
 
 # probing

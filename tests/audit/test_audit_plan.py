@@ -11,6 +11,7 @@ from audit_world import make
 
 from mmsurgery.audit import collateral, one_by_one, paraphrase, quantisation, relearning
 from mmsurgery.audit.run import audit
+from mmsurgery.errors import MissingArtifact, UsageError
 from mmsurgery.evaluate.scoring import score
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans import plan_audit
@@ -47,6 +48,9 @@ def test_what_is_planned_is_done(
     assert planned - 3 <= len(loads) <= planned
     assert plan.passes.backward >= 4 * 4 * relearning.STEPS * relearning.BATCH
     assert plan.passes.forward >= 2 * sum(scored)
+    for name, held_out, error in (("base", None, UsageError), ("npo", tmp_path / "nowhere", MissingArtifact)):
+        with pytest.raises(error):
+            plan_audit(workspace, name, held_out=held_out)
     again = plan_audit(workspace)
     assert again.seconds is None
     assert "28 of 28 measurements are there" in again.notes

@@ -288,9 +288,22 @@ def test_names_that_are_not_audited(few: Make) -> None:
     change(elsewhere, 5)
     result = audit(workspace, str(elsewhere), probes="collateral")
     assert (result.model, result.path.name) == ("else.vanilla", "else.vanilla.json")
+    theirs = shutil.copytree(workspace.model_dir("gold"), workspace.root / "else/gold")
+    kept = workspace.model_dir("gold").rename(workspace.root / "kept")
+    with pytest.raises(UsageError, match="would be called 'gold', as the reference is"):
+        audit(workspace, str(theirs), probes="collateral")
+    kept.rename(workspace.model_dir("gold"))
     reference = audit(workspace, "gold", probes="collateral")
     assert set(reference.record["probes"]["collateral"]["models"]) == set(TRIO)
     assert audit(workspace, "vanilla", probes="quantisation").record["rounding"] is None
+
+
+def test_a_model_of_another_family(few: Make, tmp_path: Path, tiny_qwen2_vl: Path) -> None:
+    theirs = shutil.copytree(tiny_qwen2_vl, tmp_path / "theirs")
+    record = audit(few("family"), str(theirs), probes=FEW).record
+    assert record["rounding"] is None
+    assert "Collateral, each person alone: 'theirs' has no record of a run" in record["unknown"]
+    assert record["probes"]["quantisation"]["models"]["theirs"]["leak"]["n"] == 4
 
 
 def test_nothing_to_ask(workspace: Workspace, loads: list[str]) -> None:

@@ -122,7 +122,25 @@ def test_a_probe_that_failed_its_trio_is_counted(results: dict[str, Any]) -> Non
     assert trio["relearning"] == {"of": 3, "reliable": 3, "vanilla": 0, "gold": 0, "destroyed": 0}
     assert trio["probing"] == {"of": 3, "reliable": 0, "vanilla": 3, "gold": 0, "destroyed": 0}
     findings = results["findings"]["llava"]
-    assert any(said.startswith("Probing (proved itself in 0 of 3 workspaces)") for said in findings)
+    assert "Probing: not reliable here, it proved itself in none of 3 workspaces." in findings
+
+
+def test_a_row_that_collapsed_is_not_praised_for_what_does_not_come_out(results: dict[str, Any]) -> None:
+    cells = {row.key: cell(0.25, {"relearning": probed(0.25, 0.25, verdict="no leak resolved")}) for row in ROWS}
+    for row, verdict, share in (("npo", "collapsed", 0.0), ("ga_diff", "leaks", 1.0)):
+        cells[row] = cell(0.25, {"relearning": probed(share, 0.25, verdict=verdict)})
+    findings = assemble(EXPERIMENT, [made(seed, cells) for seed in range(3)])["findings"]["llava"]
+    assert "Relearning: above gold: GA_Diff (+75.0); below gold: NPO (-25.0, collapsed in 3 of 3 runs)." in findings
+    assert not any(said.startswith("By what relearning brings back") for said in findings)  # of two rows that are left
+
+
+def test_without_gold_a_probe_is_not_called_unreliable() -> None:
+    untold = {"reliable": None, "vanilla": None, "gold": None, "destroyed": True}
+    cells = {
+        row.key: cell(0.25, {"collateral": probed(0.0, 0.5, verdict="damages others", trio=untold)}) for row in ROWS
+    }
+    findings = assemble(EXPERIMENT, [made(seed, cells) for seed in range(3)])["findings"]["llava"]
+    assert any(said.startswith("Collateral (proved itself in 0 of 3 workspaces): below vanilla") for said in findings)
 
 
 def test_findings_name_what_is_resolved_and_the_two_orders(results: dict[str, Any]) -> None:

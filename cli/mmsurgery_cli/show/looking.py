@@ -64,9 +64,11 @@ def audited(result: AuditResult) -> Lines:
         why = f"{'; ' if said else ''}not proved here: {line.why_not}" if line.why_not else ""
         yield Text.assemble((f"{line.probe.lower()}: ", "dim"), label(f"{line.asks} {said}{why}"))
     yield from (Text.assemble(("recovers: ", "dim"), label(each)) for each in card.recovery(result.record))
+    yield from (Text.assemble(("rounding: ", "dim"), label(each)) for each in card.damage(result.record))
+    yield from (Text.assemble(("rounding: ", "dim"), label(each)) for each in card.rounding(result.record))
+    yield from (Text.assemble(("paraphrase: ", "dim"), label(each)) for each in card.ways(result.record))
     yield from (Text.assemble(("probing: ", "dim"), label(each)) for each in card.profile(result.record))
     yield from (Text.assemble(("collateral: ", "dim"), label(each)) for each in card.one_by_one(result.record))
-    yield from (Text.assemble(("rounding: ", "dim"), label(each)) for each in card.rounding(result.record))
     yield from (Text.assemble(("unknown: ", "dim"), label(each)) for each in result.record["unknown"])
     yield Text.assemble((f"{result.model}: ", "bold"), label(card.overall(result.record)))
     yield Text.assemble(label(f"{result.path} "), state(result.up_to_date))
