@@ -2,7 +2,8 @@
 
 A row that got to matched forgetting is made again up to the first evaluated step there, and that model is audited; of a
 row that did not, the model at the end of its longest run. Each probe's worst arm is held against gold's same arm, item
-by item (see `audit.judge`), over vanilla models, people and items as everywhere in a grid.
+by item (see `audit.judge`), over vanilla models, people and items as everywhere in a grid; the test knows that the arm
+was chosen (see `experiments.choice`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mmsurgery.audit.measured import Measured
 from mmsurgery.audit.probes import PROBES
 from mmsurgery.audit.run import MEASURED, audit
 from mmsurgery.evaluate.statistics import LEVEL
-from mmsurgery.experiments import statistics
+from mmsurgery.experiments import choice, statistics
 from mmsurgery.experiments.resampling import Asked
 from mmsurgery.experiments.scores import Values
 from mmsurgery.provenance import check_seal
@@ -55,6 +56,7 @@ def audited(workspace: Workspace, model: str, progress: Progress) -> dict[str, A
             "kept": {name: values["mean"] for name, values in judged["kept"].items()},
             "arms": {name: means.get(model) for name, means in said["arms"].items()},
             "pair": pair,
+            "ways": None if mine is None or theirs is None or pair is None else _ways(mine, theirs),
         }
         if "steps_to_recover" in said:
             found[probe]["steps_to_recover"] = {
@@ -75,6 +77,17 @@ def _pair(mine: Measured, theirs: Measured, arm: str, *, kept: bool) -> dict[str
     if ours is None or others is None or ours.ids != others.ids:
         return None
     return {"people": list(ours.people), "values": list(ours.values), "reference": list(others.values)}
+
+
+def _ways(mine: Measured, theirs: Measured) -> choice.Ways:
+    """Every arm that could have been the worst."""
+    kept = not mine.arms
+    found = {name: _pair(mine, theirs, name, kept=kept) for name in (mine.kept if kept else mine.arms)}
+    return {
+        "arms": {name: pair for name, pair in found.items() if pair is not None},
+        "chance": {name: mine.chance[f"kept {name}" if kept else name] for name in found},
+        "worst": "below" if kept else "from" if mine.two_sided else "above",
+    }
 
 
 def summary(levels: Sequence[LevelRuns], experiment: Experiment) -> dict[str, Any]:
@@ -120,6 +133,7 @@ def _row(cells: Sequence[tuple[LevelRuns, int, Mapping[str, Any]]]) -> dict[str,
     compared = statistics.compare(mine, theirs) if mine else None
     if compared is None:
         return made
+    runs = [(level.asked.vanilla, found["ways"]) for level, _, found in cells if found["pair"] is not None]
     chances = [found["chance"] for _, _, found in cells if found["chance"] is not None]
     return made | {
         "leak": statistics.mean(mine),
@@ -128,7 +142,7 @@ def _row(cells: Sequence[tuple[LevelRuns, int, Mapping[str, Any]]]) -> dict[str,
         "chance": float(np.mean(chances)) if chances else None,
         "difference": compared.difference,
         "ci95": list(compared.ci95),
-        "p_value": compared.p_value,
+        "p_value": choice.p_value(compared.difference, runs),
         "levels": compared.levels,
         "people": compared.people,
         "n": compared.n,

@@ -338,9 +338,10 @@ def _audits(results: Results, panel: Panel) -> Iterator[TextTable]:
     rows.append(("proved itself", *(f"{each['reliable']} of {each['of']}" for each in proved)))
     note = (
         "Each probe's worst way of asking, minus gold's (of collateral minus vanilla's), in points with 95 % interval; "
-        "* resolved after adjustment for the rows (Holm); then the verdicts of single runs. The models stand where "
-        "Forget VQA first came down to gold (or chance) + 5 points. A probe proves itself where vanilla fails it, gold "
-        "passes, and a destroyed model is seen to have collapsed; where it does not, its column says nothing."
+        "* resolved after adjustment for the choice of the worst way and for the rows (Holm); then the verdicts of "
+        "single runs. The models stand where Forget VQA first came down to gold (or chance) + 5 points. A probe proves "
+        "itself where vanilla fails it, gold passes, and a destroyed model is seen to have collapsed; where it does "
+        "not, its column says nothing."
     )
     titles = [PROBES[name].title for name in probes]
     yield TextTable(f"{panel['label']}: audit at matched forgetting", ("", *titles), tuple(rows), (note,))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from audit_world import change, make
 
@@ -22,6 +23,8 @@ from mmsurgery.audit.run import audit, read_audit
 from mmsurgery.audit.subjects import DESTROYED, TRIO
 from mmsurgery.data.samples import data_sha256
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
+from mmsurgery.experiments.audits import audited
+from mmsurgery.experiments.choice import p_value
 from mmsurgery.provenance import seal
 from mmsurgery_cli.main import run
 
@@ -370,6 +373,21 @@ def test_exit_codes(few: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     assert code("npo", "--probes", "none")[0] == 2
     assert code("nobody")[0] == 2
     assert code("npo", "--held-out", "nowhere")[0] == 2
+
+
+def test_a_grid_is_told_of_every_way_that_could_have_been_the_worst(whole: Workspace) -> None:
+    found = audited(whole, "npo", Notes())["probes"]
+    for probe, said in found.items():
+        ways = said["ways"]
+        assert (ways is None) == (said["pair"] is None)
+        if ways is None:
+            continue
+        assert ways["worst"] == {"collateral": "below", "membership": "from"}.get(probe, "above")
+        assert set(ways["arms"]) == set(said["kept"] if probe == "collateral" else said["arms"]) == set(ways["chance"])
+        assert ways["arms"][said["arm"]] == said["pair"]
+        differences = np.subtract(said["pair"]["values"], said["pair"]["reference"])
+        assert 0 < p_value(float(differences.mean()), [("v", ways)]) <= 1
+    assert sum(said["ways"] is not None for said in found.values()) > 3
 
 
 def test_the_card_in_lines(whole: Workspace) -> None:

@@ -45,6 +45,7 @@ def probed(share: float, reference: float, *, verdict: str = "leaks", trio: Any 
         "kept": kept,
         "arms": {"a": share},
         "pair": pair,
+        "ways": {"arms": {"a": pair}, "chance": {"a": 0.25}, "worst": "above"},
     }
 
 

@@ -1,0 +1,71 @@
+"""The worst of several ways of asking is chosen by the answers that it is then judged by: of two models that know the
+same, the one whose worst way is looked at seems to know more. The test here chooses it anew in every permutation.
+
+P people, F permutations.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmsurgery.evaluate.statistics import EXHAUSTIVE, FLIPS
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Ways = Mapping[str, Any]
+"""What came out of a run and of its reference: `arms` (way of asking -> people, values of the run, and those of the
+reference on the same questions), `chance` by way, and `worst`, how a run's worst way is chosen: `above` or `from` its
+chance, or `below` the reference."""
+
+
+def p_value(observed: float, runs: Sequence[tuple[object, Ways]], *, seed: int = 0) -> float:
+    """Two-sided p of a difference between runs and their references, each run in its worst way: where a person's
+    answers are exchanged with those of the reference, in all ways and in all runs of a vanilla model, the worst way is
+    chosen anew. Of one way alone that is a test by sign flips.
+
+    Args:
+        observed: mean over vanilla models of the mean over their runs.
+        runs: (vanilla model, what came out of a run).
+    """
+    places: dict[tuple[object, str], int] = {}
+    groups: dict[object, list[Ways]] = {}
+    for vanilla, ways in runs:
+        groups.setdefault(vanilla, []).append(ways)
+        for arm in ways["arms"].values():
+            for person in arm["people"]:
+                places.setdefault((vanilla, person), len(places))
+    kept = _exchanges(len(places), seed)
+    found = np.zeros(len(kept))
+    for vanilla, group in groups.items():
+        for ways in group:
+            found += _differences(ways, kept, {p: at for (v, p), at in places.items() if v == vanilla}) / len(group)
+    found /= len(groups)
+    slack = 1e-12 * abs(observed)
+    tails = (found >= observed - slack).mean(), (found <= observed + slack).mean()
+    return float(min(1.0, 2 * min(tails)))
+
+
+def _exchanges(people: int, seed: int) -> Floats:
+    """`[F, P]`, -1 where a person's answers are exchanged and 1 where not; all 2^P for up to 13 people, else 9999
+    random ones besides that without any."""
+    if people <= EXHAUSTIVE:
+        return np.array(list(itertools.product((1.0, -1.0), repeat=people)))
+    drawn = np.random.default_rng(seed).choice((1.0, -1.0), (FLIPS, people))
+    return np.concatenate([np.ones((1, people)), drawn])
+
+
+def _differences(ways: Ways, kept: Floats, places: Mapping[str, int]) -> Floats:
+    """`[F]` of one run, in the way that is then its worst."""
+    apart, level = [], []
+    for name, arm in ways["arms"].items():
+        mine, theirs = (
+            np.asarray(arm[which], dtype=np.float64) / len(arm["people"]) for which in ("values", "reference")
+        )
+        people = [places[person] for person in arm["people"]]
+        apart.append(kept @ np.bincount(people, weights=mine - theirs, minlength=kept.shape[1]))
+        level.append((mine + theirs).sum() / 2 + apart[-1] / 2 - ways["chance"][name])
+    order = {"above": np.array(level), "from": np.abs(level), "below": -np.array(apart)}[ways["worst"]]
+    return np.asarray(np.stack(apart)[order.argmax(axis=0), np.arange(len(kept))])
