@@ -59,7 +59,11 @@ def measure(subject: Subject, material: Material, progress: Progress = SILENT) -
         if not kept:
             kept["before"] = Values.of(retain, [item.correct for item in score(loaded, retain, cache=cache)])
         rate = material.workspace.settings.recipe.learning_rate * FASTER[how]
-        rows = _attack(loaded, attack.shown, attack.asked, how, rate, cache, progress)
+        try:
+            rows = _attack(loaded, attack.shown, attack.asked, how, rate, cache, progress)
+        except UnusableData as error:  # it diverges: the other attacks say what they find
+            untried[name] = error.what
+            continue
         curves[name] = {"steps": [step for step, _ in rows], "accuracy": [float(np.mean(right)) for _, right in rows]}
         arms[name] = Values.of(attack.asked, np.mean([right for step, right in rows if step], axis=0))
         chance[name] = chance_of(attack.asked)

@@ -75,6 +75,8 @@ def audit(
     name, folder = audited_model(workspace, model)
     wanted, material = chosen(probes), material_of(workspace, held_out)
     _ = material.forget, material.retain
+    if (folder / RUN_FILE).exists():
+        read_record(folder)  # damaged, it is refused before hours of measuring
     subjects = _subjects(workspace, name, folder, progress)
     path = workspace.path("audits", f"{check_artifact_name(name)}.json")
     models = {each.name: each.sha256 for each in (*subjects, base(workspace)) if each is not None}

@@ -15,7 +15,7 @@ import pytest
 from audit_world import change, make
 
 from mmsurgery.api import Workspace
-from mmsurgery.audit import card, material
+from mmsurgery.audit import card, material, relearning
 from mmsurgery.audit.judge import UNKNOWN, VERDICTS
 from mmsurgery.audit.measured import Measured, Values
 from mmsurgery.audit.probes import PROBES
@@ -402,3 +402,28 @@ def test_the_card_in_lines(whole: Workspace) -> None:
             if judged["arm"] and record["probes"][key]["arms"]:
                 assert line.model == record["probes"][key]["arms"][judged["arm"]][model]
                 assert line.n == judged["leak"]["n"]
+
+
+def test_a_damaged_record_is_refused_before_anything_is_measured(few: Make, loads: list[str], tiny_llava: Path) -> None:
+    workspace = few("record")
+    (workspace.model_dir("npo") / "mmsurgery-run.json").write_text("{}")
+    loads.clear()
+    with pytest.raises((InputRefused, Mismatch)):
+        audit(workspace, "npo", probes="probing", force=True)
+    assert loads == []
+
+
+def test_an_attack_that_diverges_leaves_the_others(few: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, attack = few("diverges"), relearning._attack
+
+    def diverging(loaded: Any, shown: Any, asked: Any, how: str, *rest: Any) -> Any:
+        if how == "LoRA":
+            raise UnusableData("step 3: the train loss is nan", "lower the learning rate")
+        return attack(loaded, shown, asked, how, *rest)
+
+    monkeypatch.setattr(relearning, "_attack", diverging)
+    record = audit(workspace, probes="relearning", force=True).record
+    probe = record["probes"]["relearning"]
+    assert "facts, LoRA" not in probe["arms"]
+    assert "facts, full" in probe["arms"]
+    assert any("facts, LoRA: step 3" in each for each in record["unknown"])
