@@ -26,7 +26,7 @@ def workspace(tmp_path: Path, tiny_llava: Path, picture: Callable[..., bytes]) -
     return make(tmp_path / "ws", tiny_llava, picture, ("vanilla",))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def loads() -> Iterator[list[str]]:
     """Probes made small; names of the models' folders in the order they are loaded, each from disk once."""
     known: dict[bytes, Loaded] = {}
@@ -35,7 +35,7 @@ def loads() -> Iterator[list[str]]:
 
     def once(folder: Path, *arguments: Any) -> Loaded:
         found.append(folder.name)
-        weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).digest()
+        weights = hashlib.sha256((folder / "model.safetensors").read_bytes() + str(arguments).encode()).digest()
         if weights not in known:
             known[weights] = load(folder, *arguments)
         return dataclasses.replace(known[weights], model=copy.deepcopy(known[weights].model))

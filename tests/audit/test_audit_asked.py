@@ -85,7 +85,7 @@ def test_facts_that_cannot_be_told_apart() -> None:
 
 
 def test_attacks_show_nothing_that_they_ask(material: Material) -> None:
-    attacks = relearning._attacks(material)
+    attacks = relearning.attacks_of(material)
     people = attacks["people, full"]
     assert people is not None
     assert {s.person for s in people.shown}.isdisjoint({i.person for i in people.asked})
@@ -95,7 +95,7 @@ def test_attacks_show_nothing_that_they_ask(material: Material) -> None:
     assert {s.person for s in benign.shown}.isdisjoint(material.forgotten)
     assert benign.asked == material.forget
     assert attacks["facts, full"] == attacks["facts, LoRA"] is not None
-    assert attacks == relearning._attacks(Material.of(material.workspace))
+    assert attacks == relearning.attacks_of(Material.of(material.workspace))
 
 
 def test_relearning_asks_after_every_evaluation(
@@ -110,7 +110,7 @@ def test_relearning_asks_after_every_evaluation(
     assert curve["steps"] == [0, 1, 2]
     assert found.arms["facts, LoRA"].mean == pytest.approx(np.mean(curve["accuracy"][1:]))
     assert found.details["shown"] == {"facts, LoRA": len(FORGET)}
-    monkeypatch.setattr(relearning, "_attacks", lambda _: dict.fromkeys(relearning._WHY))
+    monkeypatch.setattr(relearning, "attacks_of", lambda _: dict.fromkeys(relearning._WHY))
     with pytest.raises(UnusableData, match="no relearning attack"):
         relearning.measure(subject(material.workspace, "vanilla"), material)
 

@@ -108,7 +108,7 @@ def test_digest_is_remembered_until_a_file_changes(
     folder: Callable[..., Path], weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = folder()
-    monkeypatch.setattr("mmsurgery.artifacts.files._RACY", 0)
+    monkeypatch.setattr("mmsurgery.artifacts.digests._RACY", 0)
     first = digest(path)
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointFiles, "_sha256", lambda self, name: pytest.fail("hashed again"))

@@ -125,14 +125,14 @@ def test_again_is_up_to_date_and_loads_nothing(workspace: Workspace, loads: list
 
 
 def test_up_to_date_imports_no_torch(workspace: Workspace, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmsurgery.artifacts.files._RACY", 0)  # the model's files are a moment old
+    monkeypatch.setattr("mmsurgery.artifacts.digests._RACY", 0)  # the model's files are a moment old
     measure_parts(workspace, ["retain_qa"])
     script = f"""
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from mmsurgery.artifacts import files
-files._RACY = 0
+from mmsurgery.artifacts import digests
+digests._RACY = 0
 from mmsurgery.data.samples import Sample
 from mmsurgery.saliency import parts
 from mmsurgery.settings import ModelSettings, Settings

@@ -18,7 +18,7 @@ from notes import Notes
 from PIL import Image
 
 from mmsurgery import training
-from mmsurgery.artifacts import files
+from mmsurgery.artifacts import digests
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companion_files
 from mmsurgery.artifacts.snapshots import BEGIN_ANEW, Snapshots
 from mmsurgery.artifacts.tensors import read_header, write_safetensors_stream
@@ -841,7 +841,7 @@ def test_what_a_model_learnt_is_read_as_its_training_read_it(
     def rule(self: Any, source: Source, which: str) -> Any:
         return dataclasses.replace(source, options={**source.options, "saliency_text": "official"}), ["retain_vqa"]
 
-    monkeypatch.setattr(files, "_RACY", 0)  # digests of files that were just written are remembered, too
+    monkeypatch.setattr(digests, "_RACY", 0)  # digests of files that were just written are remembered, too
     monkeypatch.setattr(MLLMUBench, "samples", samples)
     monkeypatch.setattr(MLLMUBench, "training", rule)
     made(ws, "gold", SHORT)
