@@ -8,8 +8,8 @@
 
 Without a stage's name all are run. The sides of a ratio take turns in one process; a figure is the median over the
 rounds with the least and greatest, by CPU time (beside it by the wall clock), on a GPU and for cold files by the wall
-clock. `OUT/bench.json` keeps the last figures of every stage, model and device. Memory is that of child processes. Exit code
-1 if a figure misses its limit.
+clock. `OUT/bench.json` keeps the last figures of every stage, model and device. Memory is that of child processes. Exit
+code 1 if a figure misses its limit.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def keep(store: Path, found: dict[str, Any]) -> None:
     others = [each for each in recorded(store) if (each["stage"], each["device"]) != same]
     before = [each for each in recorded(store) if (each["stage"], each["device"]) == same]
     earlier = [figure for each in before for figure in each["figures"] if figure["model"] not in models_now]
-    runs = sorted([*others, {**found, "figures": [*earlier, *found["figures"]]}], key=lambda each: (each["device"], STAGES.index(each["stage"])))
+    runs = sorted(
+        [*others, {**found, "figures": [*earlier, *found["figures"]]}],
+        key=lambda each: (each["device"], STAGES.index(each["stage"])),
+    )
     partial = store.with_suffix(".partial")
     partial.write_text(json.dumps({"runs": runs}, indent=1))
     partial.replace(store)
