@@ -208,18 +208,14 @@ def ways(record: Mapping[str, Any]) -> list[str]:
 
 def damage(record: Mapping[str, Any]) -> list[str]:
     """What rounding adds to a model's accuracy, less what it adds to vanilla's: that is damage of any model."""
-    probe, name = record["probes"].get("quantisation"), record["model"]
-    if probe is None or name == "vanilla":
-        return []
-    plain = {each: about["as it is"] for each, about in probe["details"].items() if "as it is" in about}
+    back = record["probes"].get("quantisation", {}).get("brought_back", {}).get(record["model"], {})
     found = []
-    for arm, means in probe["arms"].items():
-        if {name, "vanilla"} <= means.keys() & plain.keys():
-            own, generic = (means[each] - plain[each] for each in (name, "vanilla"))
-            found.append(
-                f"{arm} adds {100 * own:+.1f} to {name}, {100 * generic:+.1f} to vanilla: "
-                f"{100 * (own - generic):+.1f} without what rounding does to any model"
-            )
+    for arm, each in back.items():
+        low, high = each["ci95"]
+        found.append(
+            f"{arm} adds {100 * each['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) more to "
+            f"{record['model']} than to vanilla"
+        )
     return found
 
 

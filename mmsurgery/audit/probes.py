@@ -36,7 +36,9 @@ PROBES = {
             relearning.measure,
             beside=("learning_rate",),
         ),
-        Probe("quantisation", "Quantisation", "Does rounding the weights bring it back?", quantisation.measure),
+        Probe(
+            "quantisation", "Quantisation", "Does rounding the weights bring it back?", quantisation.measure, version=2
+        ),
         Probe("paraphrase", "Paraphrase", "Is it still known when asked otherwise?", paraphrase.measure),
         Probe("sampling", "Sampling", "Does it come out when asked more than once?", sampling.measure),
         Probe(

@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.audit.material import Material, chance_of
 from mmsurgery.audit.measured import Measured, Values
 from mmsurgery.audit.subjects import Subject
 from mmsurgery.backbones.protocol import Backbone
 from mmsurgery.evaluate.scoring import score
+from mmsurgery.evaluate.statistics import Paired, paired_difference
 from mmsurgery.workspace import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -102,9 +105,29 @@ def measure(subject: Subject, material: Material, progress: Progress = SILENT) -
         arms[name] = Values.of(forget, right[: len(forget)])
         kept[name] = Values.of(retain, right[len(forget) :])
     plain = [item.correct for item in score(subject.load(), forget, cache=cache)]
-    details = {"as it is": Values.of(forget, plain).mean, "rounded": rounded // len(ROUNDINGS)}
+    unrounded = Values.of(forget, plain)
+    details = {
+        "as it is": unrounded.mean,
+        "answers as it is": list(unrounded.values),
+        "rounded": rounded // len(ROUNDINGS),
+    }
     chance = dict.fromkeys(arms, chance_of(forget)) | {f"kept {name}": chance_of(retain) for name in kept}
     return Measured(arms, kept, chance, details)
+
+
+def brought_back(mine: Measured, vanilla: Measured) -> dict[str, Paired]:
+    """Arm -> what rounding adds to a model's accuracy less what it adds to vanilla's, on the same questions: that is
+    damage of any model. Empty if the two were asked others."""
+    found = {}
+    for arm, values in mine.arms.items():
+        theirs = vanilla.arms.get(arm)
+        if theirs is not None and theirs.ids == values.ids:
+            own, generic = (
+                np.subtract(each.arms[arm].values, each.details["answers as it is"]).tolist()
+                for each in (mine, vanilla)
+            )
+            found[arm] = paired_difference(own, generic, values.people)
+    return found
 
 
 def survival(before: CheckpointFiles, after: Path, backbone: Backbone) -> dict[str, dict[str, int]] | None:

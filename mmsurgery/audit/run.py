@@ -236,7 +236,20 @@ def _judged(found: Mapping[str, Measured], name: str) -> dict[str, Any]:
         "chance": dict(found[name].chance),
         "details": {each: dict(measured.details) for each, measured in found.items()},
         "untried": dict(found[name].untried),
+        **({"brought_back": _brought_back(found)} if "answers as it is" in found[name].details else {}),
         **({"steps_to_recover": _recovered(found)} if "curves" in found[name].details else {}),
+    }
+
+
+def _brought_back(found: Mapping[str, Measured]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Model -> arm -> what rounding adds to it and not to vanilla."""
+    return {
+        each: {
+            arm: {"difference": paired.difference, "ci95": list(paired.ci95), "resolved": paired.resolved}
+            for arm, paired in quantisation.brought_back(measured, found["vanilla"]).items()
+        }
+        for each, measured in found.items()
+        if "vanilla" in found and each != "vanilla"
     }
 
 

@@ -234,13 +234,13 @@ def test_a_line_of_the_card() -> None:
 def test_generic_damage_of_rounding_is_that_of_vanilla() -> None:
     def rounded(share: float, plain: float) -> Measured:
         made = measured({"int8": share})
-        return Measured(made.arms, made.kept, made.chance, {"as it is": plain})
+        return Measured(made.arms, made.kept, made.chance, {"answers as it is": list(values(plain).values)})
 
     three = {"vanilla": rounded(0.8, 0.9), "gold": rounded(0.25, 0.25), "destroyed": rounded(0.25, 0.25)}
     made = record(quantisation={**three, "npo": rounded(0.5, 0.25)})
-    assert card.damage(made) == [
-        "int8 adds +25.0 to npo, -10.0 to vanilla: +35.0 without what rounding does to any model"
-    ]
+    # 25 points came back, vanilla lost 10; of everybody alike, so the interval has no width
+    assert card.damage(made) == ["int8 adds +35.0 (+35.0 to +35.0) more to npo than to vanilla"]
+    assert made["probes"]["quantisation"]["brought_back"]["gold"]["int8"]["difference"] == pytest.approx(0.1)
     assert card.damage({**made, "model": "vanilla"}) == []
     assert card.damage(record(sampling=tried(FINE))) == card.damage(record(quantisation=tried(FINE))) == []
 

@@ -256,15 +256,15 @@ def test_without_gold_nothing_is_judged_until_there_is_one(few: Make, tmp_path: 
 
 def test_a_probe_that_fails_on_one_model_leaves_the_others(few: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = few("fails")
-    measure = PROBES["quantisation"].measure
+    original = PROBES["quantisation"]
 
     def failing(*models: str) -> None:
         def measured(subject: Any, *arguments: Any) -> Any:
             if subject.name in models:
                 raise UnusableData(f"{subject.name} is not finite", "use another checkpoint")
-            return measure(subject, *arguments)
+            return original.measure(subject, *arguments)
 
-        probe = dataclasses.replace(PROBES["quantisation"], measure=measured, version=len(models) + 1)
+        probe = dataclasses.replace(original, measure=measured, version=original.version + len(models))
         monkeypatch.setitem(PROBES, "quantisation", probe)
 
     failing(DESTROYED)
