@@ -59,9 +59,9 @@ def own_rows(
     """The rows of a data folder in the file's order, every picture of theirs looked at.
 
     Args:
-        trained: roles of which there has to be a train row.
         allow: faults accepted by name: of `repeated_row` the repetitions are left out, of
             `forget_retain_overlap` the rows are kept; both are counted in `report`.
+        trained: roles of which there has to be a train row.
 
     Raises:
         UsageError, MissingArtifact: as `rows_file`; also for an unknown name in `allow`.

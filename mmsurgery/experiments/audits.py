@@ -36,33 +36,21 @@ _VALUES = "probed"
 
 
 def audited(workspace: Workspace, model: str, progress: Progress) -> dict[str, Any]:
-    """What the audit says of one model, as plain JSON for `summary`: probe -> verdict, trio, and item by item the worst
-    arm of the model and of its reference."""
+    """What the audit says of one model, as plain JSON for `summary`: probe -> verdict, trio, and item by item every way
+    of asking of the model and of its reference (`ways`, see `choice`; None where they cannot be compared)."""
     record = audit(workspace, model, progress=progress).record
     found = {}
     for probe, said in record["probes"].items():
-        judged = said["models"][model]
-        of = "vanilla" if not said["arms"] else "gold"
-        mine, theirs = (_measured(workspace, name, probe) for name in (model, of))
-        arm = judged["arm"]
-        pair = (
-            None if mine is None or theirs is None or arm is None else _pair(mine, theirs, arm, kept=not said["arms"])
-        )
+        judged, kept = said["models"][model], not said["arms"]
+        mine, theirs = (_measured(workspace, name, probe) for name in (model, "vanilla" if kept else "gold"))
         found[probe] = {
             "verdict": judged["verdict"],
             "trio": said["trio"],
-            "arm": arm,
-            "chance": said["chance"].get(arm if said["arms"] else f"kept {arm}"),
+            "arm": judged["arm"],
             "kept": {name: values["mean"] for name, values in judged["kept"].items()},
-            "arms": {name: means.get(model) for name, means in said["arms"].items()},
-            "pair": pair,
-            "ways": None if mine is None or theirs is None or pair is None else _ways(mine, theirs),
+            "ways": None if mine is None or theirs is None else _ways(mine, theirs),
         }
-        if "steps_to_recover" in said:
-            found[probe]["steps_to_recover"] = {
-                name: models.get(model) for name, models in said["steps_to_recover"].items()
-            }
-    return {"model": model, "probes": found, "rounding": record["rounding"]}
+    return {"model": model, "probes": found}
 
 
 def _measured(workspace: Workspace, model: str, probe: str) -> Measured | None:
@@ -72,20 +60,21 @@ def _measured(workspace: Workspace, model: str, probe: str) -> Measured | None:
     return Measured.from_json(check_seal(read_json(path), str(path), kind="measured")["measured"], str(path))
 
 
-def _pair(mine: Measured, theirs: Measured, arm: str, *, kept: bool) -> dict[str, Any] | None:
-    ours, others = (mine.kept.get(arm), theirs.kept.get(arm)) if kept else (mine.arms.get(arm), theirs.arms.get(arm))
-    if ours is None or others is None or ours.ids != others.ids:
-        return None
-    return {"people": list(ours.people), "values": list(ours.values), "reference": list(others.values)}
-
-
 def _ways(mine: Measured, theirs: Measured) -> choice.Ways:
-    """Every arm that could have been the worst."""
+    """Every arm that could have been the worst: those that both were asked the same in."""
     kept = not mine.arms
-    found = {name: _pair(mine, theirs, name, kept=kept) for name in (mine.kept if kept else mine.arms)}
+    ours, others = (mine.kept, theirs.kept) if kept else (mine.arms, theirs.arms)
+    same = [name for name, values in ours.items() if name in others and others[name].ids == values.ids]
     return {
-        "arms": {name: pair for name, pair in found.items() if pair is not None},
-        "chance": {name: mine.chance[f"kept {name}" if kept else name] for name in found},
+        "arms": {
+            name: {
+                "people": list(ours[name].people),
+                "values": list(ours[name].values),
+                "reference": list(others[name].values),
+            }
+            for name in same
+        },
+        "chance": {name: mine.chance[f"kept {name}" if kept else name] for name in same},
         "worst": "below" if kept else "from" if mine.two_sided else "above",
     }
 
@@ -129,17 +118,18 @@ def _row(cells: Sequence[tuple[LevelRuns, int, Mapping[str, Any]]]) -> dict[str,
         "p_value": None,
         "resolved": None,
     }
-    mine, theirs = _values(cells, "values"), _values(cells, "reference")
+    asked = [each for each in cells if each[2]["ways"] is not None and each[2]["arm"] in each[2]["ways"]["arms"]]
+    mine, theirs = _values(asked, "values"), _values(asked, "reference")
     compared = statistics.compare(mine, theirs) if mine else None
     if compared is None:
         return made
-    runs = [(level.asked.vanilla, found["ways"]) for level, _, found in cells if found["pair"] is not None]
-    chances = [found["chance"] for _, _, found in cells if found["chance"] is not None]
+    runs = [(level.asked.vanilla, found["ways"]) for level, _, found in asked]
+    chances = [found["ways"]["chance"][found["arm"]] for _, _, found in asked]
     return made | {
         "leak": statistics.mean(mine),
         "leak_ci95": list(statistics.interval(mine)),
         "reference": statistics.mean(theirs),
-        "chance": float(np.mean(chances)) if chances else None,
+        "chance": float(np.mean(chances)),
         "difference": compared.difference,
         "ci95": list(compared.ci95),
         "p_value": choice.p_value(compared.difference, runs),
@@ -153,7 +143,7 @@ def _values(cells: Sequence[tuple[LevelRuns, int, Mapping[str, Any]]], which: st
     """One for each run: runs of a level may have different worst arms, which ask other items."""
     found = []
     for level, seed, cell in cells:
-        if (pair := cell["pair"]) is not None:
-            asked = Asked(level.asked.vanilla, {_VALUES: tuple(pair["people"])})
-            found.append(Values(asked, (_VALUES,), {seed: (np.asarray(pair[which], dtype=np.float64),)}))
+        worst = cell["ways"]["arms"][cell["arm"]]
+        asked = Asked(level.asked.vanilla, {_VALUES: tuple(worst["people"])})
+        found.append(Values(asked, (_VALUES,), {seed: (np.asarray(worst[which], dtype=np.float64),)}))
     return found

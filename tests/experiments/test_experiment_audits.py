@@ -41,10 +41,7 @@ def probed(share: float, reference: float, *, verdict: str = "leaks", trio: Any 
         "verdict": verdict,
         "trio": trio,
         "arm": "a",
-        "chance": 0.25,
         "kept": kept,
-        "arms": {"a": share},
-        "pair": pair,
         "ways": {"arms": {"a": pair}, "chance": {"a": 0.25}, "worst": "above"},
     }
 
@@ -68,7 +65,7 @@ def cell(forget: float, probes: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": 3e-4,
         "remarks": {},
         "answers": None,
-        "audit": {"model": "m.at-8", "probes": probes, "rounding": None},
+        "audit": {"model": "m.at-8", "probes": probes},
     }
 
 
@@ -171,7 +168,7 @@ def test_the_page_shows_the_same(results: dict[str, Any]) -> None:
 
 
 def test_runs_without_a_difference_count_their_verdicts() -> None:
-    collapsed = {**probed(0.0, 0.0, verdict="collapsed"), "pair": None}
+    collapsed = {**probed(0.0, 0.0, verdict="collapsed"), "ways": None}
     levels = [made(seed, {"mmunlearner": cell(0.25, {"sampling": collapsed})}) for seed in range(2)]
     experiment = rows.Experiment(
         name="audit", title="Tried", question="?", rows=ROWS[:1], compared="mmunlearner", answers=False, audit=True
