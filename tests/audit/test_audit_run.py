@@ -378,16 +378,24 @@ def test_exit_codes(few: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
 def test_a_grid_is_told_of_every_way_that_could_have_been_the_worst(whole: Workspace) -> None:
     found = audited(whole, "npo", Notes())["probes"]
     for probe, said in found.items():
+        kind, of = ("kept", "vanilla") if probe == "collateral" else ("arms", "gold")
+        mine, theirs = (
+            json.loads(whole.path(f"audits/measured/{model}.{probe}.json").read_bytes())["measured"][kind]
+            for model in ("npo", of)
+        )
         ways = said["ways"]
-        assert (ways is None) == (said["pair"] is None)
-        if ways is None:
-            continue
         assert ways["worst"] == {"collateral": "below", "membership": "from"}.get(probe, "above")
-        assert set(ways["arms"]) == set(said["kept"] if probe == "collateral" else said["arms"]) == set(ways["chance"])
-        assert ways["arms"][said["arm"]] == said["pair"]
-        differences = np.subtract(said["pair"]["values"], said["pair"]["reference"])
+        assert set(ways["arms"]) == set(mine) == set(ways["chance"])
+        for name, arm in ways["arms"].items():
+            assert arm["people"] == mine[name]["people"]
+            assert (arm["values"], arm["reference"]) == (mine[name]["values"], theirs[name]["values"])
+        if said["arm"] is None:  # of what is kept nothing is: there is no worst of it
+            assert (probe, said["verdict"]) == ("collateral", "collapsed")
+            continue
+        worst = ways["arms"][said["arm"]]
+        differences = np.subtract(worst["values"], worst["reference"])
         assert 0 < p_value(float(differences.mean()), [("v", ways)]) <= 1
-    assert sum(said["ways"] is not None for said in found.values()) > 3
+    assert set(found) == set(PROBES)
 
 
 def test_the_card_in_lines(whole: Workspace) -> None:
