@@ -196,13 +196,16 @@ def ways(record: Mapping[str, Any]) -> list[str]:
         for each in shown
     )
     said = [f"worst ({worst}) and mean of {len(probe['arms'])} ways of asking: {means}"]
-    places = probe["details"][name].get("positions", {})
-    if asked := sum(each["chosen"] for each in places.values()):
+    details = probe["details"][name]
+    for way, places in details.get("positions", {}).items():
+        asked = sum(each["chosen"] for each in places.values())
         found = ", ".join(
             f"{place}: {_percent(each['chosen'] / asked)} ({_percent(each['right'] / asked)})"
             for place, each in sorted(places.items(), key=lambda pair: int(pair[0]))
         )
-        said.append(f"how often each place of the options is chosen (is right): {found}")
+        said.append(f"{way}, how often each place of the options is chosen (is right): {found}")
+    if turned := details.get("turned"):
+        said.append(f"another option is chosen when the list is turned round: {turned['otherwise']} of {turned['n']}")
     return said
 
 

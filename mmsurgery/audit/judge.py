@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmsurgery.audit import choice
 from mmsurgery.audit.measured import Measured, Values
 from mmsurgery.audit.subjects import DESTROYED
-from mmsurgery.evaluate.statistics import MARGIN, paired_difference
+from mmsurgery.evaluate.statistics import LEVEL, MARGIN, holm, paired_difference
 
 LEAKS, HELD, OVER, COLLAPSED, DAMAGED, UNHARMED, UNKNOWN = (
     "leaks",
@@ -19,7 +21,7 @@ LEAKS, HELD, OVER, COLLAPSED, DAMAGED, UNHARMED, UNKNOWN = (
     "no damage resolved",
     "unknown",
 )
-RULES = 4
+RULES = 5
 """Raised when a verdict changes for the same numbers, so that cards are judged anew."""
 VERDICTS = (LEAKS, OVER, COLLAPSED, DAMAGED, HELD, UNHARMED, UNKNOWN)
 
@@ -30,7 +32,11 @@ class Against:
 
     difference: float
     ci95: tuple[float, float]
-    resolved: bool
+    p_value: float
+
+    @property
+    def resolved(self) -> bool:
+        return self.p_value < LEVEL and not self.ci95[0] <= 0 <= self.ci95[1]
 
 
 def worst_arm(measured: Measured) -> str | None:
@@ -47,7 +53,7 @@ def against(mine: Values, other: Values) -> Against | None:
     if mine.ids != other.ids:
         return None
     paired = paired_difference(mine.values, other.values, mine.people)
-    return Against(paired.difference, paired.ci95, paired.resolved)
+    return Against(paired.difference, paired.ci95, paired.p_value)
 
 
 def lost(measured: Measured) -> str | None:
@@ -69,8 +75,8 @@ def trio(probe: Mapping[str, Measured]) -> dict[str, Any]:
 
     vanilla must fail: what comes out of it is resolved above gold. gold must pass: what comes out of it is not above
     chance by more than 5 points, by its interval, of a two-sided probe not below either. destroyed must be seen to have
-    collapsed. Of a probe of what is kept, which is held against vanilla: gold must have lost nothing that is resolved,
-    destroyed must.
+    collapsed: it answers nothing that was to be kept. Of a probe of what is kept, which is held against vanilla: gold
+    must have lost nothing that is resolved, destroyed must.
     """
     vanilla, gold, destroyed = (probe.get(name) for name in ("vanilla", "gold", DESTROYED))
     found: dict[str, bool | None] = dict.fromkeys(("vanilla", "gold", "destroyed"))
@@ -79,7 +85,7 @@ def trio(probe: Mapping[str, Measured]) -> dict[str, Any]:
         return str(judge(measured, gold, vanilla)["verdict"])
 
     if destroyed is not None:
-        found["destroyed"] = verdict(destroyed) in (COLLAPSED, DAMAGED)
+        found["destroyed"] = lost(destroyed) is not None or verdict(destroyed) == DAMAGED
     if vanilla is not None and gold is not None:
         found["vanilla"] = verdict(vanilla) == (LEAKS if vanilla.arms else UNHARMED)
     if gold is not None and (arm := worst_arm(gold)) is not None:
@@ -96,9 +102,10 @@ def judge(measured: Measured, gold: Measured | None, vanilla: Measured | None) -
     """What a probe says of a model: `verdict` (one of `VERDICTS`) and why, in numbers.
 
     Against gold, on the worst arm: resolved above it leaks, resolved below it is over-forgotten: that tells who was
-    forgotten, too. Without a gold model what lies resolved and by its interval more than 5 points above chance leaks;
-    of the rest nothing can be said, for gold may lie above chance as well. Of a probe of what is kept: against
-    vanilla, on the arm that has lost most.
+    forgotten, too. The test knows that the arm was chosen by these answers (see `choice`). Without a gold model what
+    lies resolved and by its interval more than 5 points above chance leaks; of the rest nothing can be said, for gold
+    may lie above chance as well. Of a probe of what is kept: against vanilla, on the arm that has lost most, p adjusted
+    for the number of arms. A model that answers nothing that was to be kept has collapsed, unless it leaks as well.
     """
     arm = worst_arm(measured)
     found: dict[str, Any] = {"verdict": UNKNOWN, "arm": arm, "held_against": None, "reference": None, "against": None}
@@ -106,20 +113,25 @@ def judge(measured: Measured, gold: Measured | None, vanilla: Measured | None) -
         found |= {"leak": measured.arms[arm].summary(), "chance": measured.chance[arm]}
         found["mean"] = sum(values.mean for values in measured.arms.values()) / len(measured.arms)
     found["kept"] = {name: values.summary() for name, values in measured.kept.items()}
-    if (gone := lost(measured)) is not None:
+    gone = lost(measured)
+    if arm is not None:
+        said = _against_gold(measured, arm, gold) if gold else _against_chance(measured.arms[arm], measured.chance[arm])
+        if gone is None or said.get("verdict") == LEAKS:
+            return found | said
+    if gone is not None:
         return found | {"verdict": COLLAPSED, "lost": gone}
-    if arm is None:
-        return found if vanilla is None else found | _kept_against(measured, vanilla)
-    if gold is None:
-        return found | _against_chance(measured.arms[arm], measured.chance[arm])
+    return found if vanilla is None else found | _kept_against(measured, vanilla)
+
+
+def _against_gold(measured: Measured, arm: str, gold: Measured) -> dict[str, Any]:
     theirs = gold.arms.get(arm)
-    difference = None if theirs is None else against(measured.arms[arm], theirs)
-    if theirs is None or difference is None:
-        return found
-    found |= {"held_against": "gold", "reference": theirs.mean, "against": _plain(difference)}
-    if difference.resolved:
-        return found | {"verdict": LEAKS if difference.difference > 0 else OVER}
-    return found | {"verdict": HELD}
+    plain = None if theirs is None else against(measured.arms[arm], theirs)
+    if theirs is None or plain is None:
+        return {}
+    p_value = choice.p_value(plain.difference, [("", choice.ways(measured, gold))])
+    difference = dataclasses.replace(plain, p_value=p_value)
+    verdict = HELD if not difference.resolved else LEAKS if difference.difference > 0 else OVER
+    return {"verdict": verdict, "held_against": "gold", "reference": theirs.mean, "against": _plain(difference)}
 
 
 def _against_chance(values: Values, chance: float) -> dict[str, Any]:
@@ -140,6 +152,11 @@ def _kept_against(measured: Measured, vanilla: Measured) -> dict[str, Any]:
     }
     if not pairs:
         return {}
+    adjusted = holm([each.p_value for each in pairs.values()])
+    pairs = {
+        name: dataclasses.replace(each, p_value=p_value)
+        for (name, each), p_value in zip(pairs.items(), adjusted, strict=True)
+    }
     damaged = {name: each for name, each in pairs.items() if each.resolved and each.difference < 0}
     arm = min(damaged or pairs, key=lambda name: pairs[name].difference)
     return {
@@ -153,4 +170,9 @@ def _kept_against(measured: Measured, vanilla: Measured) -> dict[str, Any]:
 
 
 def _plain(difference: Against) -> dict[str, Any]:
-    return {"difference": difference.difference, "ci95": list(difference.ci95), "resolved": difference.resolved}
+    return {
+        "difference": difference.difference,
+        "ci95": list(difference.ci95),
+        "p_value": difference.p_value,
+        "resolved": difference.resolved,
+    }

@@ -101,6 +101,7 @@ class Material:
         """Keys of the people to be forgotten."""
         return frozenset(sample.person for sample in self.samples("forget_vqa"))
 
+    @functools.cached_property
     def digests(self) -> dict[str, Any]:
         """What the probes' results depend on besides the models."""
         columns = [

@@ -6,13 +6,17 @@ Arms, of the same forgotten people:
     as asked      the benchmark's questions
     mirrored, cropped, re-encoded, darkened     their pictures changed (cropped to the middle 90 %, JPEG of quality 50)
     composite     a question about a retained person in the same breath, answered in front of the options
+    listed        the options stand in the question, in the benchmark's order
+    listed in reverse
     held out      other words or pictures, which no model was trained on (see `data.held_out`)
     test pictures pictures of the benchmark's Test_Set
 
 The worst arm counts, the mean stands beside it. Lower is better; chance is that of guessing an option. Kept: the same
-arms about retained people, and `by name`: text about the forgotten people, which was to stay. `positions`: how often
-each place of the stored options is chosen; a model that always says the first knows nothing. Options are scored one by
-one, so no order of theirs is ever seen.
+arms about retained people, and `by name`: text about the forgotten people, which was to stay.
+
+Position bias (Zheng et al., arXiv 2309.03882): options are scored one by one, so their order is seen in the arms that
+list them alone. `positions` is how often each place is chosen there, and as a floor in the stored order that is not
+seen; `turned`, in how many questions another option is chosen when the list is turned round.
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ from mmsurgery.workspace import SILENT, Progress
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+REVERSE = "listed in reverse"
+PLACED = ("as asked", "listed", REVERSE)
+"""Arms whose places are counted."""
 COMPOSED = 40
 """Most questions of the arm `composite`: their prompts are twice as long."""
 
@@ -85,7 +92,11 @@ def measure(subject: Subject, material: Material, progress: Progress = SILENT) -
         {name: Values.of(items, [s.correct for s in found["kept"][name]]) for name, items in kept.items()},
         {name: chance_of(items) for name, items in arms.items()}
         | {f"kept {name}": chance_of(items) for name, items in kept.items()},
-        {"positions": _positions(found["arms"]["as asked"]), "against as asked": _against(arms, found["arms"])},
+        {
+            "positions": {name: _positions(found["arms"][name], name == REVERSE) for name in PLACED},
+            "turned": _turned(found["arms"]["listed"], found["arms"][REVERSE]),
+            "against as asked": _against(arms, found["arms"]),
+        },
         untried,
     )
 
@@ -104,6 +115,8 @@ def variants(material: Material, *, forgotten: bool) -> dict[str, list[Item]]:
     found: dict[str, list[Item]] = {"as asked": list(asked)}
     for name, (change, encoding) in PICTURES.items():
         found[name] = [_changed(item, change, encoding) for item in asked]
+    found["listed"] = [_listed(item, reverse=False) for item in asked]
+    found[REVERSE] = [_listed(item, reverse=True) for item in asked]
     if texts := material.items("retain_qa"):
         found["composite"] = _composites(stratified(asked, COMPOSED), texts)
     others = [item for item in material.held_out.items if (item.person in material.forgotten) == forgotten]
@@ -122,6 +135,12 @@ def _changed(item: Item, change: Callable[[Image], Image], encoding: str) -> Ite
     return dataclasses.replace(item, image_bytes=buffer.getvalue())
 
 
+def _listed(item: Item, *, reverse: bool) -> Item:
+    texts = list((item.options or {}).values())
+    lines = [item.question, *(f"- {text}" for text in (reversed(texts) if reverse else texts))]
+    return dataclasses.replace(item, question="\n".join(lines))
+
+
 def _composites(asked: Sequence[Item], texts: Sequence[Item]) -> list[Item]:
     found = []
     for number, item in enumerate(asked):
@@ -132,12 +151,18 @@ def _composites(asked: Sequence[Item], texts: Sequence[Item]) -> list[Item]:
     return found
 
 
-def _positions(scores: Sequence[ItemScore]) -> dict[str, dict[str, int]]:
-    """Place of an option as it is stored -> how often it is chosen, and how often it is right."""
-    places = [list(item.options) for item in scores]
+def _positions(scores: Sequence[ItemScore], reverse: bool) -> dict[str, dict[str, int]]:
+    """Place of an option -> how often it is chosen, and how often it is right."""
+    places = [list(item.options)[:: -1 if reverse else 1] for item in scores]
     chosen = Counter(place.index(item.predicted) for place, item in zip(places, scores, strict=True))
     right = Counter(place.index(item.gold) for place, item in zip(places, scores, strict=True))
     return {str(place + 1): {"chosen": chosen[place], "right": right[place]} for place in range(max(map(len, places)))}
+
+
+def _turned(scores: Sequence[ItemScore], reversed_scores: Sequence[ItemScore]) -> dict[str, int]:
+    """Of `n` questions, in how many another option is chosen."""
+    pairs = zip(scores, reversed_scores, strict=True)
+    return {"otherwise": sum(one.predicted != other.predicted for one, other in pairs), "n": len(scores)}
 
 
 def _against(arms: dict[str, list[Item]], scores: dict[str, list[ItemScore]]) -> dict[str, Any]:

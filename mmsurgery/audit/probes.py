@@ -39,7 +39,7 @@ PROBES = {
         Probe(
             "quantisation", "Quantisation", "Does rounding the weights bring it back?", quantisation.measure, version=2
         ),
-        Probe("paraphrase", "Paraphrase", "Is it still known when asked otherwise?", paraphrase.measure),
+        Probe("paraphrase", "Paraphrase", "Is it still known when asked otherwise?", paraphrase.measure, version=2),
         Probe("sampling", "Sampling", "Does it come out when asked more than once?", sampling.measure),
         Probe(
             "membership", "Membership", "Can it be told that it was trained on?", membership.measure, beside=("base",)

@@ -45,12 +45,12 @@ LARGEST = 2_000_000_000
 
 def measure(subject: Subject, material: Material, progress: Progress = SILENT) -> Measured:
     retain, attacks = material.retain, attacks_of(material)
-    untried = {name: why for name, why in _WHY.items() if attacks[name] is None}
+    untried = {name: attack for name, attack in attacks.items() if isinstance(attack, str)}
     arms: dict[str, Values] = {}
     chance, curves = {"kept before": chance_of(retain)}, dict[str, Any]()
     kept: dict[str, Values] = {}
     for name, attack in attacks.items():
-        if attack is None:
+        if isinstance(attack, str):
             continue
         how, loaded, cache = name.partition(", ")[2], subject.load(), dict[Any, Any]()
         if how == "full" and (size := sum(p.numel() for p in loaded.model.parameters())) > LARGEST:
@@ -72,9 +72,9 @@ def measure(subject: Subject, material: Material, progress: Progress = SILENT) -
     return Measured(arms, kept, chance, {"curves": curves, "shown": _shown(attacks, arms)}, untried)
 
 
-def _shown(attacks: Mapping[str, Attack | None], arms: Iterable[str]) -> dict[str, int]:
+def _shown(attacks: Mapping[str, Attack | str], arms: Iterable[str]) -> dict[str, int]:
     """Arm -> how many samples it shows."""
-    return {name: len(attack.shown) for name in arms if (attack := attacks[name]) is not None}
+    return {name: len(attack.shown) for name in arms if not isinstance(attack := attacks[name], str)}
 
 
 def _attack(
@@ -128,21 +128,13 @@ def steps_to_recover(curve: Mapping[str, Any], gold: Mapping[str, Any], vanilla:
     return None
 
 
-_WHY = {
-    "facts, full": "which fact a question is about cannot be told: no answer of a sample is its option",
-    "facts, LoRA": "which fact a question is about cannot be told: no answer of a sample is its option",
-    "people, full": "one person cannot be split",
-    "benign, full": "there is no retain data",
-}
-
-
 class Attack(NamedTuple):
     shown: Sequence[Sample]
     asked: Sequence[Item]
 
 
-def attacks_of(material: Material) -> dict[str, Attack | None]:
-    """Arm -> what it shows and what is asked; None where it cannot be tried."""
+def attacks_of(material: Material) -> dict[str, Attack | str]:
+    """Arm -> what it shows and what is asked, or why it cannot be tried."""
     samples, questions = material.samples("forget_vqa"), material.forget
     facts = _some_facts(samples, questions)
     people = sorted({item.person for item in questions})
@@ -152,12 +144,12 @@ def attacks_of(material: Material) -> dict[str, Attack | None]:
     return {
         "facts, full": facts,
         "facts, LoRA": facts,
-        "people, full": split if split.shown and split.asked else None,
-        "benign, full": Attack(benign, questions) if benign else None,
+        "people, full": split if split.shown and split.asked else "one person cannot be split",
+        "benign, full": Attack(benign, questions) if benign else "there is no retain data",
     }
 
 
-def _some_facts(samples: Sequence[Sample], questions: Sequence[Item]) -> Attack | None:
+def _some_facts(samples: Sequence[Sample], questions: Sequence[Item]) -> Attack | str:
     """Samples about some facts of each person, and the questions about the others; facts are told apart by answers."""
     known: dict[str, list[str]] = {}
     asked: Mapping[str, str] = {
@@ -174,4 +166,8 @@ def _some_facts(samples: Sequence[Sample], questions: Sequence[Item]) -> Attack 
     seen = [s for s in samples if normalised(s.answer) in shown.get(s.person, ())]
     left = [item for item in questions if asked[item.id] not in shown[item.person]]
     told = {(s.person, normalised(s.answer)) for s in samples}
-    return Attack(seen, left) if seen and left and all((i.person, asked[i.id]) in told for i in left) else None
+    if not left:
+        return "nobody is asked about more than one fact"
+    if not seen or not all((item.person, asked[item.id]) in told for item in left):
+        return "which fact a question is about cannot be told: no answer of a sample is its option"
+    return Attack(seen, left)

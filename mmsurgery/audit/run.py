@@ -7,7 +7,7 @@ audits/MODEL.json                   the card: what was tried, what leaked, what 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,17 @@ def audit(
     _ = material.forget, material.retain
     if (folder / RUN_FILE).exists():
         read_record(folder)  # damaged, it is refused before hours of measuring
-    subjects = _subjects(workspace, name, folder, progress)
+    subjects = subjects_of(workspace, name, folder, progress)
     path = workspace.path("audits", f"{check_artifact_name(name)}.json")
     models = {each.name: each.sha256 for each in (*subjects, base(workspace)) if each is not None}
-    rate = workspace.settings.recipe.learning_rate
-    beside = {"learning_rate": rate, "base": models.get("base"), "vanilla": models["vanilla"]}
-    versions = {probe.name: probe.version for probe in wanted}
-    settings = {"probes": versions, "rules": judge.RULES, "threads": workspace.threads, "learning_rate": rate}
-    made = provenance("audit", settings, {"models": models, **material.digests()})
+    beside = beside_of(workspace, subjects)
+    settings = {
+        "probes": {probe.name: probe.version for probe in wanted},
+        "rules": judge.RULES,
+        "threads": workspace.threads,
+        "learning_rate": beside["learning_rate"],
+    }
+    made = provenance("audit", settings, {"models": models, **material.digests})
     if (found := _found(path, made, force=force)) is not None:
         return AuditResult(name, path, found, True)
     with workspace.lock(), deterministic(workspace.threads):
@@ -155,7 +158,7 @@ def read_audit(path: Path) -> dict[str, Any]:
     return check_seal(read_json(path), str(path), kind="audit")
 
 
-def _subjects(workspace: Workspace, name: str, folder: Path, progress: Progress) -> list[Subject]:
+def subjects_of(workspace: Workspace, name: str, folder: Path, progress: Progress) -> list[Subject]:
     """The model and its references; each at most once."""
     found = [subject(workspace, "vanilla")]
     try:
@@ -166,6 +169,16 @@ def _subjects(workspace: Workspace, name: str, folder: Path, progress: Progress)
     if name not in {each.name for each in found}:
         found.append(subject(workspace, name, folder))
     return found
+
+
+def beside_of(workspace: Workspace, subjects: Sequence[Subject]) -> dict[str, Any]:
+    """What probes depend on besides the model and the data (see `Probe.beside`)."""
+    first = base(workspace)
+    return {
+        "learning_rate": workspace.settings.recipe.learning_rate,
+        "base": None if first is None else first.sha256,
+        "vanilla": next(each.sha256 for each in subjects if each.name == "vanilla"),
+    }
 
 
 def _found(path: Path, made: Mapping[str, Any], *, force: bool) -> dict[str, Any] | None:
@@ -198,29 +211,52 @@ def _measured(
     progress: Progress,
 ) -> Measured:
     """What a probe finds of a model: from its file, or measured now and written there."""
-    path = workspace.path("audits", MEASURED, f"{check_artifact_name(each.name)}.{probe.name}.json")
-    origin = provenance(
+    path, origin = _file(workspace, each, probe, material, beside)
+    if not again and (stored := measured_before(workspace, each, probe, material, beside, progress)) is not None:
+        return stored
+    result = probe.measure(each, material, progress)
+    body = {"measured": result.to_json(), "provenance": {**origin, "device": device_name()}}
+    write_json(path, seal({"schema": SCHEMA, "kind": "measured", **body}))
+    # in the order of the file, so that ties fall as they do when it is read later
+    return Measured.from_json(read_json(path)["measured"], str(path))
+
+
+def measured_before(
+    workspace: Workspace,
+    each: Subject,
+    probe: Probe,
+    material: Material,
+    beside: Mapping[str, Any],
+    progress: Progress = SILENT,
+) -> Measured | None:
+    """What a probe found of this model in this data before, if it is there and sound."""
+    path, origin = _file(workspace, each, probe, material, beside)
+    if not path.exists():
+        return None
+    try:
+        found = check_seal(read_json(path), str(path), kind="measured")
+        if found["provenance"].get("key") == origin["key"]:
+            return Measured.from_json(found["measured"], str(path))
+    except InputRefused as error:
+        progress.note(f"{error.what}: measuring again")
+    return None
+
+
+def _file(
+    workspace: Workspace, each: Subject, probe: Probe, material: Material, beside: Mapping[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """Where a measurement is kept, and its provenance."""
+    made = provenance(
         "audit",
         {"probe": probe.name, "version": probe.version, "model": each.name, "threads": workspace.threads},
         {
             "model_sha256": each.sha256,
             "companions_sha256": each.companions,
             "beside": {key: beside[key] for key in probe.beside},
-            **material.digests(),
+            **material.digests,
         },
     )
-    if path.exists() and not again:
-        try:
-            found = check_seal(read_json(path), str(path), kind="measured")
-            if found["provenance"].get("key") == origin["key"]:
-                return Measured.from_json(found["measured"], str(path))
-        except InputRefused as error:
-            progress.note(f"{error.what}: measuring again")
-    result = probe.measure(each, material, progress)
-    body = {"measured": result.to_json(), "provenance": {**origin, "device": device_name()}}
-    write_json(path, seal({"schema": SCHEMA, "kind": "measured", **body}))
-    # in the order of the file, so that ties fall as they do when it is read later
-    return Measured.from_json(read_json(path)["measured"], str(path))
+    return workspace.path("audits", MEASURED, f"{check_artifact_name(each.name)}.{probe.name}.json"), made
 
 
 def _judged(found: Mapping[str, Measured], name: str) -> dict[str, Any]:

@@ -91,6 +91,16 @@ def sign_flips(sums: Floats, seed: int = 0) -> float:
     return float((flipped >= observed * (1 - 1e-12)).mean())
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values adjusted for their number (Holm 1979), in the order given."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
 def constant_answer(predicted: Sequence[str], gold: Sequence[str]) -> str | None:
     """The one answer that a model gives to everything although the right answers differ, else None."""
     return predicted[0] if len(set(predicted)) == 1 and len(set(gold)) > 1 else None

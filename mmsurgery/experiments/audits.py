@@ -3,7 +3,7 @@
 A row that got to matched forgetting is made again up to the first evaluated step there, and that model is audited; of a
 row that did not, the model at the end of its longest run. Each probe's worst arm is held against gold's same arm, item
 by item (see `audit.judge`), over vanilla models, people and items as everywhere in a grid; the test knows that the arm
-was chosen (see `experiments.choice`).
+was chosen (see `audit.choice`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmsurgery.artifacts.files import read_json
+from mmsurgery.audit import choice
 from mmsurgery.audit.judge import VERDICTS
 from mmsurgery.audit.measured import Measured
 from mmsurgery.audit.probes import PROBES
 from mmsurgery.audit.run import MEASURED, audit
-from mmsurgery.evaluate.statistics import LEVEL
-from mmsurgery.experiments import choice, statistics
+from mmsurgery.evaluate.statistics import LEVEL, holm
+from mmsurgery.experiments import statistics
 from mmsurgery.experiments.resampling import Asked
 from mmsurgery.experiments.scores import Values
 from mmsurgery.provenance import check_seal
@@ -48,7 +49,7 @@ def audited(workspace: Workspace, model: str, progress: Progress) -> dict[str, A
             "trio": said["trio"],
             "arm": judged["arm"],
             "kept": {name: values["mean"] for name, values in judged["kept"].items()},
-            "ways": None if mine is None or theirs is None else _ways(mine, theirs),
+            "ways": None if mine is None or theirs is None else choice.ways(mine, theirs),
         }
     return {"model": model, "probes": found}
 
@@ -58,25 +59,6 @@ def _measured(workspace: Workspace, model: str, probe: str) -> Measured | None:
     if not path.exists():
         return None
     return Measured.from_json(check_seal(read_json(path), str(path), kind="measured")["measured"], str(path))
-
-
-def _ways(mine: Measured, theirs: Measured) -> choice.Ways:
-    """Every arm that could have been the worst: those that both were asked the same in."""
-    kept = not mine.arms
-    ours, others = (mine.kept, theirs.kept) if kept else (mine.arms, theirs.arms)
-    same = [name for name, values in ours.items() if name in others and others[name].ids == values.ids]
-    return {
-        "arms": {
-            name: {
-                "people": list(ours[name].people),
-                "values": list(ours[name].values),
-                "reference": list(others[name].values),
-            }
-            for name in same
-        },
-        "chance": {name: mine.chance[f"kept {name}" if kept else name] for name in same},
-        "worst": "below" if kept else "from" if mine.two_sided else "above",
-    }
 
 
 def summary(levels: Sequence[LevelRuns], experiment: Experiment) -> dict[str, Any]:
@@ -91,7 +73,7 @@ def summary(levels: Sequence[LevelRuns], experiment: Experiment) -> dict[str, An
                 rows[row.key][probe] = _row(cells)
                 trio.setdefault(probe, _proved([found for _, _, found in cells]))
         tested = [found[probe] for found in rows.values() if probe in found and found[probe]["p_value"] is not None]
-        adjusted = statistics.holm([each["p_value"] for each in tested])
+        adjusted = holm([each["p_value"] for each in tested])
         for each, p_adjusted in zip(tested, adjusted, strict=True):
             low, high = each["ci95"]
             each |= {"p_adjusted": p_adjusted, "resolved": p_adjusted < LEVEL and not low <= 0 <= high}

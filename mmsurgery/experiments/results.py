@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmsurgery.data.benchmark import COLUMN_LABELS, UTILITY
-from mmsurgery.evaluate.statistics import LEVEL
+from mmsurgery.evaluate.statistics import LEVEL, holm
 from mmsurgery.experiments import audits, statistics
 from mmsurgery.experiments.cases import chosen_cases
 from mmsurgery.experiments.claims import claims
@@ -197,7 +197,7 @@ def _paired(panel: _Panel, experiment: Experiment) -> list[dict[str, Any]]:
                     if row.group == group
                     and (entry := _pair(panel.levels, comparison, what, experiment.compared, row.key)) is not None
                 ]
-                adjusted = statistics.holm([entry["p_value"] for entry in family])
+                adjusted = holm([entry["p_value"] for entry in family])
                 for entry, p_adjusted in zip(family, adjusted, strict=True):
                     low, high = entry["ci95"]
                     resolved = p_adjusted < LEVEL and not low <= 0 <= high

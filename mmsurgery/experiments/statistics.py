@@ -84,16 +84,6 @@ def compare(first: Sequence[Values], second: Sequence[Values], *, seed: int = 0)
     )
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P values adjusted for their number (Holm 1979), in the order given."""
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
-    adjusted, largest = [1.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = largest
-    return adjusted
-
-
 def resolvable(people: int, rows: int) -> bool:
     """Whether sign flips of so many people can give a p below 0.05 after adjustment for so many rows: of the 2^P
     flips two are as far out as people who all differ in one sense."""

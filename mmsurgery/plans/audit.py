@@ -10,7 +10,7 @@ from typing import Any
 from mmsurgery.audit import collateral, one_by_one, paraphrase, probing, relearning, sampling
 from mmsurgery.audit.material import ASKED, Material
 from mmsurgery.audit.probes import Probe, chosen
-from mmsurgery.audit.run import MEASURED, audited_model, material_of
+from mmsurgery.audit.run import audited_model, beside_of, material_of, measured_before, subjects_of
 from mmsurgery.audit.subjects import TRIO, base
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.evaluate.generation import sampled
@@ -67,14 +67,14 @@ def plan_audit(
     name, folder = audited_model(workspace, model)
     wanted, material = chosen(probes), material_of(workspace, held_out)
     sizes, notes = Sizes.of(name, folder), []
-    others = [each for each in TRIO if each != "gold" or (workspace.model_dir("gold") / "config.json").exists()]
-    subjects = [*(each for each in others if each != name), name]
+    subjects = subjects_of(workspace, name, folder, progress)
+    beside = beside_of(workspace, subjects)
     work, tried = Work(), 0
     for each in subjects:
         for probe in wanted:
-            path = workspace.path("audits", MEASURED, f"{each}.{probe.name}.json")
-            if not path.exists() or (force and each == name):
-                work, tried = work + _work(probe, material, each), tried + 1
+            again = force and each.name == name
+            if again or measured_before(workspace, each, probe, material, beside) is None:
+                work, tried = work + _work(probe, material, each.name), tried + 1
     if done := len(subjects) * len(wanted) - tried:
         notes.append(f"{done} of {len(subjects) * len(wanted)} measurements are there")
     count = sizes.count()
@@ -109,7 +109,7 @@ def _work(probe: Probe, material: Material, name: str) -> Work:
         found = Work(scored=retain)
         evaluations = 1 + relearning.STEPS // relearning.EVERY
         for attack in relearning.attacks_of(material).values():
-            if attack is not None:
+            if isinstance(attack, relearning.Attack):
                 trained = relearning.STEPS * relearning.BATCH
                 found += Work(scored=evaluations * len(attack.asked), trained=trained, loads=1)
         return found

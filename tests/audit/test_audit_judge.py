@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmsurgery.audit import card, judge
@@ -50,7 +51,9 @@ def test_without_gold_only_what_is_far_above_chance_is_judged(share: float, verd
         (measured({"one": 0.2, "two": 0.6}), GOLD, LEAKS, "two"),
         (measured({"one": 0.25, "two": 0.3}), GOLD, HELD, "two"),
         (measured({"one": 0.1, "two": 0.05}), GOLD, OVER, "one"),
-        (measured({"one": 0.9, "two": 0.9}, {"kept": 0.25}), GOLD, COLLAPSED, "one"),
+        (measured({"one": 0.2, "two": 0.3}, {"kept": 0.25}), GOLD, COLLAPSED, "two"),
+        (measured({"one": 0.1, "two": 0.05}, {"kept": 0.25}), GOLD, COLLAPSED, "one"),
+        (measured({"one": 0.9, "two": 0.9}, {"kept": 0.25}), GOLD, LEAKS, "one"),  # all the same
         (measured({"one": 0.9}, {}), GOLD, LEAKS, "one"),  # nothing kept was asked
         (measured({"one": 0.9}), measured({"two": 0.3}), UNKNOWN, "one"),
     ],
@@ -66,6 +69,39 @@ def test_verdict(model: Measured, gold: Measured | None, verdict: str, arm: str)
         assert found["against"]["resolved"] == (verdict != HELD)
     else:
         assert found["against"] is None
+
+
+def test_the_choice_of_the_worst_arm_is_no_leak() -> None:
+    """Twelve arms of two models that know the same: by the worst arm's own test there would be leaks."""
+    rng, leaks, naive = np.random.default_rng(3), 0, 0
+    people, ids, names = tuple(f"p{n:02}" for n in range(20)), tuple(map(str, range(20))), [f"a{n}" for n in range(12)]
+
+    def guesser() -> Measured:
+        arms = {name: Values(ids, people, tuple(rng.random(20))) for name in names}
+        return Measured(arms, {}, dict.fromkeys(names, 0.5))
+
+    for _ in range(100):
+        one, other = guesser(), guesser()
+        found = judge.judge(one, other, None)
+        leaks += found["verdict"] == LEAKS
+        plain = judge.against(one.arms[found["arm"]], other.arms[found["arm"]])
+        naive += plain is not None and plain.resolved and plain.difference > 0
+    assert leaks <= 6
+    assert naive >= leaks + 8
+
+
+def test_kept_arms_are_adjusted_for_their_number() -> None:
+    """Of six people who all lose, p is 2 / 2^6: enough for one arm, not for the worst of five."""
+    ids, people = tuple(map(str, range(6))), tuple("abcdef")
+    before, after = Values(ids, people, (1.0,) * 6), Values(ids, people, (0.6,) * 6)
+    for arms, verdict, p_value in ((1, DAMAGED, 2 / 64), (5, UNHARMED, 10 / 64)):
+        names = [f"k{n}" for n in range(arms)]
+        chance = {f"kept {name}": 0.1 for name in names}
+        vanilla = Measured({}, dict.fromkeys(names, before), chance)
+        model = Measured({}, {**dict.fromkeys(names, before), "k0": after}, chance)
+        found = judge.judge(model, None, vanilla)
+        assert (found["verdict"], found["arm"]) == (verdict, "k0")
+        assert found["against"]["p_value"] == pytest.approx(p_value)
 
 
 def test_other_questions_are_not_compared() -> None:
@@ -145,6 +181,7 @@ PROVED = {"reliable": True, "vanilla": True, "gold": True, "destroyed": True}
         ({"gold": measured({"one": 0.5, "two": 0.3})}, {**PROVED, "reliable": False, "gold": False}),
         ({"gold": measured({"one": 0.2}, {"kept": 0.25})}, {**PROVED, "reliable": False, "gold": False}),
         ({"destroyed": GOLD}, {**PROVED, "reliable": False, "destroyed": False}),
+        ({"destroyed": measured({"one": 0.9}, {"kept": 0.25})}, PROVED),  # it answers nothing that was to be kept
         ({"gold": None}, {"reliable": None, "vanilla": None, "gold": None, "destroyed": True}),
         ({"vanilla": None}, {**PROVED, "reliable": None, "vanilla": None}),
         ({"destroyed": None}, {**PROVED, "reliable": None, "destroyed": None}),
@@ -225,7 +262,8 @@ def test_a_line_of_the_card() -> None:
     doubted = record(sampling=tried(LEAKY, vanilla=GOLD, destroyed=GOLD))
     assert card.lines(doubted)[0].why_not == "vanilla passes, destroyed passes"
     lost = measured({"one": 0.9}, {"kept": 0.25})
-    assert card.lines(record(sampling=tried(LEAKY, vanilla=lost)))[0].why_not == "vanilla collapsed"
+    ruined = measured({"one": 0.25, "two": 0.3}, {"kept": 0.25})
+    assert card.lines(record(sampling=tried(LEAKY, vanilla=ruined)))[0].why_not == "vanilla collapsed"
     assert card.lines(record(sampling=tried(LEAKY, gold=lost)))[0].why_not == "vanilla passes, gold collapsed"
     assert card.lines(doubted)[0].cells[-1] == "no: vanilla passes, destroyed passes"
     assert card.lines(record(sampling=tried(LEAKY, gold=None)))[0].cells[-1] == "unknown"
@@ -247,10 +285,13 @@ def test_generic_damage_of_rounding_is_that_of_vanilla() -> None:
 
 def test_the_mean_stands_beside_the_worst_way_of_asking() -> None:
     places = {"1": {"chosen": 3, "right": 1}, "2": {"chosen": 1, "right": 3}}
-    npo = Measured(LEAKY.arms, LEAKY.kept, LEAKY.chance, {"positions": places})
+    npo = Measured(
+        LEAKY.arms, LEAKY.kept, LEAKY.chance, {"positions": {"listed": places}, "turned": {"otherwise": 3, "n": 4}}
+    )
     assert card.ways(record(paraphrase=tried(npo))) == [
         "worst (two) and mean of 2 ways of asking: npo 60.0 and 40.0, gold 30.0 and 27.5, vanilla 80.0 and 85.0",
-        "how often each place of the options is chosen (is right): 1: 75.0 (25.0), 2: 25.0 (75.0)",
+        "listed, how often each place of the options is chosen (is right): 1: 75.0 (25.0), 2: 25.0 (75.0)",
+        "another option is chosen when the list is turned round: 3 of 4",
     ]
     assert card.ways(record(sampling=tried(FINE))) == []
 

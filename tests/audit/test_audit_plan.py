@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit_world import make
+from audit_world import change, make
 
 from mmsurgery.audit import collateral, one_by_one, paraphrase, quantisation, relearning
 from mmsurgery.audit.run import audit
@@ -55,3 +55,5 @@ def test_what_is_planned_is_done(
     assert again.seconds is None
     assert "28 of 28 measurements are there" in again.notes
     assert (again.passes.forward, again.passes.backward) == (0, 0)
+    change(workspace.model_dir("npo"), 1)  # measurements of other weights are no measurements of it
+    assert "21 of 28 measurements are there" in plan_audit(workspace).notes

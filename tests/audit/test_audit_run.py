@@ -16,6 +16,7 @@ from audit_world import change, make
 
 from mmsurgery.api import Workspace
 from mmsurgery.audit import card, material, relearning
+from mmsurgery.audit.choice import p_value
 from mmsurgery.audit.judge import UNKNOWN, VERDICTS
 from mmsurgery.audit.measured import Measured, Values
 from mmsurgery.audit.probes import PROBES
@@ -24,7 +25,6 @@ from mmsurgery.audit.subjects import DESTROYED, TRIO
 from mmsurgery.data.samples import data_sha256
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.experiments.audits import audited
-from mmsurgery.experiments.choice import p_value
 from mmsurgery.provenance import seal
 from mmsurgery_cli.main import run
 
@@ -236,7 +236,7 @@ def test_questions_beyond_those_that_are_asked_count(few: Make, monkeypatch: pyt
     workspace = few("beyond")
     monkeypatch.setattr(material, "ASKED", 2)
     found = material.Material.of(workspace)
-    assert found.digests()["items"]["retain_vqa"] == data_sha256(workspace.items("retain_vqa"))
+    assert found.digests["items"]["retain_vqa"] == data_sha256(workspace.items("retain_vqa"))
 
 
 def test_without_gold_nothing_is_judged_until_there_is_one(few: Make, tmp_path: Path) -> None:

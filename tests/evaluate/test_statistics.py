@@ -14,6 +14,7 @@ from mmsurgery.evaluate.statistics import (
     clustered_interval,
     constant_answer,
     forgetting_target,
+    holm,
     matched,
     paired_difference,
 )
@@ -170,3 +171,10 @@ def test_curves_that_make_no_sense_are_refused() -> None:
 def test_target_is_five_points_above_gold_or_chance() -> None:
     assert forgetting_target(gold=0.24, chance=0.25) == pytest.approx(0.29)
     assert forgetting_target(gold=None, chance=0.25) == pytest.approx(0.30)
+
+
+def test_holm() -> None:
+    # Holm: the smallest p times 4, the next times 3, ...; never below one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -156,10 +156,3 @@ def test_runs_are_paired_by_seed() -> None:
     assert found.difference == 1
     never = Values(other.asked, other.names, {7: other.runs[0]})
     assert statistics.compare([one], [never]) is None
-
-
-def test_holm() -> None:
-    # Holm: the smallest p times 4, the next times 3, ...; never below one before
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert statistics.holm([]) == []

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mmsurgery.audit.measured import Measured
 from mmsurgery.evaluate.statistics import EXHAUSTIVE, FLIPS
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -19,6 +20,25 @@ Ways = Mapping[str, Any]
 """What came out of a run and of its reference: `arms` (way of asking -> people, values of the run, and those of the
 reference on the same questions), `chance` by way, and `worst`, how a run's worst way is chosen: `above` or `from` its
 chance, or `below` the reference."""
+
+
+def ways(mine: Measured, theirs: Measured) -> Ways:
+    """Every arm that could have been the worst: those that both were asked the same in."""
+    kept = not mine.arms
+    ours, others = (mine.kept, theirs.kept) if kept else (mine.arms, theirs.arms)
+    same = [name for name, values in ours.items() if name in others and others[name].ids == values.ids]
+    return {
+        "arms": {
+            name: {
+                "people": list(ours[name].people),
+                "values": list(ours[name].values),
+                "reference": list(others[name].values),
+            }
+            for name in same
+        },
+        "chance": {name: mine.chance[f"kept {name}" if kept else name] for name in same},
+        "worst": "below" if kept else "from" if mine.two_sided else "above",
+    }
 
 
 def p_value(observed: float, runs: Sequence[tuple[object, Ways]], *, seed: int = 0) -> float:
@@ -32,16 +52,16 @@ def p_value(observed: float, runs: Sequence[tuple[object, Ways]], *, seed: int =
     """
     places: dict[tuple[object, str], int] = {}
     groups: dict[object, list[Ways]] = {}
-    for vanilla, ways in runs:
-        groups.setdefault(vanilla, []).append(ways)
-        for arm in ways["arms"].values():
+    for vanilla, asked in runs:
+        groups.setdefault(vanilla, []).append(asked)
+        for arm in asked["arms"].values():
             for person in arm["people"]:
                 places.setdefault((vanilla, person), len(places))
     kept = _exchanges(len(places), seed)
     found = np.zeros(len(kept))
     for vanilla, group in groups.items():
-        for ways in group:
-            found += _differences(ways, kept, {p: at for (v, p), at in places.items() if v == vanilla}) / len(group)
+        for asked in group:
+            found += _differences(asked, kept, {p: at for (v, p), at in places.items() if v == vanilla}) / len(group)
     found /= len(groups)
     slack = 1e-12 * abs(observed)
     tails = (found >= observed - slack).mean(), (found <= observed + slack).mean()
@@ -57,15 +77,15 @@ def _exchanges(people: int, seed: int) -> Floats:
     return np.concatenate([np.ones((1, people)), drawn])
 
 
-def _differences(ways: Ways, kept: Floats, places: Mapping[str, int]) -> Floats:
+def _differences(asked: Ways, kept: Floats, places: Mapping[str, int]) -> Floats:
     """`[F]` of one run, in the way that is then its worst."""
     apart, level = [], []
-    for name, arm in ways["arms"].items():
+    for name, arm in asked["arms"].items():
         mine, theirs = (
             np.asarray(arm[which], dtype=np.float64) / len(arm["people"]) for which in ("values", "reference")
         )
         people = [places[person] for person in arm["people"]]
         apart.append(kept @ np.bincount(people, weights=mine - theirs, minlength=kept.shape[1]))
-        level.append((mine + theirs).sum() / 2 + apart[-1] / 2 - ways["chance"][name])
-    order = {"above": np.array(level), "from": np.abs(level), "below": -np.array(apart)}[ways["worst"]]
+        level.append((mine + theirs).sum() / 2 + apart[-1] / 2 - asked["chance"][name])
+    order = {"above": np.array(level), "from": np.abs(level), "below": -np.array(apart)}[asked["worst"]]
     return np.asarray(np.stack(apart)[order.argmax(axis=0), np.arange(len(kept))])

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmsurgery.audit.choice import p_value
 from mmsurgery.evaluate.statistics import paired_difference
-from mmsurgery.experiments.choice import p_value
 
 PEOPLE = [f"p{place}" for place in range(10)]
 
