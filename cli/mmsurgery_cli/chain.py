@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -148,7 +149,11 @@ def compose(
 
 def apply(
     method: Annotated[
-        str, typer.Option(help="ga, ga_diff, kl_min, npo, mmunlearner, an installed one, or path.py:Name.")
+        str,
+        typer.Option(
+            help="ga, ga_diff, kl_min, npo, mmunlearner, anchored_ascent, stranger_distillation, robust_distillation, "
+            "an installed one, or path.py:Name."
+        ),
     ],
     mask: Annotated[str | None, typer.Option(help="Mask to obey; without one the run is unmasked.")] = None,
     scope: Annotated[
@@ -171,10 +176,20 @@ def apply(
     reference: Annotated[str, typer.Option(help="NPO's reference model: vanilla or reference.")] = "vanilla",
     forget_weight: Annotated[float, typer.Option(help="Weight of the forget term.")] = 1.0,
     retain_batch: Annotated[
-        int | None, typer.Option(min=1, help="Retain samples per step (default: the batch size).")
+        int | None, typer.Option(min=1, help="Retain samples per step (default: the method's, else the batch size).")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    anchors: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Pictures of nobody in the benchmark (default: its own extra/anchors)."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the method, such as beta=0.1 of npo.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Instead of the method's or the recipe's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Forget samples per step, instead of the method's or the recipe's.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the method's or the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="Instead of the recipe's: float32, or bf16 with float32 copies to be trained.")
@@ -193,6 +208,7 @@ def apply(
     from mmsurgery.ranks import Ranks
     from mmsurgery.unlearn.apply import apply as unlearn
     from mmsurgery.unlearn.lora import lora_of
+    from mmsurgery.unlearn.request import parsed_settings
 
     output = Output(as_json=as_json)
     options: dict[str, Any] = {
@@ -204,7 +220,10 @@ def apply(
         "reference": reference,
         "forget_weight": forget_weight,
         "retain_batch": retain_batch,
+        "anchors": anchors,
+        "settings": parsed_settings(setting or []),
         "learning_rate": learning_rate,
+        "batch_size": batch_size,
         "epochs": epochs,
         "seed": seed,
         "precision": precision,

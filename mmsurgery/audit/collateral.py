@@ -17,7 +17,7 @@ likest forgotten one and both likenesses, and of a model that was unlearned here
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,8 +28,12 @@ from mmsurgery.audit.subjects import TRIO, Subject, subject
 from mmsurgery.data.leakage import normalised
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import UnusableData
+from mmsurgery.evaluate.features import picture_features
 from mmsurgery.evaluate.scoring import score
 from mmsurgery.workspace import SILENT, Progress
+
+if TYPE_CHECKING:
+    import torch
 
 NEAR = 0.25
 """Share of the retained people who are near."""
@@ -98,7 +102,7 @@ _WHY = {"looks": "not everybody has a picture to compare", "facts": "no two peop
 def _looks(material: Material, forgotten: Sequence[str], people: Sequence[str]) -> np.ndarray[Any, Any] | None:
     """`[F, R]` cosine between people's mean picture features under the vanilla model, around the mean of all."""
     samples = [*material.samples("forget_vqa"), *material.samples("retain_vqa")]
-    features = picture_features(subject(material.workspace, "vanilla"), samples)
+    features = _by_person(picture_features(subject(material.workspace, "vanilla").load(), samples), samples)
     if not {*forgotten, *people} <= features.keys():
         return None
     mean = np.mean(list(features.values()), axis=0)
@@ -110,25 +114,17 @@ def _unit(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(vector / (np.linalg.norm(vector) or 1.0))
 
 
-def picture_features(subject_: Subject, samples: Sequence[Sample]) -> dict[str, np.ndarray[Any, Any]]:
-    """Person -> `[hidden]` mean over their pictures, and over each one's tokens, of what the connector gives."""
+def _by_person(
+    features: Mapping[str, torch.Tensor], samples: Sequence[Sample]
+) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """Person -> `[width]` mean over their pictures."""
     import torch
 
-    from mmsurgery.evaluate.remembered import Remembered
-
-    loaded, cache = subject_.load(), dict[Any, Any]()
-    by_person: dict[str, dict[str, Sample]] = {}
+    pictures: dict[str, dict[str, torch.Tensor]] = {}
     for sample in samples:
-        if sample.image_sha256 is not None:
-            by_person.setdefault(sample.person, {}).setdefault(sample.image_sha256, sample)
-    remembered, found = Remembered(loaded), {}
-    with torch.no_grad():
-        for person, pictures in by_person.items():
-            features = [remembered.features(sample, cache) for sample in pictures.values()]
-            vectors = [each.float().mean(dim=0).cpu() for each in features if each is not None]
-            if vectors:
-                found[person] = torch.stack(vectors).mean(dim=0).double().numpy()
-    return found
+        if (key := str(sample.image_sha256)) in features:
+            pictures.setdefault(sample.person, {})[key] = features[key]
+    return {person: torch.stack(list(each.values())).mean(dim=0).double().numpy() for person, each in pictures.items()}
 
 
 def _facts(material: Material, forgotten: Sequence[str], people: Sequence[str]) -> np.ndarray[Any, Any] | None:

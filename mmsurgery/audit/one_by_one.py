@@ -24,7 +24,7 @@ from mmsurgery.methods.registry import method as find_method
 from mmsurgery.settings import RecipeSettings
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.record import read_record
-from mmsurgery.unlearn.request import Request, Run, gather
+from mmsurgery.unlearn.request import Request, Run, gather, with_settings
 from mmsurgery.unlearn.train_run import unlearned_in_memory
 from mmsurgery.workspace import SILENT, Progress
 
@@ -102,7 +102,7 @@ def _request(record: Mapping[str, Any], settings: Mapping[str, Any]) -> Request:
     }
     return Request(
         name=str(record["model"]),
-        method=find_method(settings["method"]),
+        method=with_settings(find_method(settings["method"]), settings["method_settings"]),
         mask=record["mask"],
         scope=settings["scope"],
         protocol=settings["protocol"],

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mmsurgery.artifacts.files import read_json
+from mmsurgery.data.anchors import FOLDER as ANCHORS
 from mmsurgery.data.benchmark import Source
+from mmsurgery.data.held_out import HELD_OUT
 from mmsurgery.data.mllmu import PERCEPTION, TEXT_PAIRS, MLLMUBench
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import InputRefused, Mismatch
@@ -13,6 +17,11 @@ RECORD = "extra/portraits.json"
 """Which world and draw the files are of; written with them."""
 SETTINGS = ("world", "draw")
 """What the files depend on; every forget ratio is among them."""
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether everything is there that is drawn today: earlier versions drew less, the rest to the same bytes."""
+    return all((folder / each).is_dir() for each in (HELD_OUT, ANCHORS))
 
 
 class Portraits(MLLMUBench):

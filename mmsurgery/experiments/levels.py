@@ -20,8 +20,7 @@ from mmsurgery.artifacts.files import atomic_folder, write_bytes
 from mmsurgery.artifacts.saliency_map import read_manifest
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import benchmark
-from mmsurgery.data.held_out import HELD_OUT
-from mmsurgery.data.portraits import check_drawn_for
+from mmsurgery.data.portraits import check_drawn_for, is_whole
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UsageError
 from mmsurgery.evaluate.unfinished import UNFINISHED
 from mmsurgery.experiments.waiting import PatientWorkspace
@@ -88,6 +87,7 @@ def levels_of(
     unlearning: int = 1,
     draws: int = 1,
     by_ratio: bool = False,
+    worlds: bool = False,
 ) -> list[Level]:
     """The levels of a grid, backbone by backbone, ratio by ratio. A given vanilla model with other weights is
     another level.
@@ -99,6 +99,7 @@ def levels_of(
     Args:
         unlearning: unlearning seeds per level.
         by_ratio: every forget ratio that the benchmark has, instead of the workspace's own.
+        worlds: each vanilla model is of the world of its seed, instead of the workspace's.
 
     Raises:
         UsageError: if there is no choice of ratio, or of vanilla models.
@@ -119,7 +120,8 @@ def levels_of(
                     models = dataclasses.replace(
                         settings.models, backbone=family, base="models/base", vanilla="models/vanilla", seed=seed
                     )
-                    asked = dataclasses.replace(chosen, data="data", draw=draw, forget=ratio)
+                    world = seed if worlds else chosen.world
+                    asked = dataclasses.replace(chosen, data="data", draw=draw, forget=ratio, world=world)
                     runs = tuple(seed + SEED_STEP * place for place in range(unlearning))
                     recipe = dataclasses.replace(settings.recipe, seed=runs[0])
                     made = Settings(benchmark=asked, models=models, recipe=recipe)
@@ -199,7 +201,7 @@ def _is_drawn(workspace: Workspace) -> bool:
             workspace.existing_model(model)
     except (InputRefused, Mismatch, MissingArtifact):
         return False
-    return (workspace.data_dir / HELD_OUT).is_dir()
+    return is_whole(workspace.data_dir)
 
 
 def _same_models(level: Level, other: Workspace) -> Iterator[str]:

@@ -90,6 +90,10 @@ class Experiment:
     """Whether it shows single answers (Tables 3 and 6)."""
     audit: bool = False
     """Whether every row is audited where it is at matched forgetting."""
+    first: int = 0
+    """Seed of the first vanilla model; another one for judging what was tuned on the usual ones (portraits)."""
+    worlds: bool = False
+    """Whether every vanilla model is of a world of its own: other people, other faces (portraits)."""
 
     @property
     def needs_reference(self) -> bool:

@@ -73,7 +73,8 @@ class _Grid:
     def levels(self, table: Experiment, seeds: Sequence[int] | None = None) -> list[Level]:
         return levels_of(
             self.workspace,
-            seeds=self.seeds if seeds is None else seeds,
+            seeds=[table.first + seed for seed in self.seeds] if seeds is None else seeds,
+            worlds=table.worlds,
             backbones=self.backbones,
             unlearning=self.unlearning,
             draws=self.draws,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from mmsurgery.methods.step import Step
 
 Kind = Literal["forget", "retain"]
-Reference = Literal["forget_logprob", "retain_distribution"]
+Reference = Literal["forget_logprob", "retain_distribution", "forget_distribution", "stranger_distribution"]
+Beside = Literal["anchor_vqa", "text", "forget_vqa"]
 
 
 class Term(NamedTuple):
@@ -30,6 +32,19 @@ class Term(NamedTuple):
     `all` only."""
     loss: torch.Tensor
     """Scalar, nats."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a method runs best with, where nothing else is asked for."""
+
+    batch_size: int
+    """Forget samples a step."""
+    retain_batch: int
+    epochs: int
+    """Times that the forget set is gone through."""
+    rate: float
+    """Learning rate, times that of the recipe."""
 
 
 class Method(ABC):
@@ -47,7 +62,11 @@ class Method(ABC):
     references: ClassVar[frozenset[Reference]] = frozenset()
     """Outputs of reference models it needs, computed before the first step: `forget_logprob` (sequence
     log-probabilities of the forget answers under the model of `--reference`), `retain_distribution`
-    (log-probabilities of every token at the retain answers' positions under the vanilla model)."""
+    (log-probabilities of every token at the retain answers' positions under the vanilla model),
+    `forget_distribution` (the same of the forget answers), `stranger_distribution` (the log of the mean of the
+    vanilla model's probabilities there when anchor pictures stand in the forget picture's place)."""
+    budget: ClassVar[Budget | None] = None
+    """None: the recipe's as it is."""
 
     mean_of_samples: ClassVar[bool] = False
     """Whether each term is the mean over its batch's samples of something that looks at no other sample, and the order
@@ -57,6 +76,12 @@ class Method(ABC):
     @abstractmethod
     def terms(self, step: Step) -> Iterator[Term]:
         """The step's terms, forget terms first. `step.forget` or `step.retain` is None in a step without it."""
+
+    def beside(self) -> Mapping[Beside, int]:
+        """Further data that a step sees -> how many samples of it: `anchor_vqa`, `text` (the text pairs of forget and
+        of retain people), `forget_vqa` (another batch of what is to be forgotten). Of the first two the vanilla
+        model's distributions at the answer positions are there, too."""
+        return {}
 
     def shared(self) -> bool:
         """Whether several processes may do a share of each batch: whoever overrides `terms` says so anew."""

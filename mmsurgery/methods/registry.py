@@ -6,16 +6,16 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mmsurgery.backbones.discovery import Plugin, plugin, plugins
 from mmsurgery.backbones.discovery import described as rows
 from mmsurgery.errors import UsageError, unknown
-from mmsurgery.methods.base import Method
+from mmsurgery.methods.base import Method, Reference
 
 GROUP = "mmsurgery.methods"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
-_REFERENCES = frozenset({"forget_logprob", "retain_distribution"})
+_REFERENCES = frozenset(get_args(Reference))
 
 
 def installed() -> list[Plugin]:

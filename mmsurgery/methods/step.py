@@ -5,6 +5,7 @@ B samples, T tokens, N answer tokens of all samples of the batch in reading orde
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,10 @@ class References:
     """Index of a retain sample -> `[answer tokens, V]`."""
     twin: Any = None
     """The vanilla model, where these are too many to be kept: they are computed step by step."""
+    vanilla: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Id of a forget, anchor or text sample -> `[answer tokens, V]`, float32, in main memory."""
+    stranger: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Id of a forget sample -> the same, of anchor pictures in its picture's place."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,19 @@ class Passage:
                 return Answers.of(self.references.twin, self.batch, self.samples).log_probabilities()
         return torch.cat([self.references.retain_distribution[i] for i in self.indices])
 
+    def vanilla_log_probabilities(self) -> torch.Tensor:
+        """As `reference_log_probabilities`, of forget, anchor and text samples."""
+        return self._kept(self.references.vanilla)
+
+    def stranger_log_probabilities(self) -> torch.Tensor:
+        """`[N, V]`, nats: log of the mean of the vanilla model's probabilities over anchor pictures, asked the same."""
+        return self._kept(self.references.stranger)
+
+    def _kept(self, known: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        return torch.cat([known[sample.id] for sample in self.samples]).to(self.batch["labels"].device)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -153,3 +171,10 @@ class Step:
     model: Any
     forget: Passage | None
     retain: Passage | None
+    beside: Mapping[str, Passage] = field(default_factory=dict)
+    """What `Method.beside` asks for."""
+    seed: int = 0
+
+    def uniform(self, what: str, low: float, high: float) -> float:
+        """A number that is the same whenever this step of this run is done."""
+        return random.Random(f"{self.seed}/{self.number}/{what}").uniform(low, high)  # noqa: S311 - reproducible

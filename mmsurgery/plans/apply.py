@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.snapshots import GENERATIONS
@@ -32,6 +33,7 @@ def plan_apply(
     forget_weight: float = 1.0,
     retain_batch: int | None = None,
     learning_rate: float | None = None,
+    batch_size: int | None = None,
     epochs: int | None = None,
     seed: int | None = None,
     precision: str | None = None,
@@ -39,6 +41,8 @@ def plan_apply(
     memory: int | None = None,
     eval_every: int = 0,
     steps: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    anchors: Path | None = None,
     force: bool = False,
     selection: Mapping[str, int] | None = None,
     device: str | None = None,
@@ -68,11 +72,14 @@ def plan_apply(
         "forget_weight": forget_weight,
         "retain_batch": retain_batch,
         "learning_rate": learning_rate,
+        "batch_size": batch_size,
         "epochs": epochs,
         "seed": seed,
         "precision": precision,
         "eval_every": eval_every,
         "steps": steps,
+        "settings": settings or {},
+        "anchors": anchors,
     }
     begun = now()
     known = Unlearned.of(workspace, method, selection=selection, device=device, **options)

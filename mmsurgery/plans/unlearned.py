@@ -21,7 +21,7 @@ from mmsurgery.plans.trained import Trained
 from mmsurgery.unlearn.deletions import earlier_requests
 from mmsurgery.unlearn.masked import check_fit
 from mmsurgery.unlearn.plan import PROTOCOLS, StepPlan
-from mmsurgery.unlearn.request import FORGET, RETAIN, Request
+from mmsurgery.unlearn.request import FORGET, RETAIN, Request, beside_of
 from mmsurgery.workspace import Workspace
 
 
@@ -88,7 +88,8 @@ class Unlearned:
             )
         )
         processor = sizes.family.load_processor(folder)
-        sets = {FORGET: forget, **({RETAIN: retain} if retain else {})}
+        others = {name: samples for name, samples in beside_of(workspace, request, forget)[0].items() if name != FORGET}
+        sets = {FORGET: forget, **({RETAIN: retain} if retain else {}), **others}
         trained = Trained.of(request, sizes, selection, [n for n in targets if selection is None or selection.get(n)])
         kept, before, asked, said = _references(workspace, request, sizes, processor, retain, steps, folder)
         items = _items(workspace) if request.eval_every else []
@@ -117,12 +118,17 @@ class Unlearned:
         return len(self.items) * self.scorings
 
     @property
+    def besides(self) -> Mapping[str, int]:
+        """Further data by name -> samples a step; another forget batch counts with the forget batch, in its place."""
+        return {name: size for name, size in self.request.method.beside().items() if name != FORGET}
+
+    @property
     def seen(self) -> dict[str, int]:
         """Samples passed, by set."""
         return {
             FORGET: sum(len(step.forget) for step in self.steps),
             RETAIN: sum(len(step.retain) for step in self.steps),
-        }
+        } | {name: len(self.steps) * self.besides.get(name, 0) for name in self.sets if name not in (FORGET, RETAIN)}
 
     def moments(self, layout: Layout) -> tuple[dict[str, dict[str, int]], int]:
         """Terms by moment, and bytes of state that lie elsewhere."""
@@ -154,9 +160,9 @@ class Unlearned:
 
     def _activations(self, layout: Layout) -> int:
         """Of the larger of a forget and a retain batch: one graph is in memory at a time."""
-        batches = {FORGET: self.request.recipe.batch_size, RETAIN: self.request.retain_size}
+        batches = {FORGET: self.request.recipe.batch_size, RETAIN: self.request.retain_size, **self.besides}
         return max(
-            self.sizes.kept(each.batch(batches[part]), self.trained.width, checkpointing=layout.checkpointing)
+            self.sizes.kept(each.batch(batches.get(part, 1)), self.trained.width, checkpointing=layout.checkpointing)
             for part, each in self.lengths.items()
         )
 

@@ -8,6 +8,7 @@ extra/text_pairs.parquet        text questions for text saliency, in a phrasing 
 extra/perception.parquet        what a picture shows whoever it is, one row per held-out rendering
 extra/portraits.json            which world and draw this is
 extra/pretraining.parquet       what the base model was taught before, pictures by name of rendering
+extra/anchors/                  pictures of nobody, for the part `anchor_vqa` (`data.anchors`)
 extra/held_out/                 what no model is trained on, for the audit, as rows of one's own (`data.held_out`)
 """
 
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.files import atomic_folder, write_json
+from mmsurgery.data import anchors
 from mmsurgery.data.held_out import HELD_OUT
 from mmsurgery.data.portraits import RECORD
 from mmsurgery.portraits import wording
-from mmsurgery.portraits.world import FORGET_SIZES, HARD, TEST, TRAIN, USED, Person, World
+from mmsurgery.portraits.world import ANCHOR_RENDERINGS, FORGET_SIZES, HARD, TEST, TRAIN, USED, Person, World
 from mmsurgery.provenance import SCHEMA, seal
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def write_data(folder: Path, world_seed: int, draw: int = 0, *, replace: bool = 
         _write(new, "ft_Data", [row for person in world.people for row in _training_rows(world, person)], training)
         _write_extra(new / "extra", world)
         _write_held_out(new / HELD_OUT, world)
+        _write_anchors(new / anchors.FOLDER, world)
         record = {"schema": SCHEMA, "kind": "portraits", "world": world_seed, "draw": draw, "provenance": {}}
         write_json(new / RECORD, seal(record))
 
@@ -255,6 +258,14 @@ def _write_held_out(folder: Path, world: World) -> None:
     for name, content in pictures.items():
         (folder / name).write_bytes(content)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+
+
+def _write_anchors(folder: Path, world: World) -> None:
+    folder.mkdir()
+    for person in world.anchors:
+        for rendering in ANCHOR_RENDERINGS:
+            name = f"{person.id}-{rendering.rpartition('/')[2]}.png"
+            (folder / name).write_bytes(world.picture(person, rendering))
 
 
 def _perception_row(world: World, person: Person, rendering: str) -> Row:

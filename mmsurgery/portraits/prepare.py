@@ -8,8 +8,7 @@ trains the shipped ones too).
 from __future__ import annotations
 
 from mmsurgery.data.benchmark import source_of
-from mmsurgery.data.held_out import HELD_OUT
-from mmsurgery.data.portraits import RECORD, check_drawn_for
+from mmsurgery.data.portraits import RECORD, check_drawn_for, is_whole
 from mmsurgery.errors import Mismatch
 from mmsurgery.portraits.files import write_data
 from mmsurgery.portraits.identity import check_made_for
@@ -58,7 +57,7 @@ def _stale(workspace: Workspace) -> str | None:
             raise
         return error.what
     ours = workspace.data_dir.parent == workspace.root
-    return None if (workspace.data_dir / HELD_OUT).is_dir() or not ours else "drawn before there was an audit"
+    return None if is_whole(workspace.data_dir) or not ours else "drawn by an earlier version, which drew less"
 
 
 def prepare_model(

@@ -18,7 +18,7 @@ from mmsurgery.errors import UsageError
 from mmsurgery.portraits import wording
 from mmsurgery.portraits.drawing import Face, draw_face, png, render
 
-FICTITIOUS, CELEBRITIES, STRANGERS, UNSEEN = 60, 20, 200, 24
+FICTITIOUS, CELEBRITIES, STRANGERS, UNSEEN, ANCHORS = 60, 20, 200, 24, 200
 FORGET_SIZES = {5: 3, 10: 6, 15: 9}
 """Forget ratio in percent -> number of people."""
 
@@ -30,6 +30,7 @@ TEST = tuple(f"test/{i}" for i in range(3))
 HARD = tuple(f"hard/{i}" for i in range(2))
 """Renderings moved and scaled further than any trained one; never trained."""
 _STRANGER_RENDERINGS = TRAIN[:2]
+ANCHOR_RENDERINGS = TRAIN[:2]
 
 Mixture = dict[str, tuple[float, list[Sample]]]
 """Kind of sample -> its share of the training stream and its samples."""
@@ -38,10 +39,10 @@ Mixture = dict[str, tuple[float, list[Sample]]]
 @dataclass(frozen=True)
 class Person:
     key: str
-    """Unique over the world: `person/007`, `celebrity/007`, `stranger/007`, `unseen/007`."""
+    """Unique over the world: `person/007`, `celebrity/007`, `stranger/007`, `unseen/007`, `anchor/007`."""
     face: Face = field(repr=False)
     name: str = ""
-    """First and last name; empty for strangers and the unseen."""
+    """First and last name; empty for strangers, the unseen and anchors."""
     attributes: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -64,6 +65,7 @@ class World:
         celebrities: the 20 people every base model knows (the real-world set).
         strangers: 200 faces without facts, for learning to see.
         unseen: 24 people with facts whom no model is ever shown: what an audit compares the forgotten with.
+        anchors: 200 faces without facts whom no model is trained to describe: what unlearning may not change.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -83,6 +85,7 @@ class World:
             Person(f"unseen/{i:03}", self._face(f"unseen/{i:03}", looks), attributes=self._facts(f"unseen/{i:03}"))
             for i in range(UNSEEN)
         )
+        self.anchors = tuple(Person(f"anchor/{i:03}", self._face(f"anchor/{i:03}", looks)) for i in range(ANCHORS))
         self._pictures: dict[tuple[str, str], bytes] = {}
 
     def _names(self, count: int) -> list[str]:

@@ -18,6 +18,7 @@ from mmsurgery.errors import InternalError, Mismatch, UnusableData
 from mmsurgery.memory import Layout
 from mmsurgery.provenance import differences
 from mmsurgery.ranks import Ranks
+from mmsurgery.unlearn.beside import beside
 from mmsurgery.unlearn.deletions import digest_of, people_of, write_request
 from mmsurgery.unlearn.lora import LoRA, unreached
 from mmsurgery.unlearn.objective import VANISHED
@@ -27,7 +28,7 @@ from mmsurgery.unlearn.record import read_record
 from mmsurgery.unlearn.request import Request, Run, gather
 from mmsurgery.unlearn.resume import History
 from mmsurgery.unlearn.save import check_space, commit
-from mmsurgery.unlearn.train_run import train_run
+from mmsurgery.unlearn.train_run import train_run, vanilla_of
 from mmsurgery.unlearn.trained_models import check_trained
 from mmsurgery.unlearn.verify import Moved
 from mmsurgery.workspace import SILENT, Progress, Workspace
@@ -65,12 +66,15 @@ def apply(
     forget_weight: float = 1.0,
     retain_batch: int | None = None,
     learning_rate: float | None = None,
+    batch_size: int | None = None,
     epochs: int | None = None,
     seed: int | None = None,
     precision: str | None = None,
     layout: Layout | None = None,
     eval_every: int = 0,
     steps: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    anchors: Path | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ApplyResult:
@@ -91,11 +95,14 @@ def apply(
         lora: train low-rank adapters, merged before the model is saved; None trains the weights.
         start: model to start from.
         reference: model that NPO compares with.
-        retain_batch: retain samples a step; the recipe's batch size where None.
-        learning_rate, epochs, seed, precision: instead of the recipe's.
+        retain_batch: retain samples a step; the method's own or the recipe's batch size where None.
+        learning_rate, batch_size, epochs, seed, precision: instead of the recipe's, and of what the method runs best
+            with (`Method.budget`).
         layout: how memory is used; state and activations are kept with the model where None.
         eval_every: steps between scorings of all columns along the run; 0 for none.
         steps: end after so many steps of the epochs' plan; the weights are those that a longer run had there.
+        settings: of the method itself, instead of their defaults.
+        anchors: folder of anchor pictures (see `data.anchors`); the benchmark's own where None.
         force: make it again, and replace another model of the name.
 
     Raises:
@@ -123,11 +130,14 @@ def apply(
         forget_weight=forget_weight,
         retain_batch=retain_batch,
         learning_rate=learning_rate,
+        batch_size=batch_size,
         epochs=epochs,
         seed=seed,
         precision=precision,
         eval_every=eval_every,
         steps=steps,
+        settings=settings or {},
+        anchors=anchors,
     )
     if ranks.count > 1:
         from mmsurgery.unlearn import sharded
@@ -194,7 +204,9 @@ def _make(run: Run, ranks: Ranks, layout: Layout, force: bool, progress: Progres
     if ranks.first:
         write_request(run.workspace, people_of(run.forget))
     with deterministic(request.recipe.threads), _running(ranks):
-        trained, history, shards = train_run(run, plan, ranks, layout, snapshots, progress)
+        others = beside(run, lambda: vanilla_of(run), progress)
+        plan = others.planned(plan, run)
+        trained, history, shards = train_run(run, plan, others, ranks, layout, snapshots, progress)
         made = None
         if ranks.first:
             made = _commit(run, trained, _record(run, plan, layout, history, origin), force, progress)
@@ -242,7 +254,7 @@ def _acceptance(workspace: Workspace) -> str | None:
 
 def _scored_text(run: Run) -> int:
     """How many text samples that are scored stand behind the run's mask, or behind the model it starts from."""
-    own = 0 if run.mask is None else run.mask.counts.get(SCORED_TEXT, 0)
+    own = max(run.scored_text, 0 if run.mask is None else run.mask.counts.get(SCORED_TEXT, 0))
     before = read_record(run.files.path) if (run.files.path / RUN_FILE).exists() else {}
     return max(own, int(before.get(SCORED_TEXT, 0)))
 
@@ -261,7 +273,7 @@ def _say(run: Run, steps: int, progress: Progress) -> None:
     if warned := _acceptance(run.workspace):
         progress.note(warned)
     if leaked := _scored_text(run):
-        progress.note(f"the mask's saliency was measured on {leaked} text samples that are scored, too")
+        progress.note(f"{leaked} text samples behind it are scored, too")
     for model, samples in run.earlier.items():
         if samples:
             progress.note(f"{samples:,} retain samples are of people that '{model}' forgot: left out")
@@ -327,6 +339,7 @@ def _record(run: Run, plan: list[StepPlan], layout: Layout, history: History, or
         "samples": {
             "forget": sum(len(step.forget) for step in plan),
             "retain": sum(len(step.retain) for step in plan),
+            **{name: sum(len(step.beside[name]) for step in plan) for name in plan[0].beside},
         },
         "losses": history.losses,
         "evaluations": history.evaluations,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,9 @@ class Unlearning:
     plan: Sequence[StepPlan]
     references: References
     forget_weight: float = 1.0
+    beside: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    """What the method sees besides, by name (see `Method.beside`)."""
+    seed: int = 0
     witness: Mask | None = None
     """In scope `forget`, where the saved weights cannot show what the forget terms reached: the mask that the first
     forget gradient is held against, bit by bit, apart from `update`'s own bookkeeping."""
@@ -61,6 +64,12 @@ class Unlearning:
             self.loaded.model,
             self._passage(self.forget, planned.forget),
             self._passage(self.retain, planned.retain),
+            {
+                name: passage
+                for name, places in planned.beside.items()
+                if (passage := self._passage(self.beside[name], places)) is not None
+            },
+            self.seed,
         )
         if not planned.retain:
             self.update.hold()
@@ -113,6 +122,7 @@ class Unlearning:
         """Ids of a step's samples."""
         planned = self.plan[number]
         samples = [self.forget[i] for i in planned.forget] + [self.retain[i] for i in planned.retain]
+        samples += [self.beside[name][place] for name, places in planned.beside.items() for place in places]
         return ", ".join(sample.id for sample in samples)
 
     def _passage(self, samples: Sequence[Sample], places: tuple[int, ...]) -> Passage | None:

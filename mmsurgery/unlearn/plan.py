@@ -6,13 +6,15 @@ same forget order for every method.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import UnusableData, UsageError
+from mmsurgery.methods.base import Beside
 
 MAX_STEPS = 1_000_000
 """Optimizer steps of a run, at most: its plan and its curve are held in memory."""
@@ -24,6 +26,27 @@ class StepPlan:
 
     forget: tuple[int, ...]
     retain: tuple[int, ...]
+    beside: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Further data by name, as places in it (see `Method.beside`)."""
+
+
+def with_beside(
+    plan: Sequence[StepPlan], sets: Mapping[str, Sequence[Sample]], sizes: Mapping[Beside, int], seed: int
+) -> list[StepPlan]:
+    """Every step with samples of further sets, each cycled in an order of its own.
+
+    Raises:
+        UnusableData: if a set is smaller than its batch.
+    """
+    for name, size in sizes.items():
+        _check_size(name, len(sets[name]), size)
+    streams = {name: _cycled(sets[name], seed, f"beside/{name}") for name in sizes}
+    return [
+        dataclasses.replace(
+            step, beside={name: tuple(itertools.islice(streams[name], size)) for name, size in sizes.items()}
+        )
+        for step in plan
+    ]
 
 
 def equations(
@@ -126,8 +149,8 @@ def _shuffled(samples: Sequence[Sample], key: str) -> list[int]:
     return sorted(range(len(samples)), key=lambda place: hashlib.sha256(f"{key}/{samples[place].id}".encode()).digest())
 
 
-def _cycled(samples: Sequence[Sample], seed: int) -> Iterator[int]:
+def _cycled(samples: Sequence[Sample], seed: int, which: str = "retain") -> Iterator[int]:
     cycle = 0
     while True:
-        yield from _shuffled(samples, f"{seed}/retain/{cycle}")
+        yield from _shuffled(samples, f"{seed}/{which}/{cycle}")
         cycle += 1

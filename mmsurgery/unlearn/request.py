@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.protocol import Backbone
+from mmsurgery.data.anchors import ANCHORS, anchor_samples
 from mmsurgery.data.benchmark import benchmark, source_of
-from mmsurgery.data.leakage import check_overlap
+from mmsurgery.data.leakage import check_overlap, check_text
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InternalError, Mismatch, MissingArtifact, UnusableData, UsageError, unknown
 from mmsurgery.methods.base import Method
@@ -33,6 +35,8 @@ SCOPES = ("forget", "all")
 REFERENCES = ("vanilla", "reference")
 FORGET, RETAIN = "forget_vqa", "retain_vqa"
 """Data parts that are unlearned and kept."""
+TEXT, TEXT_PARTS = "text", ("forget_qa", "retain_qa")
+"""What a method sees besides under this name, and the parts that it is made of."""
 TRAINED = ("base", "vanilla", "gold", "reference", SCRATCH)
 """Models that are trained, never unlearned."""
 
@@ -56,6 +60,8 @@ class Request:
     eval_every: int
     steps: int | None
     """Steps of the plan that are done; all where None."""
+    anchors: Path | None = None
+    """Folder of anchor pictures; the benchmark's own where None."""
     recipe: RecipeSettings
 
     @classmethod
@@ -67,30 +73,38 @@ class Request:
         name: str | None,
         mask: str | None,
         learning_rate: float | None,
+        batch_size: int | None,
+        retain_batch: int | None,
         epochs: int | None,
         seed: int | None,
         precision: str | None,
         forget_weight: float,
+        settings: Mapping[str, Any],
         **others: Any,
     ) -> Request:
         """What `apply` with these arguments asks for: the method's mask where it needs one, the workspace's recipe
-        with what is given instead, a name made of method and mask; checked.
+        with what the method runs best with and what is given instead, a name made of method and mask; checked.
 
         Raises:
             UsageError: for an unknown method, or an argument that is wrong or has no meaning for the method.
         """
-        found = find_method(method)
+        found = with_settings(find_method(method), settings)
         if mask is None and found.requires_mask:
             mask = "default"
         given: dict[str, Any] = {
             "learning_rate": learning_rate,
+            "batch_size": batch_size,
             "epochs": epochs,
             "seed": seed,
             "precision": precision,
         }
-        recipe = dataclasses.replace(workspace.settings.recipe, **{k: v for k, v in given.items() if v is not None})
+        recipe = recipe_of(found, workspace.settings.recipe)
+        recipe = dataclasses.replace(recipe, **{key: value for key, value in given.items() if value is not None})
+        if retain_batch is None and found.budget is not None:
+            retain_batch = found.budget.retain_batch
         name = check_artifact_name(name or ".".join(part for part in (found.name, mask) if part))
-        request = cls(name=name, method=found, mask=mask, recipe=recipe, forget_weight=float(forget_weight), **others)
+        others |= {"retain_batch": retain_batch, "forget_weight": float(forget_weight)}
+        request = cls(name=name, method=found, mask=mask, recipe=recipe, **others)
         request._check()
         return request
 
@@ -107,6 +121,10 @@ class Request:
             raise UsageError(f"method {self.method.name} takes no reference model", "leave --reference out")
         if self.scope == "all" and self.mask is None:
             raise UsageError("scope all is about a mask, and none is given", "pass --mask, or leave --scope out")
+        if self.protocol != "equations" and self.method.beside():
+            raise UsageError(f"method {self.method.name} takes all its terms in one step", "leave --protocol out")
+        if self.anchors is not None and not self.takes_anchors:
+            raise UsageError(f"method {self.method.name} takes no anchor pictures", "leave --anchors out")
         if self.retain_batch is not None and not self.method.uses_retain:
             raise UsageError(f"method {self.method.name} takes no retain data", "leave --retain-batch out")
         if self.lora is not None:
@@ -117,6 +135,7 @@ class Request:
             "forget weight": (self.forget_weight, 0, math.inf),
             "learning rate": (self.recipe.learning_rate, 0, 1),
             "epochs": (self.recipe.epochs, 0, math.inf),
+            "batch size": (self.recipe.batch_size, 0, math.inf),
             "retain batch": (self.retain_size, 0, math.inf),
             "eval every": (self.eval_every, -1, math.inf),
             "steps": (1 if self.steps is None else self.steps, 0, math.inf),
@@ -172,6 +191,15 @@ class Request:
         return "retain_distribution" in self.method.references
 
     @property
+    def takes_anchors(self) -> bool:
+        return ANCHORS in self.method.beside() or "stranger_distribution" in self.method.references
+
+    @property
+    def asks_vanilla(self) -> bool:
+        """Whether the vanilla model's outputs are part of the run."""
+        return self.needs_vanilla or self.takes_anchors or bool(self.method.beside())
+
+    @property
     def strict(self) -> bool:
         """Whether nothing outside the mask may move: also where no retain term could move it."""
         return self.mask is not None and (self.reach == "all" or not self.method.uses_retain)
@@ -199,6 +227,16 @@ class Run:
     """Model of the chain -> retain samples of people that it forgot, which are left out."""
     targets: Sequence[str]
     """Weights that get a LoRA adapter; empty without LoRA."""
+    beside: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    """What the method sees besides, by name (see `Method.beside`), and anchors where it needs what is said of them."""
+    forgotten: Sequence[Sample] = ()
+    """The whole forget set, of which `forget` may be a part."""
+    scored_text: int = 0
+    """Text samples among `beside` that are scored, too."""
+
+    @property
+    def vanilla_sha256(self) -> str:
+        return _digest(self.workspace, "vanilla", self.family)
 
     def plan(self) -> list[StepPlan]:
         """The run's steps.
@@ -252,8 +290,10 @@ class Run:
         }
         if request.takes_reference:
             inputs["reference"] = _digest(self.workspace, request.reference, self.family)
-        if request.needs_vanilla:
-            inputs["vanilla"] = _digest(self.workspace, "vanilla", self.family)
+        if request.asks_vanilla:
+            inputs["vanilla"] = self.vanilla_sha256
+        if others := {name: data_sha256(samples) for name, samples in self.beside.items() if name != FORGET}:
+            inputs["beside"] = others
         return provenance("apply", settings, inputs)
 
 
@@ -272,6 +312,7 @@ def gather(workspace: Workspace, request: Request) -> Run:
     mask = None if request.mask is None else _mask(workspace, request.mask, files, family)
     targets = [] if request.lora is None else request.lora.targets(files.names, family, mask)
     forget, retain = _data(workspace, request.method)
+    beside, scored_text = beside_of(workspace, request, forget)
     earlier = {}
     for model, people in earlier_requests(workspace, request.start).items():
         kept = [sample for sample in retain if sample.person not in people]
@@ -291,7 +332,84 @@ def gather(workspace: Workspace, request: Request) -> Run:
         retain=retain,
         earlier=earlier,
         targets=targets,
+        beside=beside,
+        forgotten=forget,
+        scored_text=scored_text,
     )
+
+
+def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
+    """A method with settings of its own instead of their defaults.
+
+    Raises:
+        UsageError: for a setting that it does not have, or a value of another type.
+    """
+    known = method.settings()
+    for name, value in settings.items():
+        if name not in known:
+            raise unknown(f"setting of method {method.name}", name, known)
+        if isinstance(value, bool) or not isinstance(value, (int, type(known[name]))):
+            kind = type(known[name]).__name__
+            raise UsageError(f"{method.name}'s {name} is {value!r}, should be {kind}", f"such as {known[name]}")
+        if value < 0:
+            raise UsageError(f"{method.name}'s {name} is {value}, below 0", f"such as {known[name]}")
+    made = {name: type(known[name])(value) for name, value in settings.items()}
+    return dataclasses.replace(method, **made) if made else method  # type: ignore[type-var]
+
+
+def parsed_settings(texts: Sequence[str]) -> dict[str, float | int]:
+    """Settings as they are written, `NAME=VALUE`.
+
+    Raises:
+        UsageError: for one that is no number, or named twice.
+    """
+    found: dict[str, float | int] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            number = int(value) if value.strip().lstrip("+-").isdigit() else float(value)
+        except ValueError as error:
+            raise UsageError(f"setting '{text}' is not NAME=NUMBER", "such as --setting beta=0.1") from error
+        if name in found or not math.isfinite(number):
+            raise UsageError(f"setting '{text}' {'is given twice' if name in found else 'is not finite'}", "change it")
+        found[name.strip()] = number
+    return found
+
+
+def recipe_of(method: Method, recipe: RecipeSettings) -> RecipeSettings:
+    """A workspace's recipe with what a method runs best with."""
+    best = method.budget
+    if best is None:
+        return recipe
+    rate = best.rate * recipe.learning_rate
+    return dataclasses.replace(recipe, batch_size=best.batch_size, epochs=best.epochs, learning_rate=rate)
+
+
+def beside_of(
+    workspace: Workspace, request: Request, forget: Sequence[Sample]
+) -> tuple[dict[str, Sequence[Sample]], int]:
+    """Further data by name, and how many text samples of it are scored.
+
+    Raises:
+        as `data.anchors.anchor_samples`.
+        UnusableData: if there are no text pairs, or they are scored where the settings did not choose that.
+    """
+    source, reader = source_of(workspace), benchmark(workspace.settings.benchmark.name)
+    found: dict[str, Sequence[Sample]] = {}
+    leaked = 0
+    for name in request.method.beside():
+        if name == FORGET:
+            found[name] = forget
+        elif name == TEXT:
+            parts = [part for part in TEXT_PARTS if part in reader.parts(source)]
+            texts = {part: reader.samples(source, part) for part in parts}
+            leaked = sum(check_text(reader, source, part, samples) for part, samples in texts.items())
+            found[name] = [sample for samples in texts.values() for sample in samples]
+            if not found[name]:
+                raise UnusableData("the benchmark has no text pairs", f"pass --setting {TEXT}=0")
+    if request.takes_anchors:
+        found[ANCHORS] = anchor_samples(reader, source, request.anchors)
+    return found, leaked
 
 
 def _mask(workspace: Workspace, name: str, files: CheckpointFiles, family: Backbone) -> Mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InternalError
 from mmsurgery.memory import Layout, Store
 from mmsurgery.ranks import ALONE, Ranks
+from mmsurgery.unlearn.beside import Beside, beside
 from mmsurgery.unlearn.plan import StepPlan
-from mmsurgery.unlearn.request import Run
+from mmsurgery.unlearn.request import FORGET, Run
 from mmsurgery.unlearn.resume import History
 from mmsurgery.unlearn.shares import Share
 from mmsurgery.workspace import Progress
@@ -34,7 +36,13 @@ if TYPE_CHECKING:
 
 
 def train_run(
-    run: Run, plan: list[StepPlan], ranks: Ranks, layout: Layout, snapshots: Snapshots, progress: Progress
+    run: Run,
+    plan: list[StepPlan],
+    others: Beside,
+    ranks: Ranks,
+    layout: Layout,
+    snapshots: Snapshots,
+    progress: Progress,
 ) -> tuple[dict[str, Trained], History, Shards | None]:
     """What was trained by name, what the run went through, and what this one of several ranks holds."""
     from mmsurgery.backbones.checkpointing import activations_checkpointed
@@ -45,7 +53,7 @@ def train_run(
     before = _bit_sums(loaded, shards)
     store = Store(layout.state, run.workspace.path("models"))
     update = update_of(run, loaded, shards, store)
-    step = _objective(run, loaded, update, plan, ranks, progress)
+    step = _objective(run, loaded, update, plan, others, ranks, progress)
 
     def accumulate(number: int) -> dict[str, float]:
         with activations_checkpointed(loaded.model) if layout.checkpointing else contextlib.nullcontext():
@@ -80,10 +88,11 @@ def unlearned_in_memory(run: Run, progress: Progress) -> Loaded:
     """
     from mmsurgery.unlearn.loop import train
 
-    plan, ranks = run.plan(), ALONE
+    ranks, others = ALONE, beside(run, lambda: vanilla_of(run), progress)
+    plan = others.planned(run.plan(), run)
     loaded, _ = _load(run, run.files.path, ranks)
     update = update_of(run, loaded, None, Store())
-    step = _objective(run, loaded, update, plan, ranks, progress)
+    step = _objective(run, loaded, update, plan, others, ranks, progress)
     what = "unlearning one person"
     train(
         update, step, steps=len(plan), optimisation=_optimisation(run), batch_ids=step.ids, what=what, progress=progress
@@ -91,10 +100,23 @@ def unlearned_in_memory(run: Run, progress: Progress) -> Loaded:
     return loaded
 
 
+def vanilla_of(run: Run) -> Loaded:
+    """The vanilla model in what the run computes in."""
+    return _load(run, run.workspace.existing_model("vanilla"), ALONE)[0]
+
+
 def _objective(
-    run: Run, loaded: Loaded, update: Update, plan: list[StepPlan], ranks: Ranks, progress: Progress
+    run: Run,
+    loaded: Loaded,
+    update: Update,
+    plan: list[StepPlan],
+    others: Beside,
+    ranks: Ranks,
+    progress: Progress,
 ) -> Unlearning:
     from mmsurgery.unlearn.objective import Unlearning
+
+    references = _references(run, loaded, plan, ranks, progress)
 
     return Unlearning(
         loaded,
@@ -103,8 +125,10 @@ def _objective(
         run.forget,
         run.retain,
         plan,
-        _references(run, loaded, plan, ranks, progress),
+        dataclasses.replace(references, vanilla=others.vanilla, stranger=others.stranger),
         run.request.forget_weight,
+        {**others.sets, FORGET: run.forget},
+        run.request.recipe.seed,
         witness=None if run.request.strict else run.mask,
         ranks=ranks,
     )

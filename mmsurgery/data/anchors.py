@@ -1,0 +1,100 @@
+"""Data part `anchor_vqa`: pictures of nobody in the benchmark, without facts, asked the benchmark's own questions.
+
+A folder of PNG, JPEG or WebP files, of any names. Each is asked some of the questions about the forgotten people's
+pictures, with the answers that are given there: they say at which words the model's distributions are looked at, not
+what is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mmsurgery.artifacts.files import read_bytes
+from mmsurgery.data.benchmark import Benchmark, Source
+from mmsurgery.data.samples import Sample, decode_image
+from mmsurgery.errors import MissingArtifact, UnusableData
+
+ANCHORS = "anchor_vqa"
+FOLDER = "extra/anchors"
+"""Where they lie in a benchmark's folder, if there."""
+QUESTIONS = 7
+"""That each picture is asked."""
+LEAST = 8
+"""Fewest pictures: a handful of strangers are no crowd."""
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+_LARGEST = 64 << 20
+
+
+def anchor_samples(reader: Benchmark, source: Source, folder: Path | None = None) -> list[Sample]:
+    """The samples of the part, in order of file names.
+
+    Args:
+        folder: of the pictures; the benchmark's own where None.
+
+    Raises:
+        MissingArtifact: if there is no folder.
+        InputRefused: for a picture that cannot be read.
+        UnusableData: for fewer than 8 pictures, or one that is to be forgotten, retained or scored, too.
+    """
+    folder = folder or source.folder / FOLDER
+    if not folder.is_dir():
+        step = "pass --anchors FOLDER, of pictures of people whom the benchmark does not know"
+        raise MissingArtifact(f"there are no anchor pictures in {folder}", step)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
+    if len(paths) < LEAST:
+        raise UnusableData(f"{folder} holds {len(paths)} pictures, at least {LEAST} are needed", "add some")
+    pictures = {path.name: read_bytes(path, _LARGEST) for path in paths}
+    _check_strange(pictures, _known(reader, source), folder)
+    forget = reader.samples(source, "forget_vqa")
+    asked = sorted({(sample.question, sample.answer) for sample in forget if sample.image_bytes is not None})
+    return [
+        Sample(
+            f"anchor/{name}/{number}",
+            f"anchor/{name}",
+            question,
+            answer=answer,
+            part=ANCHORS,
+            image_bytes=pictures[name],
+        )
+        for name in pictures
+        for number, (question, answer) in enumerate(_chosen(name, asked))
+    ]
+
+
+def _chosen(name: str, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return sorted(asked, key=lambda pair: hashlib.sha256("\0".join((name, *pair)).encode()).digest())[:QUESTIONS]
+
+
+def _known(reader: Benchmark, source: Source) -> Iterator[tuple[str, bytes]]:
+    """(what it is, encoded picture) of everything that is trained or scored."""
+    for part in reader.parts(source):
+        yield from (
+            (f"{part} ({each.id})", each.image_bytes) for each in reader.samples(source, part) if each.image_bytes
+        )
+    for column in reader.columns(source):
+        yield from (
+            (f"{column} ({each.id})", each.image_bytes) for each in reader.items(source, column) if each.image_bytes
+        )
+
+
+def _check_strange(pictures: dict[str, bytes], known: Iterator[tuple[str, bytes]], folder: Path) -> None:
+    """Refuse pictures that are known, saved in whatever way: the same pixels are the same picture."""
+    bytes_ = {hashlib.sha256(data).digest(): name for name, data in pictures.items()}
+    pixels = {_pixels(data, str(folder / name)): name for name, data in pictures.items()}
+    seen = set[bytes]()
+    for what, data in known:
+        digest = hashlib.sha256(data).digest()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        if (name := bytes_.get(digest) or pixels.get(_pixels(data, what))) is not None:
+            raise UnusableData(
+                f"anchor picture {folder / name} is a picture of {what}", "take it out: anchors are of nobody there"
+            )
+
+
+def _pixels(data: bytes, where: str) -> bytes:
+    image = decode_image(data, where)
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
