@@ -16,6 +16,7 @@ from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableDa
 from mmsurgery.evaluate import evaluate
 from mmsurgery.evaluate.protocols import LIKELIHOOD, OPEN
 from mmsurgery.evaluate.records import read_eval, read_items
+from mmsurgery.experiments.anchor_pictures import anchor_pictures
 from mmsurgery.experiments.audits import audited
 from mmsurgery.experiments.deviations import deviation
 from mmsurgery.experiments.level_runs import FORGET, Said, target_of
@@ -285,26 +286,32 @@ def run_row(
         as `masks.build.build_mask` and `unlearn.apply.apply`.
     """
     chosen = workspace.settings.recipe
-    recipe = dataclasses.replace(chosen, seed=seed, epochs=chosen.epochs * budgets)
+    fixed = row.recipe(chosen)
+    recipe = dataclasses.replace(fixed, seed=seed, epochs=fixed.epochs * budgets)
     mask, density = row.mask_name(), None
     if mask is not None and row.mask is not None:
         drawn = seed if row.mask.get("control") == "random" else None
         if drawn not in (None, chosen.seed):
             mask = f"{mask}-{drawn}"
         density = build_mask(workspace, name=mask, seed=drawn, **row.mask, progress=progress).mask.density()
-    planned = -(-len(workspace.samples("forget_vqa")) // recipe.batch_size) * chosen.epochs
+    planned = -(-len(workspace.samples("forget_vqa")) // recipe.batch_size) * fixed.epochs
     name = row.model_name(dataclasses.asdict(recipe)) + ("" if steps is None else f".at-{steps}")
+    given = {key: value for key, value in row.settings.items() if key not in ("learning_rate", "retain_batch")}
     made = apply(
         workspace,
         row.method,
         mask=mask,
         name=name,
         epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        retain_batch=row.retain_batch,
+        learning_rate=row.settings.get("learning_rate", recipe.learning_rate),
         seed=seed,
+        anchors=None if row.anchors is None else anchor_pictures(workspace, row.anchors),
         eval_every=max(1, planned // POINTS) if steps is None else 0,
         steps=steps,
         progress=progress,
-        **row.settings,
+        **given,
     )
     return name, read_record(made.path), density
 

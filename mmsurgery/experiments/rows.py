@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmsurgery.methods.base import Budget
+from mmsurgery.methods.registry import method as find_method
 from mmsurgery.provenance import sha256_json
+from mmsurgery.settings import RecipeSettings
+from mmsurgery.unlearn.request import recipe_of
 
 POINTS = 8
 """Evaluations along a run of the fixed budget, after the one at its start."""
@@ -30,6 +34,10 @@ class Row:
     """Keywords of `masks.build.build_mask`; None for no mask."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Further keywords of `unlearn.apply.apply`."""
+    budget: Budget | None = None
+    """Instead of the method's own, or of the recipe."""
+    anchors: str | None = None
+    """Kind of anchor pictures (see `anchor_pictures`); the benchmark's own where None."""
     group: str | None = None
     """What is varied, where a table varies several things."""
 
@@ -40,10 +48,24 @@ class Row:
         kind = self.mask.get("control") or next(key for key in ("beta", "density") if key in self.mask)
         return f"{kind}-{sha256_json(dict(self.mask))[:8]}"
 
+    def recipe(self, chosen: RecipeSettings) -> RecipeSettings:
+        """A workspace's recipe as the row's budget has it."""
+        return recipe_of(self.budget or find_method(self.method).budget, chosen)
+
+    @property
+    def retain_batch(self) -> int | None:
+        """Retain samples a step, None for the method's own or the batch size."""
+        given: int | None = self.settings.get("retain_batch")
+        return self.budget.retain_batch if given is None and self.budget is not None else given
+
     def model_name(self, recipe: Mapping[str, Any]) -> str:
         """The model's name under a recipe; the same for rows of two experiments that are one run."""
         named = {key: value for key, value in recipe.items() if _LATER.get(key) != value}
         asked = {"method": self.method, "mask": self.mask and dict(self.mask), **self.settings, "recipe": named}
+        if self.retain_batch != self.settings.get("retain_batch"):
+            asked["retain_batch"] = self.retain_batch
+        if self.anchors is not None:
+            asked["anchors"] = self.anchors
         return f"{self.method}-{sha256_json(asked)[:8]}"
 
     def at(self, learning_rate: float) -> Row:
@@ -62,7 +84,10 @@ class Row:
             "protocol": self.settings.get("protocol", "equations"),
             "reference": self.settings.get("reference"),
             "forget_weight": self.settings.get("forget_weight", 1.0),
-            "retain_batch": self.settings.get("retain_batch"),
+            "retain_batch": self.retain_batch,
+            "batch_size": None if self.budget is None else self.budget.batch_size,
+            "settings": dict(self.settings.get("settings", {})),
+            "anchors": self.anchors,
             "learning_rate": self.settings.get("learning_rate"),
         }
 

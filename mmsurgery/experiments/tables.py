@@ -47,10 +47,11 @@ def tables(results: Results) -> list[TextTable]:
         if "deviations" in results or "cases" in results:
             found += [*_deviations(results, panel), *_cases(results, panel)]
             continue
-        if "audit" in results:  # rows are scored in `table1` and `controls`
+        if results["name"] == "audit":  # rows are scored in `table1` and `controls`
             found += [*_audits(results, panel), _matched(results, panel)]
             continue
         found += [_fixed(results, panel), _matched(results, panel), _differences(results, panel)]
+        found += _audits(results, panel)
         found += [*_outcomes(results, panel), *_tuned(results, panel)]
     return found
 
@@ -60,7 +61,7 @@ def glance(results: Results) -> list[TextTable]:
     single weights or answers, its tables."""
     if "deviations" in results or "cases" in results:
         return tables(results)
-    if "audit" in results:
+    if results["name"] == "audit":
         return [table for panel in results["panels"] for table in _audits(results, panel)]
     return [_glance(results, panel) for panel in results["panels"]]
 
@@ -182,12 +183,14 @@ def _rate(cells: list[Mapping[str, Any]]) -> str:
 
 
 def _seen(cells: list[Mapping[str, Any]]) -> str:
-    """`256 + 256 (1:1)`: forget and retain samples of a run, mean over runs, and their ratio."""
+    """`256 + 256 (1:1)`: forget and retain samples of a run, mean over runs, and their ratio; then others."""
     seen = [cell["samples"] for cell in cells if "samples" in cell]
     if not seen:
         return "-"
     forget, retain = (sum(samples[kind] for samples in seen) / len(seen) for kind in ("forget", "retain"))
-    return f"{forget:.0f} + {retain:.0f} (1:{retain / forget:.2g})" if forget else "0 + 0"
+    said = f"{forget:.0f} + {retain:.0f} (1:{retain / forget:.2g})" if forget else "0 + 0"
+    others = sum(sum(samples.values()) for samples in seen) / len(seen) - forget - retain
+    return f"{said} + {others:.0f} others" if others >= 1 else said
 
 
 def _until(cell: Mapping[str, Any]) -> dict[str, Any]:

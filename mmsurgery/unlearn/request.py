@@ -18,7 +18,7 @@ from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.data.leakage import check_overlap, check_text
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InternalError, Mismatch, MissingArtifact, UnusableData, UsageError, unknown
-from mmsurgery.methods.base import Method
+from mmsurgery.methods.base import Budget, Method
 from mmsurgery.methods.registry import method as find_method
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import provenance
@@ -98,7 +98,7 @@ class Request:
             "seed": seed,
             "precision": precision,
         }
-        recipe = recipe_of(found, workspace.settings.recipe)
+        recipe = recipe_of(found.budget, workspace.settings.recipe)
         recipe = dataclasses.replace(recipe, **{key: value for key, value in given.items() if value is not None})
         if retain_batch is None and found.budget is not None:
             retain_batch = found.budget.retain_batch
@@ -376,9 +376,8 @@ def parsed_settings(texts: Sequence[str]) -> dict[str, float | int]:
     return found
 
 
-def recipe_of(method: Method, recipe: RecipeSettings) -> RecipeSettings:
+def recipe_of(best: Budget | None, recipe: RecipeSettings) -> RecipeSettings:
     """A workspace's recipe with what a method runs best with."""
-    best = method.budget
     if best is None:
         return recipe
     rate = best.rate * recipe.learning_rate

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from mmsurgery.artifacts.mask import pack
 from mmsurgery.audit.probes import PROBES
-from mmsurgery.experiments import catalogue, rows
+from mmsurgery.experiments import paper, rows
 from mmsurgery.experiments.results import assemble
 from mmsurgery.experiments.tables import tables
 from mmsurgery.report import audits
@@ -22,7 +22,7 @@ from mmsurgery.report.fields import Fields
 from mmsurgery.report.results import Results
 
 PEOPLE = [f"person/{i // 4}" for i in range(40)]
-ROWS = (catalogue.MMUNLEARNER, *(catalogue.TABLE1.row(key) for key in ("ga_diff", "npo")))
+ROWS = (paper.MMUNLEARNER, *(paper.TABLE1.row(key) for key in ("ga_diff", "npo")))
 EXPERIMENT = rows.Experiment(
     name="audit", title="Tried", question="?", rows=ROWS, compared="mmunlearner", answers=False, audit=True
 )

@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 
 from mmsurgery.artifacts.mask import pack
 from mmsurgery.errors import UsageError
-from mmsurgery.experiments import catalogue, rows, tuning
+from mmsurgery.experiments import catalogue, paper, rows, tuning
 from mmsurgery.experiments.cases import chosen_cases
 from mmsurgery.experiments.collapse import collapsed
 from mmsurgery.experiments.level_runs import Said, target_of
@@ -27,9 +27,9 @@ from mmsurgery.provenance import check_seal
 from mmsurgery.settings import RecipeSettings
 
 PEOPLE = {"forget_vqa": [f"f{i // 4}" for i in range(40)], "retain_qa": [f"r{i // 4}" for i in range(80)]}
-GA_DIFF = catalogue.TABLE1.row("ga_diff")
+GA_DIFF = paper.TABLE1.row("ga_diff")
 EXPERIMENT = rows.Experiment(
-    name="tried", title="Tried", question="?", rows=(catalogue.MMUNLEARNER, GA_DIFF), compared="mmunlearner"
+    name="tried", title="Tried", question="?", rows=(paper.MMUNLEARNER, GA_DIFF), compared="mmunlearner"
 )
 
 
@@ -228,16 +228,16 @@ def test_target() -> None:
 
 
 def test_names_of_rows() -> None:
-    keys = [row.key for row in catalogue.CONTROLS.rows]
+    keys = [row.key for row in paper.CONTROLS.rows]
     assert len(set(keys)) == len(keys)
     recipe = {"epochs": 2}
-    by_name = {row.model_name(recipe) for row in catalogue.CONTROLS.rows}
+    by_name = {row.model_name(recipe) for row in paper.CONTROLS.rows}
     assert len(by_name) == len(keys)
-    shared = {row.model_name(recipe) for row in catalogue.TABLE1.rows} & by_name
-    assert shared == {catalogue.MMUNLEARNER.model_name(recipe), GA_DIFF.model_name(recipe)}
-    assert catalogue.MMUNLEARNER.model_name({"epochs": 4}) not in by_name
-    assert catalogue.TABLE1.needs_reference
-    assert not catalogue.CONTROLS.needs_reference
+    shared = {row.model_name(recipe) for row in paper.TABLE1.rows} & by_name
+    assert shared == {paper.MMUNLEARNER.model_name(recipe), GA_DIFF.model_name(recipe)}
+    assert paper.MMUNLEARNER.model_name({"epochs": 4}) not in by_name
+    assert paper.TABLE1.needs_reference
+    assert not paper.CONTROLS.needs_reference
     for name, step in (
         ("tabel1", "did you mean 'table1'"),
         ("contols", "did you mean 'controls'"),
@@ -255,8 +255,8 @@ def test_names_of_models_stay() -> None:
     """Grids that ran for hours find their models under these names, whatever settings a recipe has got since."""
     recipe = dataclasses.asdict(RecipeSettings(learning_rate=3e-4))
     names = ["ga-c62d741a", "ga_diff-0c6acb62", "kl_min-7da1a5bb", "npo-6470059d", "mmunlearner-6601db97"]
-    assert [row.model_name(recipe) for row in catalogue.TABLE1.rows] == names
-    assert catalogue.TABLE1.rows[0].model_name({**recipe, "precision": "bf16"}) != names[0]
+    assert [row.model_name(recipe) for row in paper.TABLE1.rows] == names
+    assert paper.TABLE1.rows[0].model_name({**recipe, "precision": "bf16"}) != names[0]
 
 
 def test_runs_of_one_level_are_one_set_of_items() -> None:
@@ -297,7 +297,7 @@ def test_columns_that_not_all_levels_have_are_left_out() -> None:
 
 def test_families_of_comparisons() -> None:
     """Rows that vary one thing are adjusted among themselves: a third row of another group changes nothing."""
-    rows_ = (catalogue.MMUNLEARNER, GA_DIFF, dataclasses.replace(GA_DIFF, key="other", group="other"))
+    rows_ = (paper.MMUNLEARNER, GA_DIFF, dataclasses.replace(GA_DIFF, key="other", group="other"))
     cells = {"mmunlearner": cell((1, 1), (0.5, 1)), "ga_diff": cell((1, 1), (0.25, 0.9))}
     levels = [made(seed, **cells, other=cells["ga_diff"]) for seed in range(2)]
     alone = assemble(EXPERIMENT, levels)["paired"]

@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from mmsurgery.api import Workspace
 from mmsurgery.data.benchmark import benchmark
 from mmsurgery.errors import InputRefused, MachineFault, MissingArtifact, UnusableData, UsageError
-from mmsurgery.experiments import catalogue, cells, grid, levels, rows, run, tuning
+from mmsurgery.experiments import catalogue, cells, grid, levels, paper, rows, run, tuning
 from mmsurgery.experiments.metrics import read_metrics
 from mmsurgery.portraits import files, training
 from mmsurgery.portraits.world import World
 from mmsurgery.settings import BenchmarkSettings, ModelSettings, RecipeSettings, Settings
 from mmsurgery.unlearn.finetune import Stage
 
-GA_DIFF, GA = catalogue.TABLE1.row("ga_diff"), catalogue.TABLE1.row("ga")
+GA_DIFF, GA = paper.TABLE1.row("ga_diff"), paper.TABLE1.row("ga")
 EXPERIMENT = rows.Experiment(
     name="tried", title="Tried", question="?", rows=(GA_DIFF, GA), compared="ga_diff", answers=False
 )
@@ -267,7 +267,7 @@ def test_tuned_on_other_seeds(grid_of_two: tuple[Workspace, Any], monkeypatch: p
 
 def test_a_missing_reference_fails_its_row_alone(workspace: Workspace) -> None:
     level = Workspace(workspace.root, workspace.settings)
-    npo = catalogue.TABLE1.row("npo")
+    npo = paper.TABLE1.row("npo")
     told: list[str] = []
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patched:

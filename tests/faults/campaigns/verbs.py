@@ -21,7 +21,7 @@ from campaigns import small
 
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.experiments import catalogue, cells, rows
+from mmsurgery.experiments import catalogue, cells, paper, rows
 from mmsurgery.provenance import sha256
 from mmsurgery.recipes import Recipe
 
@@ -59,7 +59,7 @@ _RECIPE = Recipe(
 _FOLDER = tempfile.TemporaryDirectory(prefix="mmsurgery-verbs-")
 _CHAINS: dict[str, small.Place] = {}
 """Made once a process."""
-_ROWS = tuple(catalogue.TABLE1.row(key) for key in ("ga_diff", "ga"))
+_ROWS = tuple(paper.TABLE1.row(key) for key in ("ga_diff", "ga"))
 EXPERIMENT = rows.Experiment(name="tried", title="Tried", question="?", rows=_ROWS, compared="ga_diff", answers=False)
 
 
