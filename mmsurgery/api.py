@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmsurgery import workspace as folders
+from mmsurgery.data.anchors import part_samples
 from mmsurgery.data.benchmark import Benchmark, Source, benchmark, source_of
 from mmsurgery.data.samples import Item, Sample
 
@@ -33,7 +34,7 @@ class Workspace(folders.Workspace):
             UsageError: if the benchmark has no such part.
             InputRefused, UnusableData: naming file, column and row, if the data is broken.
         """
-        return self.benchmark.samples(self.source, part)
+        return part_samples(self.benchmark, self.source, part)
 
     def items(self, column: str) -> list[Item]:
         """The scored items of a column, in order; raises as `samples`."""

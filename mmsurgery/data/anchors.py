@@ -27,6 +27,16 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _LARGEST = 64 << 20
 
 
+def parts_with_anchors(reader: Benchmark, source: Source) -> tuple[str, ...]:
+    """The data parts of a benchmark, and its own anchors where it has some."""
+    return (*reader.parts(source), *((ANCHORS,) if (source.folder / FOLDER).is_dir() else ()))
+
+
+def part_samples(reader: Benchmark, source: Source, part: str) -> list[Sample]:
+    """The samples of one of `parts_with_anchors`; raises as `Benchmark.samples` and `anchor_samples`."""
+    return anchor_samples(reader, source) if part == ANCHORS else reader.samples(source, part)
+
+
 def anchor_samples(reader: Benchmark, source: Source, folder: Path | None = None) -> list[Sample]:
     """The samples of the part, in order of file names.
 

@@ -15,6 +15,7 @@ from typing import Any
 from mmsurgery.api import Workspace
 from mmsurgery.artifacts.files import atomic_files, read_json
 from mmsurgery.backbones import discovery
+from mmsurgery.data.anchors import ANCHORS, parts_with_anchors
 from mmsurgery.errors import MissingArtifact, UsageError
 from mmsurgery.experiments import catalogue, grid, tuning
 from mmsurgery.experiments.cells import scored_items
@@ -272,7 +273,9 @@ def _check(
 
 def _offered(workspace: Workspace, table: Experiment, progress: Progress) -> Experiment:
     """The experiment without rows whose masks are measured on a part that the benchmark lacks."""
-    offered = workspace.benchmark.parts(workspace.source)
+    offered = parts_with_anchors(workspace.benchmark, workspace.source)
+    if workspace.benchmark.name == ON_THE_SPOT:
+        offered = (*offered, ANCHORS)  # its levels draw them
     missing = {
         row.key: part
         for row in table.rows

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.artifacts.saliency_map import SaliencyMap, content_sha256, read_manifest
+from mmsurgery.data.anchors import parts_with_anchors
 from mmsurgery.data.benchmark import SETS, benchmark, source_of
 from mmsurgery.errors import Mismatch, MissingArtifact, UsageError, unknown
 from mmsurgery.masks import controls
@@ -143,7 +144,7 @@ def _parts(workspace: Workspace, preserve: str | Sequence[str] | None) -> tuple[
     """The forget part, then the preserve parts that are asked for; and these as text where they are not those of
     Eq. 6 that the benchmark has."""
     name = workspace.settings.benchmark.name
-    offered = benchmark(name).parts(source_of(workspace))
+    offered = parts_with_anchors(benchmark(name), source_of(workspace))
     usual = [part for part in SETS["preserve"] if part in offered]
     named = preserve.split(",") if isinstance(preserve, str) else preserve
     wanted = usual if named is None else _checked([part.strip() for part in named], name, offered)

@@ -11,6 +11,7 @@ from mmsurgery.artifacts.digests import digest_cache, file_identity
 from mmsurgery.artifacts.saliency_map import MANIFEST, content_sha256, read_manifest, recorded
 from mmsurgery.artifacts.tensors import read_header
 from mmsurgery.backbones.discovery import backbone
+from mmsurgery.data.anchors import part_samples
 from mmsurgery.data.benchmark import SETS, Source, benchmark, source_of
 from mmsurgery.data.samples import data_sha256
 from mmsurgery.errors import Mismatch, MmsurgeryError
@@ -84,7 +85,7 @@ def part_sha256(workspace: Workspace, part: str, *, source: Source | None = None
     reader, source = benchmark(workspace.settings.benchmark.name), source or source_of(workspace)
 
     def read() -> str:
-        return data_sha256(reader.samples(source, part))
+        return data_sha256(part_samples(reader, source, part))
 
     if not remembered:
         return read()

@@ -111,7 +111,11 @@ def plan_apply(
             tokens=round(twice * sum(each.mean * known.seen[part] for part, each in known.lengths.items())),
         ),
         memory=memory_terms,
-        disk={"model": sizes.stored, "snapshots": snapshot * (GENERATIONS + 1)},
+        disk={
+            "model": sizes.stored,
+            "snapshots": snapshot * (GENERATIONS + 1),
+            **({"reference outputs": known.outputs} if known.outputs else {}),
+        },
         disk_free=free_below(workspace.path("models")),
         seconds=seconds,
         notes=(

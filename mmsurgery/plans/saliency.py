@@ -10,6 +10,7 @@ from typing import Any
 from mmsurgery.artifacts.saliency_map import FILE_BYTES
 from mmsurgery.artifacts.snapshots import GENERATIONS
 from mmsurgery.backbones.loading import device as here
+from mmsurgery.data.anchors import part_samples
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import UsageError, unknown
@@ -149,7 +150,7 @@ class _Known:
             if not force and workspace.saliency_dir(part, estimator, batch_size).exists():
                 notes.append(f"{part} is there: it is not measured again without --force")
                 continue
-            found = reader.samples(source, part)
+            found = part_samples(reader, source, part)
             unit = batch_size if estimator == "batch" else 1
             samples[part] = found if block is None else found[block.block(len(found), unit)]
         processor = sizes.family.load_processor(workspace.existing_model(model))

@@ -18,6 +18,7 @@ from mmsurgery.plans.evaluate import scoring_terms
 from mmsurgery.plans.lengths import Lengths, lengths
 from mmsurgery.plans.sizes import BF16, FLOAT32, Sizes
 from mmsurgery.plans.trained import Trained
+from mmsurgery.unlearn.beside import vanilla_passes
 from mmsurgery.unlearn.deletions import earlier_requests
 from mmsurgery.unlearn.masked import check_fit
 from mmsurgery.unlearn.plan import PROTOCOLS, StepPlan
@@ -44,6 +45,8 @@ class Unlearned:
     """Terms by moment, of what is done before the training."""
     asked: int
     """Forward passes of references."""
+    outputs: int
+    """Bytes of reference outputs that are kept as files."""
     said: Sequence[str]
     items: Sequence[Item]
     """That are scored along the run."""
@@ -92,6 +95,7 @@ class Unlearned:
         sets = {FORGET: forget, **({RETAIN: retain} if retain else {}), **others}
         trained = Trained.of(request, sizes, selection, [n for n in targets if selection is None or selection.get(n)])
         kept, before, asked, said = _references(workspace, request, sizes, processor, retain, steps, folder)
+        asked += vanilla_passes(request.method, others, forget)
         items = _items(workspace) if request.eval_every else []
         return cls(
             request=request,
@@ -106,6 +110,7 @@ class Unlearned:
             kept=kept,
             before=before,
             asked=asked,
+            outputs=_outputs(request, sizes, processor, folder, {**others, FORGET: forget}) if others else 0,
             said=said,
             items=items,
             scorings=2 + (len(steps) - 1) // request.eval_every if items else 0,
@@ -140,6 +145,8 @@ class Unlearned:
             terms.PICTURES: sum(each.encoded for each in self.lengths.values()),
             terms.SAMPLES: sum(each.files for each in self.lengths.values()),
         }
+        if FORGET in self.request.method.beside():  # of a mask's modules alone, or of adapters, it is less
+            training[terms.ATTACK] = 2 * self.trained.width * self.sizes.count()
         found = {moment: dict(each) for moment, each in self.before.items()}
         found["the model is trained"] = {**training, terms.ACTIVATIONS: self._activations(layout)}
         if self.scored:
@@ -186,6 +193,21 @@ def _data(workspace: Workspace, request: Request) -> tuple[list[Sample], list[Sa
     if not forget or (request.method.uses_retain and not retain):
         raise UnusableData(f"the data part {RETAIN if forget else FORGET} is empty", "check the benchmark's files")
     return forget, retain
+
+
+def _outputs(request: Request, sizes: Sizes, processor: Any, folder: Path, sets: Mapping[str, Sequence[Sample]]) -> int:
+    """Bytes of what the vanilla model says of sets; strangers take less than the forget samples beside them."""
+    from mmsurgery.backbones.loading import Loaded
+    from mmsurgery.unlearn.references import distribution_bytes
+
+    skeleton = sizes.family.skeleton(CheckpointFiles(folder, sizes.family.canonical).config)
+    loaded = Loaded(skeleton, processor, sizes.family, folder, {}, {})
+    twice = "stranger_distribution" in request.method.references
+    return sum(
+        (1 + (twice and name == FORGET)) * distribution_bytes(loaded, samples, range(len(samples)))
+        for name, samples in sets.items()
+        if name != FORGET or "forget_distribution" in request.method.references
+    )
 
 
 def _items(workspace: Workspace) -> list[Item]:

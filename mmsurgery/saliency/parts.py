@@ -18,6 +18,7 @@ from mmsurgery.artifacts.files import check_space, machine_fault
 from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.snapshots import GENERATIONS, Snapshots
+from mmsurgery.data.anchors import part_samples, parts_with_anchors
 from mmsurgery.data.benchmark import SETS, benchmark, parts_of, source_of
 from mmsurgery.data.leakage import check_text
 from mmsurgery.data.samples import Sample, data_sha256
@@ -127,7 +128,7 @@ def named_parts(workspace: Workspace, names: str | Sequence[str]) -> list[str]:
     """
     listed = names.split(",") if isinstance(names, str) else names
     reader = benchmark(workspace.settings.benchmark.name)
-    offered, found = reader.parts(source_of(workspace)), list[str]()
+    offered, found = parts_with_anchors(reader, source_of(workspace)), list[str]()
     for name in (each.strip() for each in listed):
         kept = [part for part in parts_of(name) if part in offered]
         if not kept and name in SETS:
@@ -291,7 +292,7 @@ class _Job:
 
     def _samples(self, part: str) -> list[Sample]:
         settings = self.workspace.settings.benchmark
-        return benchmark(settings.name).samples(source_of(self.workspace), part)
+        return part_samples(benchmark(settings.name), source_of(self.workspace), part)
 
     def _folder(self, part: str, shard: Shard | None = None) -> Path:
         folder = self.workspace.saliency_dir(part, self.estimator, self.batch_size)

@@ -18,6 +18,7 @@ from mmsurgery.artifacts.distributions import Distributions
 from mmsurgery.data.anchors import ANCHORS
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import UnusableData
+from mmsurgery.methods.base import Method
 from mmsurgery.methods.step import Answers
 from mmsurgery.provenance import provenance
 from mmsurgery.unlearn.plan import StepPlan, with_beside
@@ -84,6 +85,16 @@ def beside(run: Run, load: Callable[[], Loaded], progress: Progress) -> Beside:
         strangers = asked.strangers(run.forgotten, sets[ANCHORS])
     needed = run.request.method.beside()
     return Beside({name: samples for name, samples in sets.items() if name in needed}, vanilla, strangers)
+
+
+def vanilla_passes(method: Method, sets: Mapping[str, Sequence[Sample]], forget: Sequence[Sample]) -> int:
+    """How many samples the vanilla model is asked about where nothing is there."""
+    asked = sum(len(samples) for name, samples in sets.items() if name != FORGET)
+    if "forget_distribution" in method.references:
+        asked += len(forget)
+    if "stranger_distribution" in method.references:
+        asked += STRANGERS * len({(sample.question, sample.answer) for sample in forget})
+    return asked
 
 
 class _Together(Mapping[str, "torch.Tensor"]):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.data.samples import Item
 from mmsurgery.memory import Layout, Store
+from mmsurgery.plans.times.beside import stand_in, vanilla_seconds
 from mmsurgery.plans.times.evaluate import along_time
 from mmsurgery.plans.times.files import saving_model, snapshots
 from mmsurgery.plans.times.saliency import length
 from mmsurgery.plans.times.watch import BOX, LEAST, Watch, in_turn, now, watched
+from mmsurgery.unlearn.beside import Beside
 from mmsurgery.unlearn.plan import StepPlan
-from mmsurgery.unlearn.request import Request, Run, gather
+from mmsurgery.unlearn.request import FORGET, Request, Run, gather
 from mmsurgery.unlearn.train_run import update_of
 from mmsurgery.workspace import SILENT, Workspace
 
@@ -62,15 +65,18 @@ def apply_time(
         begun = now()
         bit_sums(loaded.model)
         found["loading"] += 2 * (now() - begun)
-        if others := _others(run):
+        if models := _others(run):
             begun = now()
             load(run.files.path, dtype)  # and is dropped
-            found["loading"] += others * (now() - begun)
-        training = _Training(run, loaded, run.plan(), layout, twin)
+            found["loading"] += models * (now() - begun)
+        others = stand_in(run, loaded)
+        training = _Training(run, loaded, others.planned(run.plan(), run), layout, twin, others)
         kinds = training.kinds()
         along = [training.seconds(steps, BOX / len(kinds)) for steps in kinds]
         if training.asked:
             found["references"] = training.references_seconds
+        if run.beside:
+            found["references"] = found.get("references", 0.0) + vanilla_seconds(run, loaded)
         found["steps"] = sum(along)
         if scorings:
             found["scoring"] = along_time(loaded, scored, scorings)
@@ -99,6 +105,7 @@ class _Training:
     plan: Sequence[StepPlan]
     layout: Layout
     twin: bool
+    others: Beside
 
     def __post_init__(self) -> None:
         self.store = Store(self.layout.state)
@@ -129,8 +136,10 @@ class _Training:
             run.forget,
             run.retain,
             self.plan,
-            references,
+            dataclasses.replace(references, vanilla=self.others.vanilla, stranger=self.others.stranger),
             run.request.forget_weight,
+            {**self.others.sets, FORGET: run.forget},
+            run.request.recipe.seed,
             witness=None if run.request.strict else run.mask,
         )
 
