@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.api import Workspace
+from mmsurgery.artifacts import distributions
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
 from mmsurgery.artifacts.digests import digest_cache
 from mmsurgery.artifacts.files import read_json
@@ -82,6 +83,7 @@ class _Checks:
         yield "saliency", self._each("saliency", "[!.]*/manifest.json", lambda path: SaliencyMap.load(path.parent))
         yield "masks", self._each("masks", "[!.]*.safetensors", Mask.load)
         yield "links", [lambda: stale_models(space), lambda: stale(space), *self._runs()]
+        yield "references", self._each("references", "[!.]*.safetensors", distributions.check)
         yield "patches", self._each("patches", "[!.]*.safetensors", _read_patch)
         yield "requests", self._each("requests", "[!.]*.json", _sealed("request"))
         yield "scores", self._each("evals", "**/[!.]*.json", self._scores)

@@ -7,6 +7,7 @@ masks/NAME.safetensors
 patches/NAME.safetensors   a model as a change of another
 evals/[PROTOCOL/][subset-N/][requests/EARLIER/]MODEL.json, MODEL.items.jsonl   without PROTOCOL: likelihood
 audits/MODEL.json, audits/measured/MODEL.PROBE.json   whether it stays forgotten
+references/SET-KEY.safetensors   what the vanilla model says of anchors, text and forget samples; may be removed
 requests/DIGEST.json      whom an unlearned model was made to forget
 diffs/BEFORE..AFTER.json, .png, .svg
 journal.jsonl             what was done, for people; the folders are the truth

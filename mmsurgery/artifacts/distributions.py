@@ -66,6 +66,19 @@ def write(path: Path, values: Array, ends: Array, rows: Array, provenance: Mappi
     write_safetensors(path, tensors, {"mmsurgery": canonical_json(value).decode()})
 
 
+def check(path: Path) -> None:
+    """Check that a file is whole.
+
+    Raises:
+        InputRefused: if it is not.
+        Mismatch: if it was written by another schema.
+    """
+    header = read_header(path)
+    said = read_metadata(header, "distributions")
+    if said.get("sha256") != _digest(_tensors(header)):
+        raise InputRefused(f"{path} has changed since it was written", "remove it: it is made again where it is needed")
+
+
 def read(path: Path, samples: Sequence[str], key: str) -> Distributions | None:
     """What is there of these samples, in their order; None where it has to be made: nothing is there, it is damaged, or
     it was made of something else.

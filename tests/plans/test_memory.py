@@ -46,8 +46,9 @@ def test_saliency_of_text_reaches_the_language_model_alone(ws: Workspace, census
 
 
 ASKED: dict[str, Any] = {
-    **dict.fromkeys(("mask", "scope", "lora", "name", "retain_batch", "learning_rate", "epochs", "seed", "precision")),
-    "steps": None,
+    **dict.fromkeys(("mask", "scope", "lora", "name", "learning_rate", "epochs", "seed", "precision", "anchors")),
+    **dict.fromkeys(("batch_size", "retain_batch", "steps")),
+    "settings": {},
     "protocol": "equations",
     "start": "vanilla",
     "reference": "vanilla",
