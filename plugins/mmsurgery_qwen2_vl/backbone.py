@@ -87,7 +87,7 @@ class Qwen2VLBackbone:
 
         from mmsurgery.backbones.loading import pretrained
 
-        CheckpointFiles(path, self.canonical)
+        _check_rotary_sections(path, CheckpointFiles(path, self.canonical).config)
         return pretrained(Qwen2VLForConditionalGeneration, path, dtype)
 
     def load_processor(self, path: Path) -> Any:
@@ -232,3 +232,19 @@ def _micro_processor(size: _Micro, words: Sequence[str]) -> Any:
         tokenizer=micro.word_tokenizer(words, control),
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def _check_rotary_sections(path: Path, config: Mapping[str, Any]) -> None:
+    """Check that time, height and width share out half of a head: transformers finds out in the first forward pass."""
+    text = {**config, **(config.get("text_config") or {})}
+    sections = (text.get("rope_parameters") or text.get("rope_scaling") or {}).get("mrope_section")
+    width, heads = text.get("hidden_size"), text.get("num_attention_heads")
+    if sections is None or not isinstance(width, int) or not isinstance(heads, int) or heads < 1:
+        return  # of what is missing the config's own class says so
+    sound = isinstance(sections, list) and all(type(each) is int and each > 0 for each in sections)
+    if not sound or 2 * sum(sections) != width // heads:
+        raise InputRefused(
+            f"{path / 'config.json'}: mrope_section {str(sections)[:60]} does not share out half of a head of "
+            f"{width // heads}",
+            "copy config.json from the model it was made of",
+        )

@@ -232,3 +232,15 @@ def test_key_biases_have_a_true_gradient_by_rotation(
     monkeypatch.setattr(code, "apply_rotary_pos_emb", lambda q, k, cos, sin: (q, k))
     assert max(key_bias_gradients(tiny_qwen2_vl, batch)) < 1e-12
     assert not any(backbone.no_true_gradient(name) for name in loaded_qwen2_vl.addresses)
+
+
+@pytest.mark.parametrize("sections", [[-1, 2, 3], [4, 4, 400], [0, 2, 2], "2", [2.0, 1, 1]])
+def test_rotary_sections_that_share_out_no_head_are_refused(tiny_qwen2_vl: Path, tmp_path: Path, sections: Any) -> None:
+    shutil.copytree(tiny_qwen2_vl, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    text = config.get("text_config") or config
+    text["rope_parameters"]["mrope_section"] = sections
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputRefused, match="mrope_section"):
+        backbone.load_model(tmp_path / "model")
