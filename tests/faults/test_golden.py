@@ -1,14 +1,13 @@
 """Promise 13 (case 34): what each schema's artifacts looked like is kept in `golden/`, and read by today's readers.
 
-`PYTHONPATH=tests:tests/faults python tests/faults/test_golden.py` writes those of a schema that has none yet; what is
-there is never written again.
+`PYTHONPATH=tests:tests/faults python tests/faults/test_golden.py` writes those that this schema lacks; what is there is
+never written again.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,18 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmsurgery.artifacts import distributions
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.mask import Mask, MaskParameter, pack
 from mmsurgery.artifacts.patch import Patch
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.tensors import write_safetensors
+from mmsurgery.audit.measured import Measured
+from mmsurgery.audit.run import read_audit
 from mmsurgery.diff.run import read_diff
 from mmsurgery.evaluate.records import read_eval, read_items
 from mmsurgery.exchange.export import export
 from mmsurgery.exchange.masks import import_mask
 from mmsurgery.experiments.run import read_results
 from mmsurgery.names import Address
-from mmsurgery.provenance import SCHEMA, check_seal, provenance
+from mmsurgery.provenance import SCHEMA, check_seal, provenance, sha256_json
 from mmsurgery.settings import SETTINGS_FILE, Settings
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.workspace import Workspace
@@ -124,6 +126,29 @@ def request(folder: Path) -> None:
     assert people == [f"person/forget {i}" for i in range(3)]
 
 
+def audited(folder: Path) -> None:
+    record = read_audit(folder / "audit.json")
+    assert (record["model"], list(record["probes"])) == ("ga", ["quantisation"])
+
+
+def measured(folder: Path) -> None:
+    path = folder / "measured.json"
+    read = Measured.from_json(
+        check_seal(json.loads(path.read_text()), path.name, kind="measured")["measured"], path.name
+    )
+    assert set(read.arms) == {"int8", "nf4"}
+
+
+def references(folder: Path) -> None:
+    read = distributions.read(folder / "references.safetensors", ["a", "b", "c"], provenance_key())
+    assert read is not None
+    assert [read[sample].tolist() for sample in "abc"] == [[[0.0, -1.0]], [[-2.0, -3.0], [-4.0, -5.0]], [[0.0, -1.0]]]
+
+
+def provenance_key() -> str:
+    return sha256_json({"settings": {}, "inputs": {}})
+
+
 def journal(folder: Path) -> None:
     entries = Workspace(folder, Settings()).journal_entries()
     assert {entry["event"] for entry in entries} >= {"saliency", "mask", "apply", "eval", "diff"}
@@ -140,6 +165,9 @@ READERS: tuple[Callable[[Path], None], ...] = (
     experiment,
     stability,
     request,
+    audited,
+    measured,
+    references,
     journal,
 )
 
@@ -193,6 +221,9 @@ def write(folder: Path) -> None:
         **BASE,
     ).save(folder / "saliency")
     torch.save({"weight": {TORCH_NAME: torch.from_numpy(torch_bits())}}, folder / "official.pt")
+    table = -np.arange(6, dtype=np.float32).reshape(3, 2)
+    origin = {**provenance("apply", {}, {}), "key": provenance_key()}
+    distributions.write(folder / "references.safetensors", table, np.array([1, 3]), np.array([0, 1, 0]), origin)
     with tempfile.TemporaryDirectory() as scratch:
         models = []
         for name, moved in (("before", 0.0), ("after", 0.5)):
@@ -209,6 +240,7 @@ def write(folder: Path) -> None:
         place = verbs.chain(Path(scratch) / "ws", "llava")
         verbs.command(place, "experiment")
         place.run("inspect", "default", "--stability")
+        place.run("audit", "ga", "--probes", "quantisation")
         (asked,) = (place.root / "requests").iterdir()
         for source, name in (
             (SETTINGS_FILE, SETTINGS_FILE),
@@ -219,6 +251,8 @@ def write(folder: Path) -> None:
             ("experiments/tried/results.json", "results.json"),
             ("stability/default.json", "stability.json"),
             (f"requests/{asked.name}", "request.json"),
+            ("audits/ga.json", "audit.json"),
+            ("audits/measured/ga.quantisation.json", "measured.json"),
             ("journal.jsonl", "journal.jsonl"),
         ):
             shutil.copy(place.root / source, folder / name)
@@ -226,7 +260,9 @@ def write(folder: Path) -> None:
 
 if __name__ == "__main__":
     target = GOLDEN / f"schema-{SCHEMA}"
-    if target.exists():
-        sys.exit(f"{target} is there, and stays as it is")
-    target.mkdir(parents=True)
-    write(target)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made:
+        write(Path(made))
+        for path in sorted(Path(made).iterdir()):
+            if not (target / path.name).exists():
+                shutil.move(path, target)

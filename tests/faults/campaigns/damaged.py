@@ -26,6 +26,7 @@ from campaigns.row import Row
 from damage import variants
 from PIL import Image
 
+from mmsurgery.artifacts import distributions
 from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.artifacts.files import read_json
 from mmsurgery.artifacts.mask import Mask
@@ -36,10 +37,10 @@ from mmsurgery.backbones.loading import load
 from mmsurgery.data.benchmark import Source, benchmark
 from mmsurgery.data.samples import data_sha256
 from mmsurgery.diff import read_diff
-from mmsurgery.errors import MmsurgeryError
+from mmsurgery.errors import InputRefused, MmsurgeryError
 from mmsurgery.evaluate.records import read_eval, read_items
 from mmsurgery.exchange.masks import import_mask
-from mmsurgery.provenance import check_seal, sha256
+from mmsurgery.provenance import check_seal, sha256, sha256_json
 from mmsurgery.unlearn.record import read_record
 from mmsurgery.workspace import Workspace, find_workspace
 
@@ -47,6 +48,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "data"))  # makers of 
 
 SECONDS, MEMORY = 5, 1 << 30
 """That one variant may take, the memory beyond what the process has."""
+KEY = sha256_json({"settings": {}, "inputs": {}})
+"""Of the golden artifact of what a vanilla model says."""
 REFUSED = (3, 4, 5)
 """Exit codes: broken, not what belongs here, or (a table that was cut between two rows) not enough."""
 
@@ -114,11 +117,19 @@ def made(folder: Path) -> Iterator[Target]:
     diff = space.diff_path("vanilla", "unlearned")
     yield Target("diff", diff, lambda: read_diff(diff))
     golden = Path(__file__).parents[1] / "golden" / "schema-1"
-    for file, kind in (("results.json", "experiment"), ("request.json", "request"), ("stability.json", "stability")):
+    for file, kind in (
+        ("results.json", "experiment"),
+        ("request.json", "request"),
+        ("stability.json", "stability"),
+        ("audit.json", "audit"),
+        ("measured.json", "measured"),
+    ):
         record = Path(shutil.copy(golden / file, folder))
         yield Target(
             file, record, lambda record=record, kind=kind: check_seal(read_json(record), record.name, kind=kind)
         )
+    said = Path(shutil.copy(golden / "references.safetensors", folder))
+    yield Target("what the vanilla model says", said, lambda: _said(said))
     yield Target("mask of the official code (.pt)", official, lambda: _imported(space, official))
     yield from _data(folder, place)
     for family in ("llava", "qwen2_vl"):  # nothing is known yet of what these files should say
@@ -165,6 +176,15 @@ def _patch(path: Path) -> Any:
 def _map(space: Workspace, name: str) -> Any:
     found = SaliencyMap.load(space.saliency_dir(name))
     return found.part, found.units, {each: found.sum_of_squares(each).tobytes() for each in found.arrays}
+
+
+def _said(path: Path) -> Any:
+    """As a run reads it, which makes again what it cannot use."""
+    found = distributions.read(path, "abc", KEY)
+    if found is None:
+        distributions.check(path)
+        raise InputRefused(f"{path} is of something else", "make it again")
+    return {sample: found[sample].numpy().tobytes() for sample in found}
 
 
 def _digest(folder: Path) -> str:
