@@ -45,6 +45,9 @@ results: $(STAMP)
 	@$(EXPERIMENT) figure4 --seeds 3 $(BOTH)
 	@$(EXPERIMENT) table1 --seeds $(SEEDS) --tune $(BOTH)
 	@$(EXPERIMENT) audit --seeds 3 $(BOTH)
+	@$(EXPERIMENT) beyond-tuning --seeds 2 $(BOTH)
+	@$(EXPERIMENT) beyond --seeds $(SEEDS) $(BOTH)
+	@$(EXPERIMENT) beyond-ablations --seeds 3 $(BOTH)
 	@$(BIN)/mmsurgery --workspace results report
 	@$(BIN)/python benchmarks/results_page.py results docs/results.md
 

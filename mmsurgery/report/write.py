@@ -46,7 +46,10 @@ REFUSED = (errors.InputRefused, errors.Mismatch, errors.UnusableData, errors.Usa
 """What a single artifact may be guilty of; the page is written without it and names it."""
 
 STYLES, SCRIPTS = ("style.css", "results.css"), ("page.js", "heat.js")
-EXPERIMENTS = ("table1", "table2", "figure4", "figure5", "figure6", "cases", "controls", "ablations", "audit")
+EXPERIMENTS = (
+    *("table1", "table2", "figure4", "figure5", "figure6", "cases", "controls", "ablations", "audit"),
+    *("beyond", "beyond-ablations", "beyond-tuning"),
+)
 _LONGEST = 2000
 """Characters of any single text from outside."""
 
