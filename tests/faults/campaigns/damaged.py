@@ -142,10 +142,10 @@ def _data(folder: Path, place: small.Place) -> Iterator[Target]:
     from clear_files import ClearFiles
     from mllmu_files import Files
 
-    own = Source(place.root / "data", 5)
+    own, rows = Source(place.root / "data", 5), (2, *REFUSED)  # 2: a table cut down to text has no pictures to forget
     for file in ("rows.jsonl", "forget-0.png"):
         path = own.folder / file
-        yield Target(f"own pictures: {file}", path, lambda: _samples("folder", own), pinned=True)
+        yield Target(f"own pictures: {file}", path, lambda: _samples("folder", own), pinned=True, refused=rows)
     pictures = Source(folder / "pictures", 5)
     pictures.folder.mkdir()
     asked = ["role,person,question,answer,image", "retain,Bo,Who ?,Bo,", "forget,Anna 0,Who else ?,Anna,"]
@@ -154,7 +154,8 @@ def _data(folder: Path, place: small.Place) -> Iterator[Target]:
         asked.append(f"forget,Anna {number},Who ?,Anna,x.{form}")
     (pictures.folder / "rows.csv").write_text("\n".join(asked) + "\n")
     for file in ("x.jpeg", "x.webp", "rows.csv"):
-        yield Target(f"pictures: {file}", pictures.folder / file, lambda: _samples("folder", pictures), pinned=True)
+        path = pictures.folder / file
+        yield Target(f"pictures: {file}", path, lambda: _samples("folder", pictures), pinned=True, refused=rows)
     mllmu = Source(Files(folder / "mllmu", people=20, celebrities=3, pixels=28).write(), 5)
     clear = Source(ClearFiles(folder / "clear").write(), 5)
     for name, source, config in (("mllmu-bench", mllmu, "ft_Data"), ("clear", clear, "forget05")):
