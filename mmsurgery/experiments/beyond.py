@@ -98,7 +98,7 @@ def _parts() -> Iterator[Row]:
     yield dataclasses.replace(
         _ROBUST, key="retain-4", label="4 retain samples a step", group="terms", settings={"retain_batch": 4}
     )
-    for shift in (0.0, 0.3):
+    for shift in (0.0, 0.6):
         yield _set(_ROBUST, f"overshoot-{shift:g}", f"overshoot {shift:g}", "attacks", overshoot=shift)
     yield _set(_ROBUST, "no-pixels", "no step in pixels", "attacks", pixels=0)
     yield _set(_ROBUST, "no-relearning", "no step in weights", "attacks", relearning=0)
