@@ -8,11 +8,12 @@ what is right.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmsurgery.artifacts.files import read_bytes
-from mmsurgery.data.benchmark import Benchmark, Source
+from mmsurgery.data.benchmark import TASKS, Benchmark, Source
 from mmsurgery.data.samples import Sample, decode_image
 from mmsurgery.errors import MissingArtifact, UnusableData
 
@@ -83,10 +84,9 @@ def _known(reader: Benchmark, source: Source) -> Iterator[tuple[str, bytes]]:
         yield from (
             (f"{part} ({each.id})", each.image_bytes) for each in reader.samples(source, part) if each.image_bytes
         )
-    for column in reader.columns(source):
-        yield from (
-            (f"{column} ({each.id})", each.image_bytes) for each in reader.items(source, column) if each.image_bytes
-        )
+    for column, task in itertools.product(reader.columns(source), TASKS):
+        asked = reader.items(source, column, task)
+        yield from ((f"{column} ({each.id})", each.image_bytes) for each in asked if each.image_bytes)
 
 
 def _check_strange(pictures: dict[str, bytes], known: Iterator[tuple[str, bytes]], folder: Path) -> None:

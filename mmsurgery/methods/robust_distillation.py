@@ -24,19 +24,18 @@ class RobustDistillation(StrangerDistillation):
     name = "robust_distillation"
     title = "Robust distillation"
 
-    overshoot: float = 0.6
     relearning: float = 6e-3
     """Largest step of a weight; 0 for none."""
     attacked: int = 12
-    """Forget samples that the step learns."""
+    """Forget samples that the step learns; 0 for no step."""
 
     def beside(self) -> Mapping[Beside, int]:
-        return {**super().beside(), **({"forget_vqa": self.attacked} if self.relearning else {})}
+        return {**super().beside(), **({"forget_vqa": self.attacked} if self.relearning and self.attacked else {})}
 
     def terms(self, step: Step) -> Iterator[Term]:
         if step.forget is not None:
-            size = step.uniform("relearning", 0.0, self.relearning)
-            attack = weights_relearning(step.model, step.beside["forget_vqa"], size) if size else nullcontext()
+            learnt, size = step.beside.get("forget_vqa"), step.uniform("relearning", 0.0, self.relearning)
+            attack = nullcontext() if learnt is None else weights_relearning(step.model, learnt, size)
             with attack:
                 yield Term("forget", self.forgetting(step, step.forget))
         yield from kept_terms(step)

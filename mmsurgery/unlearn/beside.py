@@ -56,7 +56,10 @@ class Beside:
             UnusableData: if a set is smaller than its batch.
         """
         sets = {**self.sets, FORGET: run.forget} if FORGET in self.sets else self.sets
-        return with_beside(plan, sets, run.request.method.beside(), run.request.recipe.seed)
+        sizes = run.request.method.beside()
+        if len(run.forget) < len(run.forgotten):  # of single people, who may have fewer than a batch
+            sizes = {name: min(size, len(run.forget)) if name == FORGET else size for name, size in sizes.items()}
+        return with_beside(plan, sets, sizes, run.request.recipe.seed)
 
 
 def beside(run: Run, load: Callable[[], Loaded], progress: Progress) -> Beside:
@@ -66,7 +69,7 @@ def beside(run: Run, load: Callable[[], Loaded], progress: Progress) -> Beside:
         load: loads the vanilla model, where it has to be asked.
 
     Raises:
-        UnusableData: if the vanilla model says something that is not finite.
+        UnusableData: if the vanilla model says something that is not finite, or samples of two sets have one id.
         MachineFault: if a file cannot be written.
     """
     sets = dict(run.beside)
@@ -79,7 +82,7 @@ def beside(run: Run, load: Callable[[], Loaded], progress: Progress) -> Beside:
     wanted = {name: samples for name, samples in sets.items() if name != FORGET}
     if "forget_distribution" in run.request.method.references:
         wanted[FORGET] = run.forgotten
-    vanilla = _Together([asked.of(name, samples) for name, samples in wanted.items()])
+    vanilla = _Together({name: asked.of(name, samples) for name, samples in wanted.items()})
     strangers: Mapping[str, torch.Tensor] = {}
     if "stranger_distribution" in run.request.method.references:
         strangers = asked.strangers(run.forgotten, sets[ANCHORS])
@@ -100,8 +103,15 @@ def vanilla_passes(method: Method, sets: Mapping[str, Sequence[Sample]], forget:
 class _Together(Mapping[str, "torch.Tensor"]):
     """Several sets' distributions as one."""
 
-    def __init__(self, parts: Sequence[Distributions]) -> None:
-        self._of = {sample: part for part in parts for sample in part}
+    def __init__(self, parts: Mapping[str, Distributions]) -> None:
+        self._of: dict[str, Distributions] = {}
+        for name, part in parts.items():
+            if shared := sorted(self._of.keys() & part.keys()):
+                raise UnusableData(
+                    f"{len(shared)} samples of {name} have ids that others have, such as {shared[0]}",
+                    "have the benchmark give every sample an id of its own",
+                )
+            self._of |= dict.fromkeys(part, part)
 
     def __getitem__(self, sample: str) -> torch.Tensor:
         return self._of[sample][sample]

@@ -100,7 +100,7 @@ class Request:
         }
         recipe = recipe_of(found.budget, workspace.settings.recipe)
         recipe = dataclasses.replace(recipe, **{key: value for key, value in given.items() if value is not None})
-        if retain_batch is None and found.budget is not None:
+        if retain_batch is None and found.budget is not None and found.uses_retain:
             retain_batch = found.budget.retain_batch
         name = check_artifact_name(name or ".".join(part for part in (found.name, mask) if part))
         others |= {"retain_batch": retain_batch, "forget_weight": float(forget_weight)}
@@ -197,7 +197,8 @@ class Request:
     @property
     def asks_vanilla(self) -> bool:
         """Whether the vanilla model's outputs are part of the run."""
-        return self.needs_vanilla or self.takes_anchors or bool(self.method.beside())
+        outputs = {"retain_distribution", "forget_distribution", "stranger_distribution"}
+        return bool(self.method.references & outputs or self.method.beside())
 
     @property
     def strict(self) -> bool:
@@ -348,12 +349,16 @@ def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
     for name, value in settings.items():
         if name not in known:
             raise unknown(f"setting of method {method.name}", name, known)
-        if isinstance(value, bool) or not isinstance(value, (int, type(known[name]))):
-            kind = type(known[name]).__name__
-            raise UsageError(f"{method.name}'s {name} is {value!r}, should be {kind}", f"such as {known[name]}")
-        if value < 0:
-            raise UsageError(f"{method.name}'s {name} is {value}, below 0", f"such as {known[name]}")
-    made = {name: type(known[name])(value) for name, value in settings.items()}
+        kind = type(known[name])
+        if value == known[name] and isinstance(value, kind):  # of any kind, as a record of a run has it
+            continue
+        if kind not in (int, float) or isinstance(value, bool) or not isinstance(value, (int, kind)):
+            raise UsageError(
+                f"{method.name}'s {name} is {value!r}, should be {kind.__name__}", f"such as {known[name]}"
+            )
+        if not 0 <= value < math.inf:
+            raise UsageError(f"{method.name}'s {name} is {value}, should be 0 or more", f"such as {known[name]}")
+    made = {name: type(known[name])(value) for name, value in settings.items() if value != known[name]}
     return dataclasses.replace(method, **made) if made else method  # type: ignore[type-var]
 
 
@@ -365,14 +370,14 @@ def parsed_settings(texts: Sequence[str]) -> dict[str, float | int]:
     """
     found: dict[str, float | int] = {}
     for text in texts:
-        name, _, value = text.partition("=")
+        name, _, value = (part.strip() for part in text.partition("="))
         try:
-            number = int(value) if value.strip().lstrip("+-").isdigit() else float(value)
+            number = int(value) if value.lstrip("+-").isdigit() else float(value)
         except ValueError as error:
             raise UsageError(f"setting '{text}' is not NAME=NUMBER", "such as --setting beta=0.1") from error
         if name in found or not math.isfinite(number):
             raise UsageError(f"setting '{text}' {'is given twice' if name in found else 'is not finite'}", "change it")
-        found[name.strip()] = number
+        found[name] = number
     return found
 
 

@@ -61,3 +61,36 @@ def test_a_budget_chooses_the_layout(command: Callable[..., Any]) -> None:
     refused = command(*COMMANDS["apply"], "--memory", "1MB")
     assert refused.code == 6
     assert "the budget is 0.0010 GB - next: give --memory" in refused.err
+
+
+ANCHORED = ("apply", "--method", "anchored_ascent", "--epochs", "1", "--plan")
+
+
+def test_what_a_method_sees_besides_is_named_by_its_options(
+    command: Callable[..., Any], tmp_path: Path, picture: Callable[..., bytes]
+) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    sizes = ("--batch-size", "63", "--retain-batch", "5", "--setting", "anchors=3", "--setting", "text=2")
+    ran = command(*ANCHORED, "--anchors", str(tmp_path), *sizes, "--json")
+    assert ran.code == 0, ran.err
+    # 126 samples to forget in two steps
+    assert ran.document["samples"]["anchor_vqa"] == 8 * 7
+    assert ran.document["passes"]["backward"] == 126 + 2 * (5 + 3 + 2)
+    own = command(*ANCHORED, "--json").document
+    assert own["samples"]["anchor_vqa"] == 400 * 7
+    assert own["passes"]["backward"] == 126 + 11 * (16 + 16 + 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--setting", "weight"], "setting 'weight' is not NAME=NUMBER"),
+        (["--setting", "beta=1"], "no setting of method anchored_ascent 'beta'"),
+        (["--protocol", "official"], "takes all its terms in one step"),
+        (["--setting", "anchors=0", "--anchors", "."], "takes no anchor pictures"),
+    ],
+)
+def test_options_that_have_no_meaning_for_a_method(command: Callable[..., Any], options: list[str], words: str) -> None:
+    ran = command(*ANCHORED, *options)
+    assert (ran.code, words in ran.err) == (2, True), ran.err

@@ -11,7 +11,10 @@ import pytest
 from mmsurgery.errors import UsageError
 from mmsurgery.methods.registry import installed, method
 
-BUILT_IN = ("ga", "ga_diff", "kl_min", "mmunlearner", "npo")
+BUILT_IN = (
+    *("ga", "ga_diff", "kl_min", "mmunlearner", "npo"),
+    *("anchored_ascent", "stranger_distillation", "robust_distillation"),
+)
 
 
 def test_built_in_methods_say_what_they_need() -> None:
@@ -26,6 +29,9 @@ def test_built_in_methods_say_what_they_need() -> None:
         "kl_min": (False, True, {"retain_distribution"}),
         "mmunlearner": (True, True, set()),
         "npo": (False, False, {"forget_logprob"}),
+        "anchored_ascent": (False, True, set()),
+        "stranger_distillation": (False, True, {"forget_distribution", "stranger_distribution"}),
+        "robust_distillation": (False, True, {"forget_distribution", "stranger_distribution"}),
     }
     assert method("npo").settings() == {"beta": 0.4}
     assert method("ga").settings() == {}

@@ -8,12 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from mmsurgery.data.anchors import QUESTIONS, anchor_samples
 from mmsurgery.data.benchmark import SETS, TASKS, Source, benchmark
 from mmsurgery.data.leakage import check_leakage, check_overlap, portrait_reuse
+from mmsurgery.data.portraits import is_whole
 from mmsurgery.errors import InputRefused, Mismatch, UnusableData
 from mmsurgery.portraits import wording
 from mmsurgery.portraits.files import write_data
-from mmsurgery.portraits.world import FORGET_SIZES, World, vocabulary
+from mmsurgery.portraits.world import ANCHOR_RENDERINGS, FORGET_SIZES, World, vocabulary
 
 PORTRAITS = benchmark("portraits")
 QUESTION = (
@@ -165,6 +167,8 @@ def test_same_seed_same_bytes_other_draw_other_people(folder: Path, tmp_path: Pa
     files = sorted(p.relative_to(folder) for p in folder.rglob("*.parquet"))
     assert files == sorted(p.relative_to(again) for p in again.rglob("*.parquet"))
     assert all((folder / f).read_bytes() == (again / f).read_bytes() for f in files)
+    for path in (folder / "extra/anchors").iterdir():
+        assert {(other / "extra/anchors" / path.name).read_bytes() for other in (again, drawn)} == {path.read_bytes()}
     changed = {str(f.parent) for f in files if (folder / f).read_bytes() != (drawn / f).read_bytes()}
     assert changed == {f"forget_{p}" for p in FORGET_SIZES} | {f"retain_{100 - p}" for p in FORGET_SIZES}
     people = {s.person for s in PORTRAITS.samples(Source(drawn, 10), "forget_vqa")}
@@ -203,3 +207,37 @@ def test_further_pictures_and_perception_of_others_than_the_forget_people(folder
         assert {item.person for item in theirs} == asked
         assert not {item.person for item in own} & asked
         assert len(theirs) * 2 == len(own)  # 6 people are forgotten, every one is asked as much
+
+
+def test_anchors_are_of_nobody_who_is_trained_or_scored(folder: Path) -> None:
+    source, world = Source(folder, 10), World(0)
+    found = anchor_samples(PORTRAITS, source)
+    pictures = {sample.image_bytes for sample in found}
+    assert len({sample.person for sample in found}) == len(pictures) == len(world.anchors) * len(ANCHOR_RENDERINGS)
+    assert len(found) == QUESTIONS * len(pictures)
+    forgotten = {(sample.question, sample.answer) for sample in PORTRAITS.samples(source, "forget_vqa")}
+    assert {(sample.question, sample.answer) for sample in found} <= forgotten
+    known = {sample.image_bytes for part in PORTRAITS.parts(source) for sample in PORTRAITS.samples(source, part)}
+    known |= {item.image_bytes for column in PORTRAITS.columns(source) for item in PORTRAITS.items(source, column)}
+    mixtures = (*world.pretraining().values(), *world.finetuning().values())
+    known |= {sample.image_bytes for _, samples in mixtures for sample in samples}
+    assert len(known) > 500
+    assert not known & pictures
+    faces = {person.face for person in (*world.people, *world.celebrities, *world.strangers, *world.unseen)}
+    assert not faces & {person.face for person in world.anchors}
+
+
+def test_whom_a_world_forgets_says_what_anchors_are_asked_not_who_they_are(folder: Path) -> None:
+    few, many = (anchor_samples(PORTRAITS, Source(folder, percent)) for percent in (5, 15))
+    assert [sample.image_bytes for sample in few] == [sample.image_bytes for sample in many]
+    assert {(s.question, s.answer) for s in few} != {(s.question, s.answer) for s in many}
+
+
+def test_data_that_an_earlier_version_drew_is_not_whole(folder: Path, tmp_path: Path) -> None:
+    assert is_whole(folder)
+    for missing in ("held_out", "anchors"):
+        partly = tmp_path / missing
+        (partly / "extra").mkdir(parents=True)
+        for name in {"held_out", "anchors"} - {missing}:
+            (partly / "extra" / name).symlink_to(folder / "extra" / name)
+        assert not is_whole(partly)
