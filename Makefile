@@ -46,7 +46,7 @@ results: $(STAMP)
 	@$(EXPERIMENT) table1 --seeds $(SEEDS) --tune $(BOTH)
 	@$(EXPERIMENT) audit --seeds 3 $(BOTH)
 	@$(EXPERIMENT) beyond-tuning --seeds 2 $(BOTH)
-	@$(EXPERIMENT) beyond --seeds $(SEEDS) $(BOTH)
+	@for name in beyond beyond-equal beyond-masks; do $(EXPERIMENT) $$name --seeds $(SEEDS) $(BOTH) || exit; done
 	@$(EXPERIMENT) beyond-ablations --seeds 3 $(BOTH)
 	@$(BIN)/mmsurgery --workspace results report
 	@$(BIN)/python benchmarks/results_page.py results docs/results.md

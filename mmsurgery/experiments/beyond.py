@@ -88,6 +88,30 @@ BEYOND = Experiment(
 """See docs/protocol.md."""
 
 
+def _again(name: str, title: str, question: str, compared: str, *others: str) -> Experiment:
+    """Rows of `BEYOND`, whose runs are found, held against another one."""
+    rows = tuple(BEYOND.row(key) for key in (compared, *others))
+    return dataclasses.replace(
+        BEYOND, name=name, title=title, question=question, rows=rows, compared=compared, audit=False
+    )
+
+
+BEYOND_EQUAL = _again(
+    "beyond-equal",
+    "Beyond the paper: at equal compute",
+    "Is it the method that gains, or more data and gentler steps?",
+    "mmunlearner-equal",
+    *("ga-diff-equal", "anchored-ascent", "no-anchors", "stranger", "robust"),
+)
+BEYOND_MASKS = _again(
+    "beyond-masks",
+    "Beyond the paper: does anchored ascent need its mask?",
+    "Does the paper's mask keep more than a random one, or than none?",
+    "ascent-masked",
+    *("ascent-random", "anchored-ascent"),
+)
+
+
 def _parts() -> Iterator[Row]:
     yield _ROBUST
     for kind, label in (("other-world", "faces of another world"), ("few", "a tenth of the faces")):

@@ -48,7 +48,7 @@ REFUSED = (errors.InputRefused, errors.Mismatch, errors.UnusableData, errors.Usa
 STYLES, SCRIPTS = ("style.css", "results.css"), ("page.js", "heat.js")
 EXPERIMENTS = (
     *("table1", "table2", "figure4", "figure5", "figure6", "cases", "controls", "ablations", "audit"),
-    *("beyond", "beyond-ablations", "beyond-tuning"),
+    *("beyond", "beyond-equal", "beyond-masks", "beyond-ablations", "beyond-tuning"),
 )
 _LONGEST = 2000
 """Characters of any single text from outside."""

@@ -11,7 +11,7 @@ from mmsurgery.api import Workspace
 from mmsurgery.data.samples import decode_image
 from mmsurgery.errors import UnusableData
 from mmsurgery.experiments.anchor_pictures import KINDS, anchor_pictures
-from mmsurgery.experiments.beyond import BEYOND, BEYOND_ABLATIONS, TRIED
+from mmsurgery.experiments.beyond import BEYOND, BEYOND_ABLATIONS, BEYOND_EQUAL, BEYOND_MASKS, TRIED
 from mmsurgery.experiments.levels import levels_of
 from mmsurgery.experiments.paper import MMUNLEARNER
 from mmsurgery.experiments.rows import Experiment, Row
@@ -20,7 +20,8 @@ from mmsurgery.portraits.world import World
 from mmsurgery.settings import BenchmarkSettings, RecipeSettings, Settings
 from mmsurgery.unlearn.request import Request
 
-EVERY = pytest.mark.parametrize("experiment", [TRIED, BEYOND, BEYOND_ABLATIONS], ids=lambda each: each.name)
+ALL = (TRIED, BEYOND, BEYOND_EQUAL, BEYOND_MASKS, BEYOND_ABLATIONS)
+EVERY = pytest.mark.parametrize("experiment", ALL, ids=lambda each: each.name)
 RECIPE = RecipeSettings(learning_rate=3e-4)
 
 
@@ -84,6 +85,14 @@ def test_equal_compute_is_equal() -> None:
         assert row.recipe(RECIPE) == recipe
         assert row.retain_batch == 16 + 16 + 8
     assert (recipe.batch_size, recipe.learning_rate) == (12, pytest.approx(2e-4))
+
+
+def test_other_comparisons_are_of_the_same_runs() -> None:
+    known = {row.key: named(row) for row in BEYOND.rows}
+    for experiment in (BEYOND_EQUAL, BEYOND_MASKS):
+        assert {row.key: named(row) for row in experiment.rows}.items() <= known.items()
+        assert (experiment.first, experiment.worlds, experiment.audit) == (2000, True, False)
+        assert experiment.rows[0].key == experiment.compared
 
 
 def test_a_budget_is_that_of_the_row_then_of_the_method_then_of_the_recipe() -> None:
