@@ -79,20 +79,21 @@ def beside(run: Run, load: Callable[[], Loaded], progress: Progress) -> Beside:
     if ANCHORS in sets:
         sets[ANCHORS] = asked.far(sets[ANCHORS])
         progress.note(f"{_pictures(sets[ANCHORS])} of {_pictures(run.beside[ANCHORS])} anchor pictures are far enough")
-    wanted = {name: samples for name, samples in sets.items() if name != FORGET}
+    needed = run.request.method.beside()  # anchors may be there for what is said of strangers alone
+    wanted = {name: samples for name, samples in sets.items() if name != FORGET and name in needed}
     if "forget_distribution" in run.request.method.references:
         wanted[FORGET] = run.forgotten
     vanilla = _Together({name: asked.of(name, samples) for name, samples in wanted.items()})
     strangers: Mapping[str, torch.Tensor] = {}
     if "stranger_distribution" in run.request.method.references:
         strangers = asked.strangers(run.forgotten, sets[ANCHORS])
-    needed = run.request.method.beside()
     return Beside({name: samples for name, samples in sets.items() if name in needed}, vanilla, strangers)
 
 
 def vanilla_passes(method: Method, sets: Mapping[str, Sequence[Sample]], forget: Sequence[Sample]) -> int:
     """How many samples the vanilla model is asked about where nothing is there."""
-    asked = sum(len(samples) for name, samples in sets.items() if name != FORGET)
+    needed = method.beside()
+    asked = sum(len(samples) for name, samples in sets.items() if name != FORGET and name in needed)
     if "forget_distribution" in method.references:
         asked += len(forget)
     if "stranger_distribution" in method.references:

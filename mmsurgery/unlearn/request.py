@@ -37,6 +37,8 @@ FORGET, RETAIN = "forget_vqa", "retain_vqa"
 """Data parts that are unlearned and kept."""
 TEXT, TEXT_PARTS = "text", ("forget_qa", "retain_qa")
 """What a method sees besides under this name, and the parts that it is made of."""
+_SIZES = {ANCHORS: "anchors", TEXT: "text", FORGET: "attacked"}
+"""What a method sees besides -> the setting that says how many samples of it, of the methods here."""
 TRAINED = ("base", "vanilla", "gold", "reference", SCRATCH)
 """Models that are trained, never unlearned."""
 
@@ -412,7 +414,16 @@ def beside_of(
             if not found[name]:
                 raise UnusableData("the benchmark has no text pairs", f"pass --setting {TEXT}=0")
     if request.takes_anchors:
+        if bare := [sample.id for sample in forget if sample.image_bytes is None]:
+            what = f"forget sample {bare[0]} has no picture, which strangers' could stand in for"
+            raise UnusableData(what, "use a method without anchors")
         found[ANCHORS] = anchor_samples(reader, source, request.anchors)
+    for name, size in request.method.beside().items():
+        if len(found[name]) < size:
+            raise UnusableData(
+                f"{name} has {len(found[name])} samples, a step takes {size}",
+                f"pass --setting {_SIZES[name]}={len(found[name])}, or add some",
+            )
     return found, leaked
 
 

@@ -357,8 +357,8 @@ def test_text_that_is_scored_is_refused(ws: Workspace, picture: Callable[..., by
     ("settings", "words"),
     [
         ({"anchors": 25}, "the anchor_vqa set has 24 samples, a batch takes 25"),
-        ({"text": 13}, "the text set has 12 samples, a batch takes 13"),
-        ({"attacked": 5}, "the forget_vqa set has 4 samples, a batch takes 5"),
+        ({"text": 13}, "text has 12 samples, a step takes 13"),
+        ({"attacked": 5}, "forget_vqa has 4 samples, a step takes 5"),
     ],
 )
 def test_a_set_that_is_smaller_than_its_batch(ws: Workspace, settings: dict[str, int], words: str) -> None:
@@ -667,3 +667,16 @@ def test_a_run_with_given_anchors_says_why_it_cannot_be_done_again(ws: Workspace
     with pytest.raises(UnusableData, match=r"run of 'anchored_ascent' cannot be done again: .*anchor"):
         one_by_one._again(subject(ws, "anchored_ascent"), Material.of(ws))
     assert anchor_samples(ws.benchmark, ws.source, ws.root / "given")
+
+
+def test_a_forget_sample_without_picture_has_nobody_to_stand_in(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = type(ws.benchmark)
+    samples = reader.samples
+
+    def bare(self: Any, source: Any, part: str) -> list[Any]:
+        found = samples(self, source, part)
+        return [dataclasses.replace(each, image_bytes=None) for each in found] if part == "forget_vqa" else found
+
+    monkeypatch.setattr(reader, "samples", bare)
+    with pytest.raises(UnusableData, match="has no picture"):
+        apply(ws, "anchored_ascent")
