@@ -21,7 +21,7 @@ LEAKS, HELD, OVER, COLLAPSED, DAMAGED, UNHARMED, UNKNOWN = (
     "no damage resolved",
     "unknown",
 )
-RULES = 5
+RULES = 6
 """Raised when a verdict changes for the same numbers, so that cards are judged anew."""
 VERDICTS = (LEAKS, OVER, COLLAPSED, DAMAGED, HELD, UNHARMED, UNKNOWN)
 
@@ -45,7 +45,8 @@ def worst_arm(measured: Measured) -> str | None:
     if not measured.arms:
         return None
     above = {name: values.mean - measured.chance[name] for name, values in measured.arms.items()}
-    return max(above, key=lambda name: abs(above[name]) if measured.two_sided else above[name])
+    levels = {name: abs(each) if measured.two_sided else each for name, each in above.items()}
+    return max(levels, key=lambda name: round(levels[name], choice.DIGITS))
 
 
 def against(mine: Values, other: Values) -> Against | None:
@@ -128,7 +129,7 @@ def _against_gold(measured: Measured, arm: str, gold: Measured) -> dict[str, Any
     plain = None if theirs is None else against(measured.arms[arm], theirs)
     if theirs is None or plain is None:
         return {}
-    p_value = choice.p_value(plain.difference, [("", choice.ways(measured, gold))])
+    p_value = choice.p_value([("", choice.ways(measured, gold))])
     difference = dataclasses.replace(plain, p_value=p_value)
     verdict = HELD if not difference.resolved else LEAKS if difference.difference > 0 else OVER
     return {"verdict": verdict, "held_against": "gold", "reference": theirs.mean, "against": _plain(difference)}
@@ -158,7 +159,7 @@ def _kept_against(measured: Measured, vanilla: Measured) -> dict[str, Any]:
         for (name, each), p_value in zip(pairs.items(), adjusted, strict=True)
     }
     damaged = {name: each for name, each in pairs.items() if each.resolved and each.difference < 0}
-    arm = min(damaged or pairs, key=lambda name: pairs[name].difference)
+    arm = min(damaged or pairs, key=lambda name: round(pairs[name].difference, choice.DIGITS))
     return {
         "verdict": DAMAGED if damaged else UNHARMED,
         "arm": arm,

@@ -15,7 +15,7 @@ from pathlib import Path
 from mmsurgery.artifacts.files import read_bytes
 from mmsurgery.data.benchmark import TASKS, Benchmark, Source
 from mmsurgery.data.samples import Sample, decode_image
-from mmsurgery.errors import MissingArtifact, UnusableData
+from mmsurgery.errors import InputRefused, MissingArtifact, UnusableData
 
 ANCHORS = "anchor_vqa"
 FOLDER = "extra/anchors"
@@ -46,17 +46,14 @@ def anchor_samples(reader: Benchmark, source: Source, folder: Path | None = None
 
     Raises:
         MissingArtifact: if there is no folder.
-        InputRefused: for a picture that cannot be read.
-        UnusableData: for fewer than 8 pictures, or one that is to be forgotten, retained or scored, too.
+        InputRefused: for a picture that cannot be read, or whose name is not UTF-8.
+        UnusableData: for fewer than 8 different pictures, or one that is to be forgotten, retained or scored, too.
     """
     folder = folder or source.folder / FOLDER
     if not folder.is_dir():
         step = "pass --anchors FOLDER, of pictures of people whom the benchmark does not know"
-        raise MissingArtifact(f"there are no anchor pictures in {folder}", step)
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
-    if len(paths) < LEAST:
-        raise UnusableData(f"{folder} holds {len(paths)} pictures, at least {LEAST} are needed", "add some")
-    pictures = {path.name: read_bytes(path, _LARGEST) for path in paths}
+        raise MissingArtifact(f"there are no anchor pictures in {folder}: no such folder", step)
+    pictures = _pictures(folder)
     _check_strange(pictures, _known(reader, source), folder)
     forget = reader.samples(source, "forget_vqa")
     asked = sorted({(sample.question, sample.answer) for sample in forget if sample.image_bytes is not None})
@@ -89,8 +86,27 @@ def _known(reader: Benchmark, source: Source) -> Iterator[tuple[str, bytes]]:
         yield from ((f"{column} ({each.id})", each.image_bytes) for each in asked if each.image_bytes)
 
 
+def _pictures(folder: Path) -> dict[str, bytes]:
+    """File name -> encoded picture, in order of names; of files with the same pixels the first."""
+    found: dict[str, bytes] = {}
+    seen = set[bytes]()
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS):
+        try:
+            path.name.encode()
+        except UnicodeEncodeError as error:
+            raise InputRefused(f"{folder} holds {path.name!r}, whose name is not UTF-8", "rename it") from error
+        data = read_bytes(path, _LARGEST)
+        if (pixels := _pixels(data, str(path))) not in seen:
+            seen.add(pixels)
+            found[path.name] = data
+    if len(found) < LEAST:
+        raise UnusableData(f"{folder} holds {len(found)} different pictures, at least {LEAST} are needed", "add some")
+    return found
+
+
 def _check_strange(pictures: dict[str, bytes], known: Iterator[tuple[str, bytes]], folder: Path) -> None:
-    """Refuse pictures that are known, saved in whatever way: the same pixels are the same picture."""
+    """Refuse pictures that are known, in whatever file: the same pixels are the same picture. One that was scaled, or
+    saved with losses, is another."""
     bytes_ = {hashlib.sha256(data).digest(): name for name, data in pictures.items()}
     pixels = {_pixels(data, str(folder / name)): name for name, data in pictures.items()}
     seen = set[bytes]()

@@ -68,6 +68,8 @@ class Method(ABC):
     budget: ClassVar[Budget | None] = None
     """None: the recipe's as it is."""
 
+    positive: ClassVar[frozenset[str]] = frozenset()
+    """Settings that cannot be 0."""
     mean_of_samples: ClassVar[bool] = False
     """Whether each term is the mean over its batch's samples of something that looks at no other sample, and the order
     of terms and of what they ask of the model is the same whatever the samples: several processes then each do a share

@@ -36,6 +36,7 @@ class NPO(Method):
     mean_of_samples = True
     uses_retain = False
     references = frozenset({"forget_logprob"})
+    positive = frozenset({"beta"})
 
     beta: float = 0.4
 

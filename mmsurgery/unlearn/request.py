@@ -37,6 +37,7 @@ FORGET, RETAIN = "forget_vqa", "retain_vqa"
 """Data parts that are unlearned and kept."""
 TEXT, TEXT_PARTS = "text", ("forget_qa", "retain_qa")
 """What a method sees besides under this name, and the parts that it is made of."""
+LARGEST_SETTING = 1_000_000
 _SIZES = {ANCHORS: "anchors", TEXT: "text", FORGET: "attacked"}
 """What a method sees besides -> the setting that says how many samples of it, of the methods here."""
 TRAINED = ("base", "vanilla", "gold", "reference", SCRATCH)
@@ -311,6 +312,12 @@ def gather(workspace: Workspace, request: Request) -> Run:
     """
     folder = workspace.existing_model(request.start)
     family = backbone(model_config(folder)["model_type"])
+    vanilla = workspace.model_dir("vanilla")
+    if (vanilla / "config.json").exists() and model_config(vanilla)["model_type"] != model_config(folder)["model_type"]:
+        raise Mismatch(
+            f"model '{request.start}' is a {family.title}, the workspace's vanilla model is of another family",
+            "start from a model that was made of vanilla",
+        )
     files = CheckpointFiles(folder, family.canonical)
     mask = None if request.mask is None else _mask(workspace, request.mask, files, family)
     targets = [] if request.lora is None else request.lora.targets(files.names, family, mask)
@@ -358,8 +365,10 @@ def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
             raise UsageError(
                 f"{method.name}'s {name} is {value!r}, should be {kind.__name__}", f"such as {known[name]}"
             )
-        if not 0 <= value < math.inf:
-            raise UsageError(f"{method.name}'s {name} is {value}, should be 0 or more", f"such as {known[name]}")
+        if not 0 <= value <= LARGEST_SETTING or (name in method.positive and not value):
+            least = "above 0" if name in method.positive else "0 or more"
+            what = f"{method.name}'s {name} is {value}, should be {least}, at most {LARGEST_SETTING:,}"
+            raise UsageError(what, f"such as {known[name]}")
     made = {name: type(known[name])(value) for name, value in settings.items() if value != known[name]}
     return dataclasses.replace(method, **made) if made else method  # type: ignore[type-var]
 
@@ -375,7 +384,8 @@ def parsed_settings(texts: Sequence[str]) -> dict[str, float | int]:
         name, _, value = (part.strip() for part in text.partition("="))
         try:
             number = int(value) if value.lstrip("+-").isdigit() else float(value)
-        except ValueError as error:
+            float(number)  # integers know no end, floats do
+        except (ValueError, OverflowError) as error:
             raise UsageError(f"setting '{text}' is not NAME=NUMBER", "such as --setting beta=0.1") from error
         if name in found or not math.isfinite(number):
             raise UsageError(f"setting '{text}' {'is given twice' if name in found else 'is not finite'}", "change it")

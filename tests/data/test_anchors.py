@@ -11,6 +11,7 @@ import pytest
 from anchor_world import rows, write_anchors, write_rows
 from PIL import Image
 
+from mmsurgery.data import anchors
 from mmsurgery.data.anchors import ANCHORS, FOLDER, LEAST, QUESTIONS, anchor_samples
 from mmsurgery.data.benchmark import Source, benchmark
 from mmsurgery.data.samples import data_sha256
@@ -112,14 +113,18 @@ def test_without_a_folder(tmp_path: Path, picture: Picture, given: bool) -> None
     where = tmp_path / "elsewhere" if given else source.folder / FOLDER
     if given:
         where.write_text("a file")
-    with pytest.raises(MissingArtifact, match=rf"no anchor pictures in {re.escape(str(where))} - next: pass --anchors"):
+    with pytest.raises(
+        MissingArtifact, match=rf"no anchor pictures in {re.escape(str(where))}: no such folder - next: pass --anchors"
+    ):
         anchor_samples(READER, source, where if given else None)
 
 
 def test_too_few(source: Source) -> None:
     folder = source.folder / FOLDER
     (folder / "stranger-0.png").rename(folder / "stranger-0.txt")
-    with pytest.raises(UnusableData, match=rf"extra/anchors holds {LEAST - 1} pictures, at least {LEAST} are needed"):
+    with pytest.raises(
+        UnusableData, match=rf"extra/anchors holds {LEAST - 1} different pictures, at least {LEAST} are needed"
+    ):
         anchor_samples(READER, source)
 
 
@@ -167,3 +172,18 @@ def test_a_picture_that_cannot_be_decoded_is_refused_by_name(source: Source, fau
     path.write_bytes(path.read_bytes()[:200] if fault == "cut" else b"no picture")
     with pytest.raises(InputRefused, match=r"extra/anchors/stranger-3\.png: picture cannot be decoded"):
         anchor_samples(READER, source)
+
+
+def test_copies_count_once_and_names_have_to_be_text(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    folder = tmp_path / "anchors"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"{number}.png").write_bytes(picture(1))
+    with pytest.raises(UnusableData, match="holds 1 different pictures, at least 8"):
+        anchors._pictures(folder)
+    for number in range(8):
+        (folder / f"{number}.png").write_bytes(picture(number))
+    assert [*anchors._pictures(folder)] == [f"{number}.png" for number in range(8)]
+    (folder / "bad\udcff.png").write_bytes(picture(9))
+    with pytest.raises(InputRefused, match="not UTF-8"):
+        anchors._pictures(folder)

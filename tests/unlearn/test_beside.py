@@ -317,7 +317,9 @@ def test_another_vanilla_is_another_run(ws: Workspace) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_without_anchors(ws: Workspace, method: str, loads: list[str]) -> None:
     shutil.rmtree(ws.data_dir / "extra")
-    with pytest.raises(MissingArtifact, match=r"no anchor pictures in \S+extra/anchors - next: pass --anchors"):
+    with pytest.raises(
+        MissingArtifact, match=r"no anchor pictures in \S+extra/anchors: no such folder - next: pass --anchors"
+    ):
         run(ws, method)
     if method == "anchored_ascent":
         assert run(ws, method, settings={"anchors": 0}).record["samples"]["text"] == 4
@@ -680,3 +682,10 @@ def test_a_forget_sample_without_picture_has_nobody_to_stand_in(ws: Workspace, m
     monkeypatch.setattr(reader, "samples", bare)
     with pytest.raises(UnusableData, match="has no picture"):
         apply(ws, "anchored_ascent")
+
+
+def test_a_start_of_another_family_is_refused(ws: Workspace, tiny_qwen2_vl: Path) -> None:
+    shutil.copytree(tiny_qwen2_vl, ws.model_dir("theirs"))
+    for name in ("anchored_ascent", "kl_min"):
+        with pytest.raises(Mismatch, match="of another family"):
+            apply(ws, name, start="theirs", name="made")

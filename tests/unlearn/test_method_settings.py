@@ -103,7 +103,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("anchored_ascent", {"anchors": True}, "anchored_ascent's anchors is True, should be int"),
     ("anchored_ascent", {"weight": False}, "anchored_ascent's weight is False, should be float"),
     ("anchored_ascent", {"weight": None}, "anchored_ascent's weight is None, should be float"),
-    ("anchored_ascent", {"weight": -0.1}, "anchored_ascent's weight is -0.1, should be 0 or more - next: such as 0.4"),
+    (
+        "anchored_ascent",
+        {"weight": -0.1},
+        "anchored_ascent's weight is -0.1, should be 0 or more, at most 1,000,000 - next: such as 0.4",
+    ),
     ("anchored_ascent", {"text": -1}, "anchored_ascent's text is -1, should be 0 or more"),
     ("anchored_ascent", {"weight": float("nan")}, "weight is nan, should be 0 or more"),
     ("anchored_ascent", {"weight": float("inf")}, "weight is inf, should be 0 or more"),
@@ -256,3 +260,14 @@ def test_scopes_masks_and_names_are_as_for_any_method(workspace: Workspace, name
         request(workspace, name, scope="all")
     with pytest.raises(UsageError, match="takes no reference model"):
         request(workspace, name, reference="reference")
+
+
+@pytest.mark.parametrize(("name", "settings"), [("npo", {"beta": 0}), ("anchored_ascent", {"weight": 1e30})])
+def test_settings_out_of_bounds_are_refused(name: str, settings: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="at most 1,000,000"):
+        with_settings(method(name), settings)
+
+
+def test_a_number_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(UsageError, match="is not NAME=NUMBER"):
+        parsed_settings([f"beta=1{'0' * 400}"])
