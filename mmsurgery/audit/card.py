@@ -197,7 +197,7 @@ def ways(record: Mapping[str, Any]) -> list[str]:
     )
     said = [f"worst ({worst}) and mean of {len(probe['arms'])} ways of asking: {means}"]
     details = probe["details"][name]
-    for way, places in details.get("positions", {}).items():
+    for way, places in details.get("places", {}).items():
         asked = sum(each["chosen"] for each in places.values())
         found = ", ".join(
             f"{place}: {_percent(each['chosen'] / asked)} ({_percent(each['right'] / asked)})"

@@ -15,7 +15,7 @@ The worst arm counts, the mean stands beside it. Lower is better; chance is that
 arms about retained people, and `by name`: text about the forgotten people, which was to stay.
 
 Position bias (Zheng et al., arXiv 2309.03882): options are scored one by one, so their order is seen in the arms that
-list them alone. `positions` is how often each place is chosen there, and as a floor in the stored order that is not
+list them alone. `places` is how often each place is chosen there, and as a floor in the stored order that is not
 seen; `turned`, in how many questions another option is chosen when the list is turned round.
 """
 
@@ -93,7 +93,7 @@ def measure(subject: Subject, material: Material, progress: Progress = SILENT) -
         {name: chance_of(items) for name, items in arms.items()}
         | {f"kept {name}": chance_of(items) for name, items in kept.items()},
         {
-            "positions": {name: _positions(found["arms"][name], name == REVERSE) for name in PLACED},
+            "places": {name: _positions(found["arms"][name], name == REVERSE) for name in PLACED},
             "turned": _turned(found["arms"]["listed"], found["arms"][REVERSE]),
             "against as asked": _against(arms, found["arms"]),
         },

@@ -210,7 +210,7 @@ def test_a_model_that_takes_the_first_of_a_list_is_seen(
 
     monkeypatch.setattr(paraphrase, "score", first)
     found = paraphrase.measure(subject(material.workspace, "vanilla"), material)
-    for places in found.details["positions"].values():
+    for places in found.details["places"].values():
         assert {place: each["chosen"] for place, each in places.items()} == {"1": 4, "2": 0}
     assert found.details["turned"] == {"otherwise": 4, "n": 4}
     assert found.arms["listed"].mean + found.arms[paraphrase.REVERSE].mean == 1
@@ -219,11 +219,11 @@ def test_a_model_that_takes_the_first_of_a_list_is_seen(
 def test_places_and_differences_of_paraphrase(material: Material, loads: list[str]) -> None:
     found = paraphrase.measure(subject(material.workspace, "vanilla"), material)
     gold = Counter(list(item.options or {}).index(item.gold) + 1 for item in material.forget)
-    for way, places in found.details["positions"].items():
+    for way, places in found.details["places"].items():
         assert sum(each["chosen"] for each in places.values()) == sum(e["right"] for e in places.values()) == 4
         turned = (lambda n: 3 - n) if way == paraphrase.REVERSE else int
         assert {place: each["right"] for place, each in places.items()} == {str(n): gold[turned(n)] for n in (1, 2)}
-    assert set(found.details["positions"]) == {"as asked", "listed", "listed in reverse"}
+    assert set(found.details["places"]) == {"as asked", "listed", "listed in reverse"}
     assert set(found.details["against as asked"]) == {*found.arms} - {"as asked", "held out"}
     for name, each in found.details["against as asked"].items():
         assert each["difference"] == pytest.approx(found.arms[name].mean - found.arms["as asked"].mean)

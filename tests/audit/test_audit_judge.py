@@ -286,7 +286,7 @@ def test_generic_damage_of_rounding_is_that_of_vanilla() -> None:
 def test_the_mean_stands_beside_the_worst_way_of_asking() -> None:
     places = {"1": {"chosen": 3, "right": 1}, "2": {"chosen": 1, "right": 3}}
     npo = Measured(
-        LEAKY.arms, LEAKY.kept, LEAKY.chance, {"positions": {"listed": places}, "turned": {"otherwise": 3, "n": 4}}
+        LEAKY.arms, LEAKY.kept, LEAKY.chance, {"places": {"listed": places}, "turned": {"otherwise": 3, "n": 4}}
     )
     assert card.ways(record(paraphrase=tried(npo))) == [
         "worst (two) and mean of 2 ways of asking: npo 60.0 and 40.0, gold 30.0 and 27.5, vanilla 80.0 and 85.0",
@@ -294,6 +294,8 @@ def test_the_mean_stands_beside_the_worst_way_of_asking() -> None:
         "another option is chosen when the list is turned round: 3 of 4",
     ]
     assert card.ways(record(sampling=tried(FINE))) == []
+    earlier = Measured(LEAKY.arms, LEAKY.kept, LEAKY.chance, {"positions": places})  # as cards had it before
+    assert len(card.ways(record(paraphrase=tried(earlier)))) == 1
 
 
 def test_somebody_who_is_asked_nothing_can_be_forgotten_alone() -> None:
