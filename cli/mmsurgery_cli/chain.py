@@ -208,7 +208,7 @@ def apply(
     from mmsurgery.ranks import Ranks
     from mmsurgery.unlearn.apply import apply as unlearn
     from mmsurgery.unlearn.lora import lora_of
-    from mmsurgery.unlearn.request import parsed_settings
+    from mmsurgery.unlearn.method_settings import parsed_settings
 
     output = Output(as_json=as_json)
     options: dict[str, Any] = {

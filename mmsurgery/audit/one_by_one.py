@@ -23,8 +23,9 @@ from mmsurgery.evaluate.scoring import score
 from mmsurgery.methods.registry import method as find_method
 from mmsurgery.settings import RecipeSettings
 from mmsurgery.unlearn.lora import LoRA
+from mmsurgery.unlearn.method_settings import with_settings
 from mmsurgery.unlearn.record import read_record
-from mmsurgery.unlearn.request import Request, Run, gather, with_settings
+from mmsurgery.unlearn.request import Request, Run, gather
 from mmsurgery.unlearn.train_run import unlearned_in_memory
 from mmsurgery.workspace import SILENT, Progress
 

@@ -11,7 +11,7 @@ from mmsurgery.methods.base import Budget
 from mmsurgery.methods.registry import method as find_method
 from mmsurgery.provenance import sha256_json
 from mmsurgery.settings import RecipeSettings
-from mmsurgery.unlearn.request import recipe_of
+from mmsurgery.unlearn.method_settings import recipe_of
 
 POINTS = 8
 """Evaluations along a run of the fixed budget, after the one at its start."""

@@ -18,11 +18,11 @@ from mmsurgery.plans.evaluate import scoring_terms
 from mmsurgery.plans.lengths import Lengths, lengths
 from mmsurgery.plans.sizes import BF16, FLOAT32, Sizes
 from mmsurgery.plans.trained import Trained
-from mmsurgery.unlearn.beside import vanilla_passes
+from mmsurgery.unlearn.beside import beside_of, vanilla_passes
 from mmsurgery.unlearn.deletions import earlier_requests
 from mmsurgery.unlearn.masked import check_fit
 from mmsurgery.unlearn.plan import PROTOCOLS, StepPlan
-from mmsurgery.unlearn.request import FORGET, RETAIN, Request, beside_of
+from mmsurgery.unlearn.request import FORGET, RETAIN, Request
 from mmsurgery.workspace import Workspace
 
 

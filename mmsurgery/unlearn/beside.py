@@ -15,20 +15,22 @@ import numpy as np
 
 from mmsurgery.artifacts import distributions
 from mmsurgery.artifacts.distributions import Distributions
-from mmsurgery.data.anchors import ANCHORS
+from mmsurgery.data.anchors import ANCHORS, anchor_samples
+from mmsurgery.data.benchmark import benchmark, source_of
+from mmsurgery.data.leakage import check_text
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import UnusableData
 from mmsurgery.methods.base import Method
 from mmsurgery.methods.step import Answers
 from mmsurgery.provenance import provenance
 from mmsurgery.unlearn.plan import StepPlan, with_beside
-from mmsurgery.workspace import Progress
+from mmsurgery.workspace import Progress, Workspace
 
 if TYPE_CHECKING:
     import torch
 
     from mmsurgery.backbones.loading import Loaded
-    from mmsurgery.unlearn.request import Run
+    from mmsurgery.unlearn.request import Request, Run
 
 NEAREST = 0.25
 """Share of the anchor pictures that is left out."""
@@ -37,6 +39,10 @@ STRANGERS = 32
 BATCH = 16
 """Samples that the vanilla model is asked about at a time: a constant, since results depend on it in the last bits."""
 FORGET = "forget_vqa"
+TEXT, TEXT_PARTS = "text", ("forget_qa", "retain_qa")
+"""What a method sees besides under this name, and the parts that it is made of."""
+_SIZES = {ANCHORS: "anchors", TEXT: "text", FORGET: "attacked"}
+"""What a method sees besides -> the setting that says how many samples of it, of the methods here."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,42 @@ class Beside:
         if len(run.forget) < len(run.forgotten):  # of single people, who may have fewer than a batch
             sizes = {name: min(size, len(run.forget)) if name == FORGET else size for name, size in sizes.items()}
         return with_beside(plan, sets, sizes, run.request.recipe.seed)
+
+
+def beside_of(
+    workspace: Workspace, request: Request, forget: Sequence[Sample]
+) -> tuple[dict[str, Sequence[Sample]], int]:
+    """Further data by name, and how many text samples of it are scored.
+
+    Raises:
+        as `data.anchors.anchor_samples`.
+        UnusableData: if there are no text pairs, or they are scored where the settings did not choose that.
+    """
+    source, reader = source_of(workspace), benchmark(workspace.settings.benchmark.name)
+    found: dict[str, Sequence[Sample]] = {}
+    leaked = 0
+    for name in request.method.beside():
+        if name == FORGET:
+            found[name] = forget
+        elif name == TEXT:
+            parts = [part for part in TEXT_PARTS if part in reader.parts(source)]
+            texts = {part: reader.samples(source, part) for part in parts}
+            leaked = sum(check_text(reader, source, part, samples) for part, samples in texts.items())
+            found[name] = [sample for samples in texts.values() for sample in samples]
+            if not found[name]:
+                raise UnusableData("the benchmark has no text pairs", f"pass --setting {TEXT}=0")
+    if request.takes_anchors:
+        if bare := [sample.id for sample in forget if sample.image_bytes is None]:
+            what = f"forget sample {bare[0]} has no picture, which strangers' could stand in for"
+            raise UnusableData(what, "use a method without anchors")
+        found[ANCHORS] = anchor_samples(reader, source, request.anchors)
+    for name, size in request.method.beside().items():
+        if len(found[name]) < size:
+            raise UnusableData(
+                f"{name} has {len(found[name])} samples, a step takes {size}",
+                f"pass --setting {_SIZES[name]}={len(found[name])}, or add some",
+            )
+    return found, leaked
 
 
 def beside(run: Run, load: Callable[[], Loaded], progress: Progress) -> Beside:

@@ -13,20 +13,22 @@ from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, m
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.protocol import Backbone
-from mmsurgery.data.anchors import ANCHORS, anchor_samples
+from mmsurgery.data.anchors import ANCHORS
 from mmsurgery.data.benchmark import benchmark, source_of
-from mmsurgery.data.leakage import check_overlap, check_text
+from mmsurgery.data.leakage import check_overlap
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.errors import InternalError, Mismatch, MissingArtifact, UnusableData, UsageError, unknown
-from mmsurgery.methods.base import Budget, Method
+from mmsurgery.methods.base import Method
 from mmsurgery.methods.registry import method as find_method
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import provenance
 from mmsurgery.recipes.recipe import PRECISIONS
 from mmsurgery.settings import RecipeSettings
+from mmsurgery.unlearn.beside import beside_of
 from mmsurgery.unlearn.deletions import earlier_requests
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.masked import check_fit
+from mmsurgery.unlearn.method_settings import recipe_of, with_settings
 from mmsurgery.unlearn.plan import PROTOCOLS, StepPlan
 from mmsurgery.unlearn.record import SCRATCH, mask_identity
 from mmsurgery.workspace import Workspace
@@ -35,11 +37,6 @@ SCOPES = ("forget", "all")
 REFERENCES = ("vanilla", "reference")
 FORGET, RETAIN = "forget_vqa", "retain_vqa"
 """Data parts that are unlearned and kept."""
-TEXT, TEXT_PARTS = "text", ("forget_qa", "retain_qa")
-"""What a method sees besides under this name, and the parts that it is made of."""
-LARGEST_SETTING = 1_000_000
-_SIZES = {ANCHORS: "anchors", TEXT: "text", FORGET: "attacked"}
-"""What a method sees besides -> the setting that says how many samples of it, of the methods here."""
 TRAINED = ("base", "vanilla", "gold", "reference", SCRATCH)
 """Models that are trained, never unlearned."""
 
@@ -346,95 +343,6 @@ def gather(workspace: Workspace, request: Request) -> Run:
         forgotten=forget,
         scored_text=scored_text,
     )
-
-
-def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
-    """A method with settings of its own instead of their defaults.
-
-    Raises:
-        UsageError: for a setting that it does not have, or a value of another type.
-    """
-    known = method.settings()
-    for name, value in settings.items():
-        if name not in known:
-            raise unknown(f"setting of method {method.name}", name, known)
-        kind = type(known[name])
-        if value == known[name] and isinstance(value, kind):  # of any kind, as a record of a run has it
-            continue
-        if kind not in (int, float) or isinstance(value, bool) or not isinstance(value, (int, kind)):
-            raise UsageError(
-                f"{method.name}'s {name} is {value!r}, should be {kind.__name__}", f"such as {known[name]}"
-            )
-        if not 0 <= value <= LARGEST_SETTING or (name in method.positive and not value):
-            least = "above 0" if name in method.positive else "0 or more"
-            what = f"{method.name}'s {name} is {value}, should be {least}, at most {LARGEST_SETTING:,}"
-            raise UsageError(what, f"such as {known[name]}")
-    made = {name: type(known[name])(value) for name, value in settings.items() if value != known[name]}
-    return dataclasses.replace(method, **made) if made else method  # type: ignore[type-var]
-
-
-def parsed_settings(texts: Sequence[str]) -> dict[str, float | int]:
-    """Settings as they are written, `NAME=VALUE`.
-
-    Raises:
-        UsageError: for one that is no number, or named twice.
-    """
-    found: dict[str, float | int] = {}
-    for text in texts:
-        name, _, value = (part.strip() for part in text.partition("="))
-        try:
-            number = int(value) if value.lstrip("+-").isdigit() else float(value)
-            float(number)  # integers know no end, floats do
-        except (ValueError, OverflowError) as error:
-            raise UsageError(f"setting '{text}' is not NAME=NUMBER", "such as --setting beta=0.1") from error
-        if name in found or not math.isfinite(number):
-            raise UsageError(f"setting '{text}' {'is given twice' if name in found else 'is not finite'}", "change it")
-        found[name] = number
-    return found
-
-
-def recipe_of(best: Budget | None, recipe: RecipeSettings) -> RecipeSettings:
-    """A workspace's recipe with what a method runs best with."""
-    if best is None:
-        return recipe
-    rate = best.rate * recipe.learning_rate
-    return dataclasses.replace(recipe, batch_size=best.batch_size, epochs=best.epochs, learning_rate=rate)
-
-
-def beside_of(
-    workspace: Workspace, request: Request, forget: Sequence[Sample]
-) -> tuple[dict[str, Sequence[Sample]], int]:
-    """Further data by name, and how many text samples of it are scored.
-
-    Raises:
-        as `data.anchors.anchor_samples`.
-        UnusableData: if there are no text pairs, or they are scored where the settings did not choose that.
-    """
-    source, reader = source_of(workspace), benchmark(workspace.settings.benchmark.name)
-    found: dict[str, Sequence[Sample]] = {}
-    leaked = 0
-    for name in request.method.beside():
-        if name == FORGET:
-            found[name] = forget
-        elif name == TEXT:
-            parts = [part for part in TEXT_PARTS if part in reader.parts(source)]
-            texts = {part: reader.samples(source, part) for part in parts}
-            leaked = sum(check_text(reader, source, part, samples) for part, samples in texts.items())
-            found[name] = [sample for samples in texts.values() for sample in samples]
-            if not found[name]:
-                raise UnusableData("the benchmark has no text pairs", f"pass --setting {TEXT}=0")
-    if request.takes_anchors:
-        if bare := [sample.id for sample in forget if sample.image_bytes is None]:
-            what = f"forget sample {bare[0]} has no picture, which strangers' could stand in for"
-            raise UnusableData(what, "use a method without anchors")
-        found[ANCHORS] = anchor_samples(reader, source, request.anchors)
-    for name, size in request.method.beside().items():
-        if len(found[name]) < size:
-            raise UnusableData(
-                f"{name} has {len(found[name])} samples, a step takes {size}",
-                f"pass --setting {_SIZES[name]}={len(found[name])}, or add some",
-            )
-    return found, leaked
 
 
 def _mask(workspace: Workspace, name: str, files: CheckpointFiles, family: Backbone) -> Mask:

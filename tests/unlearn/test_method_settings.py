@@ -13,7 +13,8 @@ from mmsurgery.errors import UsageError
 from mmsurgery.methods.base import Budget
 from mmsurgery.methods.registry import method
 from mmsurgery.settings import RecipeSettings, Settings
-from mmsurgery.unlearn.request import Request, parsed_settings, recipe_of, with_settings
+from mmsurgery.unlearn.method_settings import parsed_settings, recipe_of, with_settings
+from mmsurgery.unlearn.request import Request
 from mmsurgery.workspace import Workspace
 
 RECIPE = RecipeSettings(learning_rate=3e-4, batch_size=5, epochs=9)
