@@ -17,9 +17,11 @@ _STRANGER = Row(key="stranger", label="stranger distillation", method="stranger_
 _ROBUST = Row(key="robust", label="robust distillation", method="robust_distillation")
 
 
-def _equal(key: str, label: str, weight: float, mask: Mapping[str, Any] | None = None) -> Row:
+def _equal(key: str, label: str, weight: float, mask: Mapping[str, Any] | None = None, pace: float = 1) -> Row:
+    """`pace`: learning rate, times that of equal compute; the number of steps is divided by it."""
     method = "ga_diff" if mask is None else "mmunlearner"
-    return Row(key=key, label=label, method=method, mask=mask, settings={"forget_weight": weight}, budget=_EQUAL)
+    budget = dataclasses.replace(_EQUAL, epochs=round(_EQUAL.epochs / pace), rate=_EQUAL.rate * pace)
+    return Row(key=key, label=label, method=method, mask=mask, settings={"forget_weight": weight}, budget=budget)
 
 
 def _set(row: Row, key: str, label: str, group: str | None = None, **settings: float) -> Row:
@@ -33,9 +35,12 @@ def _anchors(row: Row, key: str, label: str, kind: str) -> Row:
 def _tried() -> Iterator[Row]:
     """What was looked at before anything was judged."""
     yield MMUNLEARNER
-    for weight in (0.2, 0.4, 1.0):
+    for weight in (0.1, 0.2, 0.4, 1.0, 2.0):
         yield _equal(f"ga-diff-{weight:g}", f"GA_Diff, equal compute, forget loss x {weight:g}", weight)
         yield _equal(f"mmunlearner-{weight:g}", f"MMUnlearner, equal compute, forget loss x {weight:g}", weight, RATIO)
+    for pace, words in ((0.5, "half"), (2.0, "twice")):
+        yield _equal(f"ga-diff-{words}", f"GA_Diff, forget loss x 0.2, {words} the learning rate", 0.2, None, pace)
+        yield _equal(f"mmunlearner-{words}", f"MMUnlearner, forget loss x 1, {words} the learning rate", 1, RATIO, pace)
     for weight in (0.2, 0.4, 0.8):
         yield _set(_ANCHORED, f"anchored-{weight:g}", f"anchored ascent, weight {weight:g}", weight=weight)
     for anchors in (16, 32):
