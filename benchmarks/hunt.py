@@ -4,12 +4,15 @@
                                                                           `experiment beyond-tuning` was run on
     python benchmarks/hunt.py --page --out build/hunt.json                the table of what was found; nothing is run
 
-Anchored ascent on every level, held by a mask in each of two ways: `all`, nothing outside it moves, and `kept`, the
-retain, anchor and text terms alone are held to it. Every candidate chooses the same number of weights in every matrix
-and vector of the language model and the connector (densities 2 %, 10 % and 50 %), by a score of each weight; DRAWS
-random masks of the same numbers stand beside it. A figure is the utility where Forget VQA first comes down to gold + 5
-points. Models and masks are artifacts of the level, so a run that was stopped goes on; nothing of a judging world may
-be named here.
+Anchored ascent on every level, held by a mask in each of three ways: `all`, nothing outside it moves; `kept`, the
+retain, anchor and text terms alone are held to it; `again`, as `all`, the mask chosen anew by the model as it has
+become, every three epochs (the optimizer begins anew, too). Every candidate chooses the same number of weights in
+every matrix and vector of the language model and the connector, by a score of each weight; only where the candidate
+is the numbers themselves does it choose how many in each. DRAWS random masks of the same numbers in every matrix, all
+alike, stand beside it. What a mask holds learns faster, by one over the root of the density, so that a step of Adam
+is as long as without a mask (at the same rate few weights do not get to matched forgetting). A figure is the utility
+where Forget VQA first comes down to gold + 5 points. Models and masks are artifacts of the level, so a run that was
+stopped goes on; nothing of a judging world may be named here.
 """
 
 from __future__ import annotations
@@ -29,13 +32,15 @@ import mmsurgery
 from mmsurgery.api import Workspace
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.data.samples import Sample
-from mmsurgery.experiments.scores import accuracies, at_matched_forgetting, unpack, utility
+from mmsurgery.evaluate.records import read_items
+from mmsurgery.experiments.scores import Point, accuracies, at_matched_forgetting, unpack, utility
 from mmsurgery.masks.controls import random_mask
 from mmsurgery.masks.rule import ratio_mask
 from mmsurgery.methods.anchored_ascent import AnchoredAscent
 from mmsurgery.methods.base import Term
 from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.unlearn.apply import apply
+from mmsurgery.unlearn.method_settings import recipe_of
 from mmsurgery.unlearn.record import read_record
 
 if TYPE_CHECKING:
@@ -44,10 +49,12 @@ if TYPE_CHECKING:
 Arrays = dict[str, Any]
 """Parameter name -> float64 scores of its weights, in its shape."""
 
-DENSITIES = (0.02, 0.1, 0.5)
+DENSITIES = (0.02, 0.1)
 DRAWS = 3
-EPOCHS = 21
-"""Of anchored ascent: three of its budgets."""
+EPOCHS = 15
+"""Of anchored ascent: twice its budget."""
+STAGES = 5
+"""Of way `again`: three epochs each."""
 MODULES = "lm,connector"
 KEPT = ("forget_qa", "retain_vqa", "retain_qa")
 
@@ -67,17 +74,19 @@ class Kept(AnchoredAscent):
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "all": {"method": "anchored_ascent", "scope": "all"},
     "kept": {"method": f"{__file__}:Kept", "scope": "forget"},
+    "again": {"method": "anchored_ascent", "scope": "all"},
 }
 
 
-# scores of weights, all from the vanilla model
+# scores of weights, all from one model
 
 
 @dataclasses.dataclass
 class Level:
-    """A level's workspace, and what candidates need of it, measured once."""
+    """A level's workspace and a model of it, and what candidates need of these, measured once."""
 
     space: Workspace
+    model: str = "vanilla"
     known: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def once(self, what: str, compute: Callable[[], Any]) -> Any:
@@ -87,7 +96,7 @@ class Level:
 
     @property
     def loaded(self) -> Any:
-        return self.once("loaded", lambda: self.space.load_model("vanilla"))
+        return self.once("loaded", lambda: self.space.load_model(self.model))
 
     def samples(self, part: str) -> list[Sample]:
         found: list[Sample] = self.once(f"samples {part}", lambda: self.space.samples(part))
@@ -215,6 +224,12 @@ def _ratio(level: Level) -> Arrays:
     return _over(level.fisher("forget_vqa"), level.fisher(*KEPT))
 
 
+def _influence(level: Level) -> Arrays:
+    """What a damped Newton step of the ascent changes: g^2 / (F + mean F), F of what is kept, in each matrix."""
+    forget, kept = level.gradient("forget_vqa"), level.fisher(*KEPT)
+    return {n: forget[n] ** 2 / (kept[n] + kept[n].mean() + 1e-30) for n in forget if n in kept}
+
+
 CANDIDATES: Mapping[str, tuple[str, Callable[[Level], Arrays]]] = {
     "ratio": ("Fisher of forget over Fisher of what is kept (Eq. 7)", _ratio),
     "ratio-anchors": (
@@ -234,91 +249,146 @@ CANDIDATES: Mapping[str, tuple[str, Callable[[Level], Arrays]]] = {
         "outputs that tell forget pictures from anchors; elsewhere as Eq. 7",
         lambda level: {**_ratio(level), **level.activity()},
     ),
+    "influence": ("influence of forget samples: squared mean gradient over damped Fisher of what is kept", _influence),
 }
+SHARES: Mapping[str, str] = {
+    "layers": "Eq. 7 over all matrices at once, so that their numbers differ",
+    "layers-random": "random weights in numbers that differ like these",
+}
+"""Candidates that choose how many weights of each matrix may move."""
 
 
 # masks and runs
 
 
-def _mask(level: Level, key: str, density: float, scores: Callable[[], Arrays]) -> str:
+def _mask(level: Level, key: str, density: float, scores: Callable[[], Arrays], per: str = "tensor") -> str:
     """Name of the mask of the highest scores, made where it is missing."""
-    name = f"hunt-{key}-{density:g}"
+    name = f"hunt-{key}-{density:g}" + ("" if level.model == "vanilla" else f"-{level.model}")
     path = level.space.mask_path(name)
     if not path.exists():
         found = {each: values.astype(np.float64) for each, values in scores().items()}
         like = level.map("forget_vqa")
         # a constant denominator: the order is that of the scores, ranks keep float32 from making ties of small ones
-        ranks = {n: (v.ravel().argsort().argsort() + 1.0).reshape(v.shape).astype(np.float32) for n, v in found.items()}
+        ranks = found if per == "overall" else {n: v.ravel().argsort().argsort() + 1.0 for n, v in found.items()}
         silent = {n: tuple(p.shape) for n, p in level.loaded.model.named_parameters() if n not in ranks}
+        arrays = {n: v.reshape(found[n].shape).astype(np.float32) for n, v in ranks.items()}
         top = dataclasses.replace(
-            like, part=key, units=1, estimator="sample", batch_size=None, no_gradient=silent, arrays=ranks,
+            like, part=key, units=1, estimator="sample", batch_size=None, no_gradient=silent, arrays=arrays,
             data_sha256="0" * 64,
         )  # fmt: skip
-        ones = {n: np.ones_like(v) for n, v in ranks.items()}
+        ones = {n: np.ones_like(v) for n, v in arrays.items()}
         flat = dataclasses.replace(top, part="constant", arrays=ones)
-        mask = ratio_mask(top, [flat], density=density, per="tensor", modules=MODULES)
+        mask = ratio_mask(top, [flat], density=density, per=per, modules=MODULES)
         mask.write(path)
     return name
 
 
-def _random(level: Level, density: float, draw: int) -> str:
-    name = f"hunt-random-{density:g}-{draw}"
+def _random(level: Level, like: str, name: str, draw: int) -> str:
+    """Name of a random mask with the numbers of another one."""
     path = level.space.mask_path(name)
     if not path.exists():
-        whole = mmsurgery.Mask.load(level.space.mask_path(f"hunt-ratio-{density:g}"))
+        whole = mmsurgery.Mask.load(level.space.mask_path(like))
         random_mask(whole, draw).write(path)
     return name
 
 
-def _run(level: Level, way: str, mask: str | None) -> dict[str, Any]:
-    """Utility at matched forgetting, and the step where that is."""
-    from mmsurgery.evaluate.records import read_items
-
+def _curve(level: Level, way: str, mask: str | None, name: str, *, density: float = 1.0, **budget: Any) -> list[Point]:
     space, items = level.space, {}
+    rate = recipe_of(AnchoredAscent.budget, space.settings.recipe).learning_rate
     for column in space.benchmark.columns(space.source):
         items[column] = level.once(f"items {column}", functools.partial(space.items, column))
-    gold = np.mean([each.correct for each in read_items(space.eval_path("gold"))["forget_vqa"]])
     made = apply(
         space,
         WAYS[way]["method"],
         mask=mask,
         scope=WAYS[way]["scope"] if mask else None,
-        name=f"hunt.{way}.{mask or 'none'}",
-        epochs=EPOCHS,
+        start=level.model,
+        name=name,
         eval_every=9,
+        learning_rate=rate if way == "kept" else rate * density**-0.5,
+        **budget,
     )
-    curve = unpack(read_record(made.path)["evaluations"], {column: len(each) for column, each in items.items()})
-    point = at_matched_forgetting(curve, float(gold) + 0.05)
-    last = accuracies(curve[-1].correct)
+    return unpack(read_record(made.path)["evaluations"], {column: len(each) for column, each in items.items()})
+
+
+def _target(level: Level) -> float:
+    gold = read_items(level.space.eval_path("gold"))["forget_vqa"]
+    return float(np.mean([each.correct for each in gold])) + 0.05
+
+
+def _found(level: Level, curve: Sequence[Point]) -> dict[str, Any]:
+    """Utility at matched forgetting, and the step where that is."""
+    point, last = at_matched_forgetting(curve, _target(level)), accuracies(curve[-1].correct)
     found: dict[str, Any] = {"forget at the end": last["forget_vqa"], "utility": None, "step": None}
     if point is not None:
         found |= {"utility": utility(accuracies(point.correct)), "step": point.step}
     return found
 
 
+def _again(level: Level, density: float, draw: int | None) -> dict[str, Any]:
+    """Stages, each from the last one's model, with a mask made of that (or a random one, of its numbers)."""
+    curve: list[Point] = []
+    key = "ratio" if draw is None else f"random-{draw}"
+    now = level
+    for stage in range(STAGES):
+        name = f"hunt.again.{key}-{density:g}.stage{stage}"
+        mask = _mask(now, "again", density, functools.partial(_ratio, now))
+        if draw is not None:
+            mask = _random(now, mask, f"{mask}-random-{draw}", STAGES * draw + stage)
+        before = curve[-1].step if curve else 0.0
+        points = _curve(now, "again", mask, name, density=density, epochs=EPOCHS // STAGES, seed=stage)
+        curve += [Point(before + each.step, each.correct) for each in points[1 if curve else 0 :]]
+        if accuracies(curve[-1].correct)["forget_vqa"] <= _target(level):
+            break
+        now = Level(level.space, name)
+    return _found(level, curve)
+
+
 def hunt(folder: Path, out: Path) -> None:
     level, known = Level(mmsurgery.open_workspace(folder)), _read(out)
     entry = known.setdefault(folder.name, {})
 
-    def tried(key: str, way: str, mask: Callable[[], str | None]) -> None:
+    def tried(key: str, run: Callable[[], dict[str, Any]]) -> None:
         if key in entry:
             return
-        entry[key] = _run(level, way, mask())
+        entry[key] = run()
         now = _read(out)
         now.setdefault(folder.name, {}).update(entry)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(now, indent=1))
         print(folder.name, key, entry[key], flush=True)
 
-    tried("none", "all", lambda: None)
-    tried("modules", "all", lambda: _mask(level, "ratio", 1.0, lambda: _ratio(level)))
-    for way in WAYS:
+    def masked(key: str, way: str, density: float, mask: Callable[[], str | None]) -> None:
+        def run() -> dict[str, Any]:
+            mask_name = mask()
+            name = f"hunt.{way}.{mask_name or 'none'}"
+            return _found(level, _curve(level, way, mask_name, name, density=density, epochs=EPOCHS))
+
+        tried(key, run)
+
+    def chosen(key: str, density: float, per: str = "tensor") -> str:
+        score = CANDIDATES[key][1] if key in CANDIDATES else _ratio
+        return _mask(level, key, density, lambda: score(level), per)
+
+    masked("none", "all", 1.0, lambda: None)
+    masked("modules", "all", 1.0, lambda: chosen("ratio", 1.0))
+    for way in ("all", "kept"):
         for density in DENSITIES if way == "all" else (0.1,):
-            for key, (_, scores) in CANDIDATES.items():
-                made = functools.partial(_mask, level, key, density, functools.partial(scores, level))
-                tried(f"{way} {density:g} {key}", way, made)
+            for key in CANDIDATES:
+                masked(f"{way} {density:g} {key}", way, density, functools.partial(chosen, key, density))
+            ratio = f"hunt-ratio-{density:g}"
             for draw in range(DRAWS):
-                tried(f"{way} {density:g} random-{draw}", way, functools.partial(_random, level, density, draw))
+                name = f"hunt-random-{density:g}-{draw}"
+                drawn = functools.partial(_random, level, ratio, name, draw)
+                masked(f"{way} {density:g} random-{draw}", way, density, drawn)
+            spread = functools.partial(chosen, "layers", density, "overall")
+            masked(f"{way} {density:g} layers", way, density, spread)
+            name = f"hunt-layers-random-{density:g}"
+            drawn = functools.partial(_random, level, f"hunt-layers-{density:g}", name, 0)
+            masked(f"{way} {density:g} layers-random", way, density, drawn)
+    tried("again 0.1 ratio", lambda: _again(level, 0.1, None))
+    for draw in range(DRAWS):
+        tried(f"again 0.1 random-{draw}", functools.partial(_again, level, 0.1, draw))
 
 
 def _read(out: Path) -> dict[str, Any]:
@@ -329,7 +399,7 @@ def page(known: Mapping[str, Mapping[str, Any]]) -> str:
     """The table in Markdown."""
     lines = ["| held to the mask | density | weights chosen by | utility | minus random | reached | step |"]
     lines.append("|---|---:|---|---:|---:|---:|---:|")
-    wording = {**{key: words for key, (words, _) in CANDIDATES.items()}, "random": "random, mean of draws"}
+    wording = {**{key: words for key, (words, _) in CANDIDATES.items()}, **SHARES, "random": "random, mean of draws"}
     for way in WAYS:
         for density in DENSITIES:
             for key, words in wording.items():

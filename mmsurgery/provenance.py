@@ -115,11 +115,17 @@ def provenance(command: str, settings: Mapping[str, Any], inputs: Mapping[str, A
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], parts: Sequence[str] = ("settings", "inputs")
 ) -> str:
-    """The settings and inputs in which two provenances differ, for people: `beta 1.0 -> 2.0, saliency`."""
+    """The settings and inputs in which two provenances differ, for people: `beta 1.0 -> 2.0, saliency`. Of a mapping
+    that both have, such as a method's settings, its entries are named."""
     before, now = (
         {k: v for part in parts if isinstance(each.get(part), Mapping) for k, v in each[part].items()}
         for each in (there, here)
     )
+    both = before.keys() | now.keys()
+    for key in before.keys() & now.keys():
+        if isinstance(before[key], Mapping) and isinstance(now[key], Mapping):
+            for each in (before, now):
+                each |= {f"{key}.{name}" if name in both else name: v for name, v in each.pop(key).items()}
     found = []
     for key in sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
         values = [before.get(key), now.get(key)]

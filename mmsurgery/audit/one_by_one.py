@@ -21,6 +21,7 @@ from mmsurgery.data.samples import Item
 from mmsurgery.errors import MmsurgeryError, UnusableData
 from mmsurgery.evaluate.scoring import score
 from mmsurgery.methods.registry import method as find_method
+from mmsurgery.provenance import differences
 from mmsurgery.settings import RecipeSettings
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.method_settings import with_settings
@@ -91,8 +92,9 @@ def _again(subject: Subject, material: Material) -> Run:
         what = error.what if isinstance(error, MmsurgeryError) else "its record is of another version"
         raise UnusableData(f"the run of '{subject.name}' cannot be done again: {what}", "apply it again") from error
     if run.provenance()["inputs"] != made["inputs"]:
+        other = differences(made, run.provenance(), ("inputs",))
         raise UnusableData(
-            f"the run of '{subject.name}' cannot be done again: model, mask or data are others now", "apply it again"
+            f"the run of '{subject.name}' cannot be done again, other inputs are there now: {other}", "apply it again"
         )
     return run
 

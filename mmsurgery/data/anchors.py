@@ -51,8 +51,7 @@ def anchor_samples(reader: Benchmark, source: Source, folder: Path | None = None
     """
     folder = folder or source.folder / FOLDER
     if not folder.is_dir():
-        step = "pass --anchors FOLDER, of pictures of people whom the benchmark does not know"
-        raise MissingArtifact(f"there are no anchor pictures in {folder}: no such folder", step)
+        raise no_anchors(folder, "pass --anchors FOLDER, of ")
     pictures = _pictures(folder)
     _check_strange(pictures, _known(reader, source), folder)
     forget = reader.samples(source, "forget_vqa")
@@ -69,6 +68,12 @@ def anchor_samples(reader: Benchmark, source: Source, folder: Path | None = None
         for name in pictures
         for number, (question, answer) in enumerate(_chosen(name, asked))
     ]
+
+
+def no_anchors(folder: Path, how: str = "put there ") -> MissingArtifact:
+    """What is raised where there are none."""
+    step = f"{how}pictures of people whom the benchmark does not know"
+    return MissingArtifact(f"there are no anchor pictures in {folder}: no such folder", step)
 
 
 def _chosen(name: str, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -40,6 +40,8 @@ def decode_image(data: bytes, where: str) -> Image:
                 return ImageOps.exif_transpose(image).convert("RGB")
         except InputRefused:
             raise
+        except (pil.DecompressionBombWarning, pil.DecompressionBombError) as error:  # of more than the decoder opens
+            raise InputRefused(f"{where}: picture of too many pixels", SMALLER) from error
         except Exception as error:  # a dozen classes can come out of a damaged picture
             raise InputRefused(
                 f"{where}: picture cannot be decoded ({type(error).__name__})", "replace the picture"

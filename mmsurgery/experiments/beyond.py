@@ -76,7 +76,7 @@ BEYOND = Experiment(
         masked("random", "random weights", control="random"),
         Row(key="ga_diff", label="GA_Diff", method="ga_diff"),
         _equal("mmunlearner-equal", "MMUnlearner, equal compute", 1.0, RATIO),
-        _equal("ga-diff-equal", "GA_Diff, equal compute", 0.2),
+        _equal("ga-diff-equal", "GA_Diff, equal compute", 0.1),
         _ANCHORED,
         _set(_ANCHORED, "no-anchors", "anchored ascent without anchors", anchors=0),
         _masked_ascent("ascent-masked", "anchored ascent, paper's mask"),
@@ -93,27 +93,27 @@ BEYOND = Experiment(
 """See docs/protocol.md."""
 
 
-def _again(name: str, title: str, question: str, compared: str, *others: str) -> Experiment:
-    """Rows of `BEYOND`, whose runs are found, held against another one."""
-    rows = tuple(BEYOND.row(key) for key in (compared, *others))
+def _again(name: str, title: str, question: str, *rows: Row) -> Experiment:
+    """Rows of `BEYOND`, whose runs are found, and others, held against the first."""
     return dataclasses.replace(
-        BEYOND, name=name, title=title, question=question, rows=rows, compared=compared, audit=False
+        BEYOND, name=name, title=title, question=question, rows=rows, compared=rows[0].key, audit=False
     )
 
 
 BEYOND_EQUAL = _again(
     "beyond-equal",
-    "Beyond the paper: at equal compute",
-    "Is it the method that gains, or more data and gentler steps?",
-    "mmunlearner-equal",
-    *("ga-diff-equal", "anchored-ascent", "no-anchors", "stranger", "robust"),
+    "Beyond the paper: against the best that was found for the paper's methods",
+    "Is it the method that gains, or more data, gentler and more steps?",
+    _equal("mmunlearner-slow", "MMUnlearner, equal samples a step, half the rate", 1.0, RATIO, 0.5),
+    BEYOND.row("mmunlearner-equal"),
+    _equal("ga-diff-slow", "GA_Diff, equal samples a step, half the rate", 0.2, None, 0.5),
+    *map(BEYOND.row, ("ga-diff-equal", "anchored-ascent", "no-anchors", "stranger", "robust")),
 )
 BEYOND_MASKS = _again(
     "beyond-masks",
     "Beyond the paper: does anchored ascent need its mask?",
     "Does the paper's mask keep more than a random one, or than none?",
-    "ascent-masked",
-    *("ascent-random", "anchored-ascent"),
+    *map(BEYOND.row, ("ascent-masked", "ascent-random", "anchored-ascent")),
 )
 
 

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mmsurgery.methods.anchored_ascent import kept_terms
 from mmsurgery.methods.attacks import weights_relearning
 from mmsurgery.methods.base import Beside, Term
 from mmsurgery.methods.stranger_distillation import StrangerDistillation
@@ -33,9 +32,9 @@ class RobustDistillation(StrangerDistillation):
         return {**super().beside(), **({"forget_vqa": self.attacked} if self.relearning and self.attacked else {})}
 
     def terms(self, step: Step) -> Iterator[Term]:
+        terms = super().terms(step)
         if step.forget is not None:
             learnt, size = step.beside.get("forget_vqa"), step.uniform("relearning", 0.0, self.relearning)
-            attack = nullcontext() if learnt is None else weights_relearning(step.model, learnt, size)
-            with attack:
-                yield Term("forget", self.forgetting(step, step.forget))
-        yield from kept_terms(step)
+            with nullcontext() if learnt is None else weights_relearning(step.model, learnt, size):
+                yield next(terms)  # what it is backpropagated through are the moved weights, too
+        yield from terms

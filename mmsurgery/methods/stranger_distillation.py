@@ -5,13 +5,12 @@ No ascent: the loss is bounded, has a minimum, and needs no stopping.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mmsurgery.methods.anchored_ascent import kept_sets, kept_terms
+from mmsurgery.methods.anchored import Anchored
 from mmsurgery.methods.attacks import picture_moved
-from mmsurgery.methods.base import Beside, Budget, Method, Term
+from mmsurgery.methods.base import Budget
 from mmsurgery.methods.kl_min import token_kl
 
 if TYPE_CHECKING:
@@ -39,34 +38,20 @@ def distillation(passage: Passage, overshoot: float) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class StrangerDistillation(Method):
+class StrangerDistillation(Anchored):
     """KL(stranger || forget) + NLL(retain) + KL(anchors) + KL(text); the forget picture is moved first, towards the
     answer, so that its neighbourhood is forgotten with it."""
 
     name = "stranger_distillation"
     title = "Stranger distillation"
-    equation = "docs/methods.md"
     references = frozenset({"forget_distribution", "stranger_distribution"})
     budget = Budget(batch_size=12, retain_batch=16, epochs=22, rate=2 / 3)
 
     overshoot: float = 0.3
     pixels: float = 0.1
     """Largest step in pixels; 0 for none."""
-    anchors: int = 16
-    """Anchor samples a step; 0 for none."""
-    text: int = 8
-    """Text pairs a step; 0 for none."""
-
-    def beside(self) -> Mapping[Beside, int]:
-        return kept_sets(self.anchors, self.text)
-
-    def terms(self, step: Step) -> Iterator[Term]:
-        if step.forget is not None:
-            yield Term("forget", self.forgetting(step, step.forget))
-        yield from kept_terms(step)
 
     def forgetting(self, step: Step, forget: Passage) -> torch.Tensor:
-        """The forget term."""
         if self.pixels:
             forget = picture_moved(forget, step.uniform("pixels", 0.0, self.pixels))
         return distillation(forget, self.overshoot)

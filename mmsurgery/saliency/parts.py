@@ -18,7 +18,7 @@ from mmsurgery.artifacts.files import check_space, machine_fault
 from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.artifacts.snapshots import GENERATIONS, Snapshots
-from mmsurgery.data.anchors import part_samples, parts_with_anchors
+from mmsurgery.data.anchors import ANCHORS, FOLDER, no_anchors, part_samples, parts_with_anchors
 from mmsurgery.data.benchmark import SETS, benchmark, parts_of, source_of
 from mmsurgery.data.leakage import check_text
 from mmsurgery.data.samples import Sample, data_sha256
@@ -125,6 +125,7 @@ def named_parts(workspace: Workspace, names: str | Sequence[str]) -> list[str]:
 
     Raises:
         UsageError: for a name that the benchmark does not have, or a set of which it has no part.
+        MissingArtifact: for anchors where there are none.
     """
     listed = names.split(",") if isinstance(names, str) else names
     reader = benchmark(workspace.settings.benchmark.name)
@@ -133,6 +134,8 @@ def named_parts(workspace: Workspace, names: str | Sequence[str]) -> list[str]:
         kept = [part for part in parts_of(name) if part in offered]
         if not kept and name in SETS:
             raise UsageError(f"benchmark '{reader.name}' has no part of set '{name}'", f"it has {', '.join(offered)}")
+        if not kept and name == ANCHORS:
+            raise no_anchors(source_of(workspace).folder / FOLDER)
         if not kept:
             raise unknown("set or part", name, (*SETS, *offered))
         found += kept

@@ -174,6 +174,14 @@ def test_a_picture_that_cannot_be_decoded_is_refused_by_name(source: Source, fau
         anchor_samples(READER, source)
 
 
+@pytest.mark.parametrize("width", [6_000, 10_000, 19_000])
+def test_a_picture_of_too_many_pixels_is_refused_by_name(source: Source, width: int) -> None:
+    """The decoder warns of the second and refuses the third by itself."""
+    Image.new("1", (width, 10_000)).save(source.folder / FOLDER / "stranger-3.png")
+    with pytest.raises(InputRefused, match=r"stranger-3\.png: picture of .* pixels.* - next: scale it down to at most"):
+        anchor_samples(READER, source)
+
+
 def test_copies_count_once_and_names_have_to_be_text(tmp_path: Path, picture: Callable[..., bytes]) -> None:
     folder = tmp_path / "anchors"
     folder.mkdir()

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mmsurgery.methods import stranger_distillation
-from mmsurgery.methods.anchored_ascent import AnchoredAscent, unchanged
+from mmsurgery.methods.anchored import unchanged
+from mmsurgery.methods.anchored_ascent import AnchoredAscent
 from mmsurgery.methods.attacks import PIXELS, picture_moved, weights_relearning
 from mmsurgery.methods.base import Method
 from mmsurgery.methods.registry import method

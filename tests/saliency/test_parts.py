@@ -268,6 +268,11 @@ def test_a_set_is_what_the_benchmark_has_of_it(workspace: Workspace, benchmark: 
         parts_module.named_parts(workspace, "forget,preserve")
 
 
+def test_anchors_where_there_are_none(workspace: Workspace) -> None:
+    with pytest.raises(MissingArtifact, match=r"extra/anchors: no such folder - next: put there pictures of"):
+        parts_module.named_parts(workspace, "forget,anchor_vqa")
+
+
 def test_one_writer_at_a_time(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmsurgery.workspace.LOCK_TIMEOUT", 0.05)
     with workspace.lock(), pytest.raises(MachineFault, match="is in use by"):
