@@ -290,10 +290,10 @@ def test_what_is_damaged_is_made_again_to_the_same_bytes(ws: Workspace, fault: s
 def test_other_anchors_are_another_run(ws: Workspace, picture: Callable[..., bytes]) -> None:
     run(ws, "anchored_ascent")
     given = write_anchors(ws.root / "given", picture, first=6000)
-    with pytest.raises(Mismatch, match=r"'anchored_ascent' exists, made with other .*beside.*--force"):
+    with pytest.raises(Mismatch, match=r"'anchored_ascent' exists, made with other .*anchor_vqa \w+ -> \w+.*--force"):
         run(ws, "anchored_ascent", anchors=given)
     (ws.data_dir / "extra/anchors/stranger-0.png").write_bytes(picture(6000))
-    with pytest.raises(Mismatch, match=r"'anchored_ascent' exists, made with other .*beside"):
+    with pytest.raises(Mismatch, match=r"'anchored_ascent' exists, made with other .*anchor_vqa \w+ -> \w+"):
         run(ws, "anchored_ascent")
     before = weights(ws, "anchored_ascent")
     run(ws, "anchored_ascent", force=True)
