@@ -31,6 +31,9 @@ def claims(results: Results) -> dict[str, list[dict[str, str]]]:
         "figure5": _patterns,
         "figure6": _patterns,
         "ablations": _ablations,
+        "beyond": _beyond,
+        "beyond-equal": _beyond,
+        "beyond-masks": _beyond_masks,
     }
     asked = made.get(str(results["name"]).removesuffix("-tuned"))
     found: dict[str, list[dict[str, str]]] = {}
@@ -137,6 +140,21 @@ def _controls(results: Results, panel: str) -> Iterator[dict[str, str]]:
         ("gentle-retain", "the mask keeps more than a gentler ascent with more retain data"),
     ):
         yield from _versus(results, panel, claim, "control", comparison="matched", rows=[row])
+
+
+def _beyond(results: Results, panel: str) -> Iterator[dict[str, str]]:
+    held = label_of(results, results["compared"])
+    for row in ("anchored-ascent", "stranger", "robust"):
+        claim = f"{label_of(results, row)} keeps more than {held}"
+        yield from _versus(results, panel, claim, "docs/protocol.md", comparison="matched", rows=[row], sign=-1)
+
+
+def _beyond_masks(results: Results, panel: str) -> Iterator[dict[str, str]]:
+    for row, claim in (
+        ("ascent-random", "the choice of weights matters: the paper's mask keeps more than a random one"),
+        ("anchored-ascent", "the paper's mask keeps more than none"),
+    ):
+        yield from _versus(results, panel, claim, "docs/protocol.md", comparison="matched", rows=[row])
 
 
 def _figure4(results: Results, panel: str) -> Iterator[dict[str, str]]:

@@ -121,3 +121,23 @@ def test_no_claims_about_columns_that_are_not_there() -> None:
 
 def test_no_claims_about_others() -> None:
     assert claims(results("cases", [])) == {"llava": []}
+
+
+def test_a_method_beats_the_paper_where_it_keeps_more() -> None:
+    keys = ("mmunlearner", "anchored-ascent", "stranger", "robust")
+    rows = [{"key": key, "label": key, "group": None} for key in keys]
+    matched = {"comparison": "matched", "quantity": "utility"}
+    pairs = [pair("anchored-ascent", -0.1, **matched), pair("stranger", 0.1, **matched)]
+    for name in ("beyond", "beyond-equal"):
+        found = claims({**results(name, pairs), "rows": rows})["llava"]
+        assert [each["verdict"] for each in found] == [HOLDS, FAILS, UNRESOLVED]
+        assert found[0]["claim"] == "anchored-ascent keeps more than mmunlearner at matched forgetting"
+        assert "lower (less kept) by 10.0 points than anchored-ascent" in found[0]["evidence"]
+
+
+def test_a_mask_matters_where_it_keeps_more_than_a_random_one() -> None:
+    rows = [{"key": key, "label": key, "group": None} for key in ("mmunlearner", "ascent-random", "anchored-ascent")]
+    matched = {"comparison": "matched", "quantity": "utility"}
+    pairs = [pair("ascent-random", 0.1, **matched), pair("anchored-ascent", -0.1, **matched)]
+    found = claims({**results("beyond-masks", pairs), "rows": rows})["llava"]
+    assert [each["verdict"] for each in found] == [HOLDS, FAILS]
