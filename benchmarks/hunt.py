@@ -396,42 +396,50 @@ def _read(out: Path) -> dict[str, Any]:
 
 
 def page(known: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table in Markdown."""
+    """The table in Markdown: in %, means over levels; beside the random masks how far draws of one level scatter."""
     lines = ["| held to the mask | density | weights chosen by | utility | minus random | reached | step |"]
     lines.append("|---|---:|---|---:|---:|---:|---:|")
-    wording = {**{key: words for key, (words, _) in CANDIDATES.items()}, **SHARES, "random": "random, mean of draws"}
+    for key, words in (("none", "no mask"), ("modules", "all of language model and connector")):
+        if any(key in entry for entry in known.values()):
+            lines.append(f"| all | 100 % | {words} | {_row(known, [key], [])} |")
+    wording = {**{key: words for key, (words, _) in CANDIDATES.items()}, **SHARES}
     for way in WAYS:
         for density in DENSITIES:
+            draws = [f"{way} {density:g} random-{draw}" for draw in range(DRAWS)]
+            if any(draws[0] in entry for entry in known.values()):
+                lines.append(f"| {way} | {100 * density:g} % | random, of {DRAWS} draws | {_row(known, draws, [])} |")
             for key, words in wording.items():
-                row = _row(known, way, density, key)
-                if row is not None:
-                    lines.append(f"| {way} | {100 * density:g} % | {words} | {row} |")
+                name = f"{way} {density:g} {key}"
+                if any(name in entry for entry in known.values()):
+                    lines.append(f"| {way} | {100 * density:g} % | {words} | {_row(known, [name], draws)} |")
     return "\n".join(lines) + "\n"
 
 
-def _row(known: Mapping[str, Mapping[str, Any]], way: str, density: float, key: str) -> str | None:
-    mine, apart, reached, tried, steps = [], [], 0, 0, []
-    for entry in known.values():
-        draws = [entry[name] for draw in range(DRAWS) if (name := f"{way} {density:g} random-{draw}") in entry]
-        random = [each["utility"] for each in draws if each["utility"] is not None]
-        runs: Sequence[Mapping[str, Any]] = (
-            draws if key == "random" else [entry[name] for name in [f"{way} {density:g} {key}"] if name in entry]
-        )
-        tried += len(runs)
-        there = [each for each in runs if each["utility"] is not None]
-        reached += len(there)
-        if there:
-            mine.append(float(np.mean([each["utility"] for each in there])))
-            steps += [each["step"] for each in there]
-            if random and key != "random":
-                apart.append(mine[-1] - float(np.mean(random)))
-    if not tried:
-        return None
-    if not mine:
-        return f"- | - | 0 of {tried} | -"
-    spread = f" ± {100 * np.std(apart, ddof=1) / len(apart) ** 0.5:.1f}" if len(apart) > 1 else ""
-    beside = f"{100 * np.mean(apart):+.1f}{spread}" if apart else "-"
-    return f"{100 * np.mean(mine):.1f} | {beside} | {reached} of {tried} | {np.mean(steps):.0f}"
+def _row(known: Mapping[str, Mapping[str, Any]], names: Sequence[str], beside: Sequence[str]) -> str:
+    """The last four cells, of the runs of these names, and how far they are from others of the same level."""
+    runs = {folder: [entry[name] for name in names if name in entry] for folder, entry in known.items()}
+    there = {folder: _reached(each) for folder, each in runs.items() if _reached(each)}
+    reached = f"{sum(map(len, there.values()))} of {sum(map(len, runs.values()))}"
+    if not there:
+        return f"- | - | {reached} | -"
+    means = {folder: float(np.mean([each["utility"] for each in found])) for folder, found in there.items()}
+    apart = []
+    for folder, mean in means.items():
+        if others := _reached([known[folder][name] for name in beside if name in known[folder]]):
+            apart.append(mean - float(np.mean([each["utility"] for each in others])))
+    cell = "-"
+    if len(apart) > 1:
+        cell = f"{100 * np.mean(apart):+.1f} ± {100 * np.std(apart, ddof=1) / len(apart) ** 0.5:.1f}"
+    elif apart:
+        cell = f"{100 * apart[0]:+.1f}"
+    elif scatter := [np.var([each["utility"] for each in found], ddof=1) for found in there.values() if len(found) > 1]:
+        cell = f"scatter {100 * np.mean(scatter) ** 0.5:.1f}"
+    step = np.mean([each["step"] for found in there.values() for each in found])
+    return f"{100 * np.mean(list(means.values())):.1f} | {cell} | {reached} | {step:.0f}"
+
+
+def _reached(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [each for each in runs if each["utility"] is not None]
 
 
 def main() -> None:
