@@ -24,7 +24,7 @@ def installed() -> list[Plugin]:
 
 
 def method(name: str) -> Method:
-    """The method of a name, or of `path.py:Name`.
+    """The method of a name, or of `path.py:Name`; in a name `-` is `_`.
 
     Raises:
         UsageError: if there is none (with the nearest name), if two distributions claim the name, or
@@ -32,6 +32,7 @@ def method(name: str) -> Method:
     """
     if ".py:" in name:
         return _from_file(*name.rsplit(":", 1))
+    name = name.replace("-", "_")
     chosen = plugin(GROUP, "method", name)
     found = _checked(chosen.load(), f"'{chosen.origin}' of {chosen.distribution}")
     if found.name != name:
