@@ -33,7 +33,7 @@ def test_built_in_methods_say_what_they_need() -> None:
         "stranger_distillation": (False, True, {"forget_distribution", "stranger_distribution"}),
         "robust_distillation": (False, True, {"forget_distribution", "stranger_distribution"}),
     }
-    assert all(method(name.replace("_", "-")) == method(name) for name in BUILT_IN)
+    assert all(type(method(name.replace("_", "-"))) is type(method(name)) for name in BUILT_IN)
     assert method("npo").settings() == {"beta": 0.4}
     assert method("ga").settings() == {}
 
