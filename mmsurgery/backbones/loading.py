@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import math
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.protocol import Backbone
-from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UnusableData
+from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MmsurgeryError, UnusableData
 from mmsurgery.names import Address, unwrapped
 from mmsurgery.provenance import sha256_json
 from mmsurgery.ranks import Ranks
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _SMALL = 1 << 24
 """Weights that take no memory to speak of."""
+_SCARCE = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What a machine has run out of: processes and threads, open files, memory."""
 
 
 @dataclass(frozen=True)
@@ -237,10 +240,8 @@ def pretrained(cls: Any, path: Path, dtype: torch.dtype | None) -> torch.nn.Modu
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-        except MemoryError as error:
-            raise MachineFault(f"{path} does not fit into memory", "use a larger machine") from error
         except Exception as error:  # configs and weights are read by half a dozen libraries
-            raise InputRefused(f"{path} cannot be loaded: {str(error)[:300]}") from error
+            raise _not_loaded(path, error) from error
     for fault, keys in info.items():
         if keys:
             shown = ", ".join(sorted(str(key) for key in keys)[:3])
@@ -249,6 +250,16 @@ def pretrained(cls: Any, path: Path, dtype: torch.dtype | None) -> torch.nn.Modu
             )
     loaded: torch.nn.Module = model.eval()
     return loaded
+
+
+def _not_loaded(path: Path, error: Exception) -> MmsurgeryError:
+    """What is raised for what a library raised: the files are at fault, unless the machine is."""
+    if isinstance(error, MemoryError):
+        return MachineFault(f"{path} does not fit into memory", "use a larger machine")
+    if (isinstance(error, OSError) and error.errno in _SCARCE) or "can't start new thread" in str(error):
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        return MachineFault(f"{path} cannot be read: {reason}", "end other programs, then run the command again")
+    return InputRefused(f"{path} cannot be loaded: {str(error)[:300]}")
 
 
 def _check_size(cls: Any, path: Path) -> None:
@@ -266,8 +277,8 @@ def _check_size(cls: Any, path: Path) -> None:
         config = cls.config_class.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             described = sum(parameter.numel() for parameter in cls(config).parameters())
-    except Exception as error:  # as below
-        raise InputRefused(f"{path} cannot be loaded: {str(error)[:300]}") from error
+    except Exception as error:  # as above
+        raise _not_loaded(path, error) from error
     if described > 2 * held + _SMALL:
         raise InputRefused(
             f"{path / 'config.json'} describes {described:,} weights, the files hold {held:,}",

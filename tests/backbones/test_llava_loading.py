@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from mmsurgery.artifacts.checkpoint import SINGLE, CheckpointFiles
 from mmsurgery.backbones import loading
 from mmsurgery.backbones.loading import Loaded, load, weights_sha256
 from mmsurgery.data.samples import Sample
-from mmsurgery.errors import InputRefused, Mismatch, UnusableData, UsageError
+from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UnusableData, UsageError
 from mmsurgery.names import Address
 from mmsurgery_llava import LlavaBackbone, backbone, names
 
@@ -125,6 +126,21 @@ def test_incomplete_folder_is_refused(copy: Path, fault: str, capfd: pytest.Capt
     with pytest.raises(InputRefused, match=message):
         load(copy)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("can't start new thread"), OSError(errno.EMFILE, "Too many open files", "x"), MemoryError()],
+)
+def test_the_machine_is_at_fault_not_the_folder(
+    tiny_llava: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("transformers.LlavaForConditionalGeneration.from_pretrained", failing)
+    with pytest.raises(MachineFault, match="end other programs|use a larger machine"):
+        load(tiny_llava)
 
 
 def test_remote_code_is_never_run(copy: Path, tmp_path: Path) -> None:
