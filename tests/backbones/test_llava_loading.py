@@ -139,7 +139,7 @@ def test_the_machine_is_at_fault_not_the_folder(
         raise error
 
     monkeypatch.setattr("transformers.LlavaForConditionalGeneration.from_pretrained", failing)
-    with pytest.raises(MachineFault, match="end other programs|use a larger machine"):
+    with pytest.raises(MachineFault, match=r"end other programs|use a larger machine"):
         load(tiny_llava)
 
 
