@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ from mmsurgery.artifacts.patch import Patch
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.audit.run import read_audit
 from mmsurgery.backbones.discovery import backbone
-from mmsurgery.data.benchmark import source_of
+from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.data.portraits import check_drawn_for
-from mmsurgery.data.samples import data_sha256
+from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.diff.run import read_diff
-from mmsurgery.errors import Mismatch, MmsurgeryError
+from mmsurgery.errors import Mismatch, MissingArtifact, MmsurgeryError
 from mmsurgery.evaluate.records import read_eval, read_items
 from mmsurgery.masks.stale import stale
 from mmsurgery.provenance import check_seal
+from mmsurgery.unlearn.deletions import digest_of, earlier_requests, people_of
 from mmsurgery.unlearn.record import mask_identity, read_record
+from mmsurgery.unlearn.request import FORGET, RETAIN
 from mmsurgery.unlearn.trained_models import stale_models
 from mmsurgery.workspace import SILENT, Progress
 
@@ -74,6 +77,7 @@ class _Checks:
         self.workspace = workspace
         self._digests: dict[str, str] = {}
         self._items: dict[str, str] = {}
+        self._parts: dict[str, Sequence[Sample]] = {}
 
     def kinds(self) -> Iterator[tuple[str, list[Check]]]:
         space = self.workspace
@@ -129,6 +133,28 @@ class _Checks:
             and mask_identity(Mask.load(path)) != inputs.get("mask")
         ):
             raise Mismatch(f"mask '{mask}' has changed since '{name}' was made with it", again)
+        self._learnt(name, record, again)
+
+    def _learnt(self, name: str, record: Mapping[str, Any], again: str) -> None:
+        """Check that data which a model unlearned with are as they were, if it is about the people of today."""
+        inputs, forget = record["provenance"]["inputs"], self._samples(FORGET)
+        if not isinstance(record.get("request"), str) or record["request"] != digest_of(people_of(forget)):
+            return
+        differing = [FORGET] if inputs.get("forget") != data_sha256(forget) else []
+        if inputs.get("retain") != data_sha256([]):  # the method had some
+            with contextlib.suppress(MissingArtifact):  # of a chain of which a model is gone
+                earlier = {p for people in earlier_requests(self.workspace, record["start"]).values() for p in people}
+                kept = [sample for sample in self._samples(RETAIN) if sample.person not in earlier]
+                differing += [RETAIN] if inputs.get("retain") != data_sha256(kept) else []
+        if differing:
+            what = f"model '{name}' was made with other data than there are now: {', '.join(differing)}"
+            raise Mismatch(what, again)
+
+    def _samples(self, part: str) -> Sequence[Sample]:
+        if part not in self._parts:
+            source, reader = source_of(self.workspace), benchmark(self.workspace.settings.benchmark.name)
+            self._parts[part] = reader.samples(source, part)
+        return self._parts[part]
 
     def _same(self, what: str, model: str, digest: Any, again: str) -> None:
         """Check that a model which is named and there still has the weights that an artifact was made of."""
