@@ -241,7 +241,7 @@ def pretrained(cls: Any, path: Path, dtype: torch.dtype | None) -> torch.nn.Modu
                 ignore_mismatched_sizes=True,
             )
         except Exception as error:  # configs and weights are read by half a dozen libraries
-            raise _not_loaded(path, error) from error
+            raise fault_of(f"{path} cannot be loaded", error) from error
     for fault, keys in info.items():
         if keys:
             shown = ", ".join(sorted(str(key) for key in keys)[:3])
@@ -252,14 +252,18 @@ def pretrained(cls: Any, path: Path, dtype: torch.dtype | None) -> torch.nn.Modu
     return loaded
 
 
-def _not_loaded(path: Path, error: Exception) -> MmsurgeryError:
-    """What is raised for what a library raised: the files are at fault, unless the machine is."""
+def fault_of(what: str, error: Exception) -> MmsurgeryError:
+    """What is raised for what a library raised over a folder: its files are at fault, unless the machine is.
+
+    Args:
+        what: that went wrong, such as `PATH cannot be loaded`.
+    """
     if isinstance(error, MemoryError):
-        return MachineFault(f"{path} does not fit into memory", "use a larger machine")
+        return MachineFault(f"{what}: out of memory", "use a larger machine")
     if (isinstance(error, OSError) and error.errno in _SCARCE) or "can't start new thread" in str(error):
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        return MachineFault(f"{path} cannot be read: {reason}", "end other programs, then run the command again")
-    return InputRefused(f"{path} cannot be loaded: {str(error)[:300]}")
+        return MachineFault(f"{what}: {reason}", "end other programs, then run the command again")
+    return InputRefused(f"{what}: {str(error)[:300]}")
 
 
 def _check_size(cls: Any, path: Path) -> None:
@@ -278,7 +282,7 @@ def _check_size(cls: Any, path: Path) -> None:
         with torch.device("meta"):
             described = sum(parameter.numel() for parameter in cls(config).parameters())
     except Exception as error:  # as above
-        raise _not_loaded(path, error) from error
+        raise fault_of(f"{path} cannot be loaded", error) from error
     if described > 2 * held + _SMALL:
         raise InputRefused(
             f"{path / 'config.json'} describes {described:,} weights, the files hold {held:,}",

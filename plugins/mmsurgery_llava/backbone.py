@@ -81,7 +81,7 @@ class LlavaBackbone:
     def load_processor(self, path: Path) -> Any:
         from transformers import LlavaConfig, LlavaProcessor
 
-        from mmsurgery.backbones.loading import quiet
+        from mmsurgery.backbones.loading import fault_of, quiet
 
         config = model_config(path)
         with quiet():
@@ -90,7 +90,7 @@ class LlavaBackbone:
                     path, backend="pil", local_files_only=True, trust_remote_code=False
                 )
             except Exception as error:  # damaged tokenizer files raise bare exceptions of the Rust side
-                raise InputRefused(f"the processor files of {path} cannot be read: {str(error)[:200]}") from error
+                raise fault_of(f"the processor files of {path} cannot be read", error) from error
         if processor.chat_template is None:  # some fine-tunes keep it with the tokenizer only
             processor.chat_template = processor.tokenizer.chat_template
         if processor.chat_template is None:

@@ -91,7 +91,7 @@ class Qwen2VLBackbone:
         return pretrained(Qwen2VLForConditionalGeneration, path, dtype)
 
     def load_processor(self, path: Path) -> Any:
-        from mmsurgery.backbones.loading import quiet
+        from mmsurgery.backbones.loading import fault_of, quiet
         from mmsurgery_qwen2_vl.processor import Qwen2VLProcessor
 
         model_config(path)
@@ -101,7 +101,7 @@ class Qwen2VLBackbone:
                     path, backend="pil", local_files_only=True, trust_remote_code=False
                 )
             except Exception as error:  # damaged tokenizer files raise bare exceptions of the Rust side
-                raise InputRefused(f"the processor files of {path} cannot be read: {str(error)[:200]}") from error
+                raise fault_of(f"the processor files of {path} cannot be read", error) from error
         if processor.chat_template is None:  # some fine-tunes keep it with the tokenizer only
             processor.chat_template = processor.tokenizer.chat_template
         if processor.chat_template is None:
