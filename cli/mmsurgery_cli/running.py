@@ -73,7 +73,8 @@ def experiment(
     name: Annotated[
         str,
         typer.Argument(
-            help="table1, table2, cases (Tables 3, 6), figure4, figure5, figure6, controls, ablations or audit."
+            help="table1, table2, cases (Tables 3, 6), figure4, figure5, figure6, controls, ablations, audit, "
+            "beyond, beyond-equal, beyond-masks, beyond-ablations or beyond-tuning."
         ),
     ],
     seeds: Annotated[int, typer.Option(help="Vanilla models per backbone (portraits); else unlearning seeds.")] = 3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from mmsurgery.errors import UsageError
-from mmsurgery.experiments.beyond import BEYOND, BEYOND_ABLATIONS, TRIED
+from mmsurgery.experiments.beyond import BEYOND, BEYOND_ABLATIONS, BEYOND_EQUAL, BEYOND_MASKS, TRIED
 from mmsurgery.experiments.paper import ABLATIONS, AUDIT, CASES, CONTROLS, FIGURE4, FIGURE5, FIGURE6, TABLE1, TABLE2
 from mmsurgery.experiments.rows import Experiment
 
@@ -27,6 +27,8 @@ EXPERIMENTS = {
         AUDIT,
         TRIED,
         BEYOND,
+        BEYOND_EQUAL,
+        BEYOND_MASKS,
         BEYOND_ABLATIONS,
     )
 }

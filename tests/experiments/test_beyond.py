@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,16 @@ from mmsurgery.data.samples import decode_image
 from mmsurgery.errors import UnusableData
 from mmsurgery.experiments.anchor_pictures import KINDS, anchor_pictures
 from mmsurgery.experiments.beyond import BEYOND, BEYOND_ABLATIONS, BEYOND_EQUAL, BEYOND_MASKS, TRIED
+from mmsurgery.experiments.catalogue import EXPERIMENTS, find
 from mmsurgery.experiments.levels import levels_of
 from mmsurgery.experiments.paper import MMUNLEARNER
 from mmsurgery.experiments.rows import Experiment, Row
 from mmsurgery.methods.base import Budget
 from mmsurgery.portraits.world import World
+from mmsurgery.report import write
 from mmsurgery.settings import BenchmarkSettings, RecipeSettings, Settings
 from mmsurgery.unlearn.request import Request
+from mmsurgery_cli import running
 
 ALL = (TRIED, BEYOND, BEYOND_EQUAL, BEYOND_MASKS, BEYOND_ABLATIONS)
 EVERY = pytest.mark.parametrize("experiment", ALL, ids=lambda each: each.name)
@@ -27,6 +32,14 @@ RECIPE = RecipeSettings(learning_rate=3e-4)
 
 def named(row: Row) -> str:
     return row.model_name(dataclasses.asdict(row.recipe(RECIPE)))
+
+
+@EVERY
+def test_every_experiment_is_found_by_its_name(experiment: Experiment) -> None:
+    assert find(experiment.name) is experiment
+    assert set(EXPERIMENTS) == set(write.EXPERIMENTS)
+    (said,) = typing.get_type_hints(running.experiment, include_extras=True)["name"].__metadata__
+    assert experiment.name in re.findall(r"[a-z0-9-]+", said.help)
 
 
 @EVERY
