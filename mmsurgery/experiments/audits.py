@@ -38,7 +38,8 @@ _VALUES = "probed"
 
 def audited(workspace: Workspace, model: str, progress: Progress) -> dict[str, Any]:
     """What the audit says of one model, as plain JSON for `summary`: probe -> verdict, trio, and item by item every way
-    of asking of the model and of its reference (`ways`, see `choice`; None where they cannot be compared)."""
+    of asking of the model and of its reference (`ways`, see `choice`; None where they cannot be compared); of
+    relearning what came back after how many steps, of the model and of gold (`curves`)."""
     record = audit(workspace, model, progress=progress).record
     found = {}
     for probe, said in record["probes"].items():
@@ -50,6 +51,7 @@ def audited(workspace: Workspace, model: str, progress: Progress) -> dict[str, A
             "arm": judged["arm"],
             "kept": {name: values["mean"] for name, values in judged["kept"].items()},
             "ways": None if mine is None or theirs is None else choice.ways(mine, theirs),
+            "curves": [said["details"].get(name, {}).get("curves") for name in (model, "gold")],
         }
     return {"model": model, "probes": found}
 
@@ -100,6 +102,8 @@ def _row(cells: Sequence[tuple[LevelRuns, int, Mapping[str, Any]]]) -> dict[str,
         "p_value": None,
         "resolved": None,
     }
+    if strengths := _strengths([found.get("curves", []) for _, _, found in cells]):
+        made["strengths"] = strengths
     asked = [each for each in cells if each[2]["ways"] is not None and each[2]["arm"] in each[2]["ways"]["arms"]]
     mine, theirs = _values(asked, "values"), _values(asked, "reference")
     compared = statistics.compare(mine, theirs) if mine else None
@@ -119,6 +123,38 @@ def _row(cells: Sequence[tuple[LevelRuns, int, Mapping[str, Any]]]) -> dict[str,
         "people": compared.people,
         "n": compared.n,
     }
+
+
+def _strengths(curves: Sequence[Sequence[Mapping[str, Any] | None]]) -> dict[str, Any] | None:
+    """What came back above gold by number of steps: of runs whose attacks went through the same ones, the mean and the
+    lowest and highest of them (0-1), over attacks (`above`) and of each attack (`attacks`)."""
+    attacks: dict[str, list[list[float]]] = {}
+    overall, steps = list[list[float]](), None
+    for mine, gold in (pair for pair in curves if len(pair) == 2 and all(pair)):
+        assert mine is not None
+        assert gold is not None
+        shared = {name: each for name, each in mine.items() if name in gold and each["steps"] == gold[name]["steps"]}
+        steps = steps or next((each["steps"] for each in shared.values()), None)
+        above = {
+            name: [a - b for a, b in zip(each["accuracy"], gold[name]["accuracy"], strict=True)]
+            for name, each in shared.items()
+            if each["steps"] == steps
+        }
+        for name, values in above.items():
+            attacks.setdefault(name, []).append(values)
+        if above:
+            overall.append(np.mean(list(above.values()), axis=0).tolist())
+    if not overall:
+        return None
+    return {
+        "steps": steps,
+        "above": _over_runs(overall),
+        "attacks": {name: {"runs": len(each), "above": _over_runs(each)} for name, each in attacks.items()},
+    }
+
+
+def _over_runs(values: Sequence[Sequence[float]]) -> list[dict[str, float]]:
+    return [{"mean": float(np.mean(each)), "low": min(each), "high": max(each)} for each in zip(*values, strict=True)]
 
 
 def _values(cells: Sequence[tuple[LevelRuns, int, Mapping[str, Any]]], which: str) -> list[Values]:

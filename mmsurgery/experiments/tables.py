@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from mmsurgery.audit.probes import PROBES
 from mmsurgery.data.benchmark import in_order
+from mmsurgery.experiments.audit_tables import audit_tables
 from mmsurgery.experiments.collapse import GIBBERISH
 from mmsurgery.experiments.findings import FORGET, fallen_in, label_of, unresolved
 from mmsurgery.experiments.rows import FURTHER
+from mmsurgery.experiments.text_table import TextTable
 
 Results = Mapping[str, Any]
 Panel = Mapping[str, Any]
@@ -28,16 +28,6 @@ OUTCOME_LABELS = {
 }
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A table ready to print."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-
 def tables(results: Results) -> list[TextTable]:
     """For each panel: the fixed budget, matched forgetting, the differences between rows, outcomes of open answers,
     learning rates tried. Of an experiment about single weights or single answers, these alone: its rows are scored in
@@ -48,10 +38,10 @@ def tables(results: Results) -> list[TextTable]:
             found += [*_deviations(results, panel), *_cases(results, panel)]
             continue
         if results["name"] == "audit":  # rows are scored in `table1` and `controls`
-            found += [*_audits(results, panel), _matched(results, panel)]
+            found += [*audit_tables(results, panel), _matched(results, panel)]
             continue
         found += [_fixed(results, panel), _matched(results, panel), _differences(results, panel)]
-        found += _audits(results, panel)
+        found += audit_tables(results, panel)
         found += [*_outcomes(results, panel), *_tuned(results, panel)]
     return found
 
@@ -62,7 +52,7 @@ def glance(results: Results) -> list[TextTable]:
     if "deviations" in results or "cases" in results:
         return tables(results)
     if results["name"] == "audit":
-        return [table for panel in results["panels"] for table in _audits(results, panel)]
+        return [table for panel in results["panels"] for table in audit_tables(results, panel)]
     return [_glance(results, panel) for panel in results["panels"]]
 
 
@@ -325,38 +315,6 @@ def _deviations(results: Results, panel: Panel) -> Iterator[TextTable]:
     )
     header = ("", "n", "changed", *groups)
     yield TextTable(f"{panel['label']}: where weights moved furthest", header, tuple(rows), (note,))
-
-
-def _audits(results: Results, panel: Panel) -> Iterator[TextTable]:
-    """What each probe says of each row, and how often each proved itself."""
-    found = results.get("audit", {}).get(panel["key"])
-    if not found:
-        return
-    probes = [name for name in PROBES if name in found["trio"]]
-    rows = []
-    for key, said in found["rows"].items():
-        cells = [_audited(said[name]) if name in said else "-" for name in probes]
-        rows.append((label_of(results, key), *cells))
-    proved = [found["trio"][name] for name in probes]
-    rows.append(("proved itself", *(f"{each['reliable']} of {each['of']}" for each in proved)))
-    note = (
-        "Each probe's worst way of asking, minus gold's (of collateral minus vanilla's), in points with 95 % interval; "
-        "* resolved after adjustment for the choice of the worst way and for the rows (Holm); then the verdicts of "
-        "single runs. The models stand where Forget VQA first came down to gold (or chance) + 5 points. A probe proves "
-        "itself where vanilla fails it, gold passes, and a destroyed model is seen to have collapsed; where it does "
-        "not, its column says nothing."
-    )
-    titles = [PROBES[name].title for name in probes]
-    yield TextTable(f"{panel['label']}: audit at matched forgetting", ("", *titles), tuple(rows), (note,))
-
-
-def _audited(said: Mapping[str, Any]) -> str:
-    verdicts = ", ".join(f"{verdict} {count}" for verdict, count in said["verdicts"].items())
-    if said["difference"] is None:
-        return verdicts
-    low, high = said["ci95"]
-    mark = "*" if said["resolved"] else ""
-    return f"{100 * said['difference']:+.1f}{mark} ({100 * low:.0f} to {100 * high:.0f}); {verdicts}"
 
 
 def _cases(results: Results, panel: Panel) -> Iterator[TextTable]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmsurgery.errors import printable
 from mmsurgery.experiments import latex
-from mmsurgery.experiments.tables import TextTable
+from mmsurgery.experiments.text_table import TextTable
 
 NUMBERS = (
     "panel",

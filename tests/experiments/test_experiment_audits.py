@@ -184,3 +184,34 @@ def test_results_are_what_their_schema_says(results: dict[str, Any]) -> None:
     broken = copy.deepcopy(results)
     broken["audit"]["llava"]["rows"]["npo"]["relearning"]["leak"] = 2.0
     assert not Draft202012Validator(schema).is_valid(broken)
+
+
+def test_relearning_stands_there_by_its_strength() -> None:
+    def curves(*accuracy: float, steps: tuple[int, ...] = (0, 6), attack: str = "full") -> dict[str, Any]:
+        return {attack: {"steps": list(steps), "accuracy": list(accuracy)}}
+
+    gold = {**curves(0.2, 0.4), **curves(0.2, 0.2, attack="LoRA")}
+    pairs = [
+        [{**curves(0.3, 0.8), **curves(0.1, 0.2, attack="LoRA")}, gold],
+        [curves(0.3, 0.6), gold],
+        [curves(0.3, 0.6, steps=(0, 9)), gold],  # of another plan
+        [None, gold],
+    ]
+    levels = []
+    for seed, pair in enumerate(pairs):
+        probes = {"relearning": {**probed(0.25, 0.25), "curves": pair}}
+        levels.append(made(seed, {row.key: cell(0.25, probes) for row in ROWS}))
+    results = assemble(EXPERIMENT, levels)
+    said = results["audit"]["llava"]["rows"]["npo"]["relearning"]["strengths"]
+    assert said["steps"] == [0, 6]
+    assert {name: each["runs"] for name, each in said["attacks"].items()} == {"full": 2, "LoRA": 1}
+    # of the first run the mean of (0.1, 0.4) and (-0.1, 0)
+    assert said["above"][0] == {"mean": pytest.approx(0.05), "low": pytest.approx(0), "high": pytest.approx(0.1)}
+    assert said["above"][1] == dict.fromkeys(("mean", "low", "high"), pytest.approx(0.2))
+    table = next(each for each in tables(results) if each.title == "llava: relearning by strength")
+    assert table.header == ("", "0 steps", "6 steps", "LoRA, 6 steps", "full, 6 steps")
+    assert table.rows[0] == (
+        "MMUnlearner", "+5.0 (0 to 10)", "+20.0 (20 to 20)", "+0.0 (0 to 0)", "+30.0 (20 to 40)",
+    )  # fmt: skip
+    schema = json.loads((Path(__file__).parents[2] / "docs/schemas/experiment.json").read_text())
+    Draft202012Validator(schema).validate(json.loads(json.dumps(results)))

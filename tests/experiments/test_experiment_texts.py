@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mmsurgery.experiments.latex import escape
-from mmsurgery.experiments.tables import TextTable
+from mmsurgery.experiments.text_table import TextTable
 from mmsurgery.experiments.texts import (
     NUMBERS,
     PAIRED,
