@@ -106,6 +106,7 @@ BEYOND_EQUAL = _again(
     "Is it the method that gains, or more data, gentler and more steps?",
     _equal("mmunlearner-slow", "MMUnlearner, equal samples a step, half the rate", 1.0, RATIO, 0.5),
     BEYOND.row("mmunlearner-equal"),
+    _equal("ga-diff-0.2", "GA_Diff, equal compute, forget loss x 0.2", 0.2),
     _equal("ga-diff-slow", "GA_Diff, equal samples a step, half the rate", 0.2, None, 0.5),
     *map(BEYOND.row, ("ga-diff-equal", "anchored-ascent", "no-anchors", "stranger", "robust")),
 )

@@ -105,6 +105,7 @@ def test_equal_compute_is_equal() -> None:
 
 def test_other_comparisons_are_of_the_same_runs() -> None:
     known = {row.key: named(row) for row in BEYOND.rows}
+    own = ("mmunlearner-slow", "ga-diff-slow", "ga-diff-0.2")
     for experiment in (BEYOND_EQUAL, BEYOND_MASKS):
         assert {
             row.key: named(row) for row in experiment.rows if not row.key.endswith("-slow")
