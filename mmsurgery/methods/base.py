@@ -68,6 +68,9 @@ class Method(ABC):
     budget: ClassVar[Budget | None] = None
     """None: the recipe's as it is."""
 
+    code: ClassVar[str | None] = None
+    """Of a method that mmsurgery does not bring, what tells its code apart: its file's SHA-256, or the distribution
+    and version it is from. Set when it is found."""
     positive: ClassVar[frozenset[str]] = frozenset()
     """Settings that cannot be 0."""
     mean_of_samples: ClassVar[bool] = False

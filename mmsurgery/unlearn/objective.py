@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsurgery.data.samples import Sample
-from mmsurgery.errors import InternalError, UnusableData, UsageError
+from mmsurgery.errors import InternalError, MmsurgeryError, UnusableData, UsageError
 from mmsurgery.methods.base import Method, Term
+from mmsurgery.methods.registry import STOPS, said
 from mmsurgery.methods.step import Passage, References, Step
 from mmsurgery.ranks import ALONE, Ranks
 from mmsurgery.unlearn.plan import StepPlan
@@ -74,7 +77,7 @@ class Unlearning:
         if not planned.retain:
             self.update.hold()
         losses: dict[str, float] = {}
-        for term in self.method.terms(step):
+        for term in self._terms(step):
             if term.kind == "forget" and "retain" in losses:
                 raise UsageError(f"method {self.method.name} yields a forget term after a retain term", "swap them")
             if term.kind == "retain" and "retain" not in losses:
@@ -89,6 +92,33 @@ class Unlearning:
         if "retain" not in losses:
             self._end_of_ascent(number, losses)
         return losses
+
+    def _terms(self, step: Step) -> Iterator[Term]:
+        """The method's terms. What someone's own code gets wrong is said to be theirs.
+
+        Raises:
+            UsageError: if it raises something, or yields what is no term.
+        """
+        import torch
+
+        method = self.method
+        try:
+            for term in method.terms(step):
+                loss: Any = getattr(term, "loss", None)
+                scalar = isinstance(loss, torch.Tensor) and loss.shape in ((), (1,)) and loss.is_floating_point()
+                if not (isinstance(term, Term) and term.kind in ("forget", "retain") and scalar):
+                    raise TypeError(
+                        f"yields {str(term)[:80]}, should be Term('forget' or 'retain', a loss of one number)"
+                    )
+                yield term
+        except (MmsurgeryError, MemoryError, torch.OutOfMemoryError, *STOPS):
+            raise
+        except BaseException as error:
+            own = method.code is None or isinstance(error, GeneratorExit) or "can't allocate memory" in str(error)
+            if own:
+                raise
+            path = Path(inspect.getfile(type(method)))
+            raise UsageError(f"method {method.name} of {path} fails: {said(error, path)}", "mend it") from error
 
     def _end_of_ascent(self, number: int, losses: dict[str, float]) -> None:
         """Mask the forget terms' gradient, and look whether it is where it should be."""

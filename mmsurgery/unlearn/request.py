@@ -289,6 +289,8 @@ class Run:
             "retain": data_sha256(self.retain),
             "mask": None if self.mask is None else mask_identity(self.mask),
         }
+        if request.method.code is not None:
+            inputs["method"] = request.method.code
         if request.takes_reference:
             inputs["reference"] = _digest(self.workspace, request.reference, self.family)
         if request.asks_vanilla:

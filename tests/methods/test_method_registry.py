@@ -94,6 +94,27 @@ class Needy(Method):
 
 class Greedy(Half):
     references = frozenset({"the_future"})
+
+class Listed(Half):
+    references = ["x"]
+
+class Rich(Half):
+    budget = 3
+
+class Curious(Half):
+    def beside(self):
+        return {"zzz": 3}
+
+class Odd(Half):
+    def settings(self):
+        return {"a": {1, 2}}
+
+class Raising(Half):
+    def __init__(self):
+        raise ValueError("no")
+
+class Imposter(Half):
+    name = "ga"
 """
 
 
@@ -117,6 +138,12 @@ def test_method_from_a_file(own_file: Path) -> None:
         ("Needy", "give every setting a default"),
         ("Greedy", "asks for reference 'the_future'"),
         ("dataclass", "no method class"),
+        ("Listed", r"has references \['x'\]"),
+        ("Rich", "has budget 3"),
+        ("Curious", "asks for data 'zzz'"),
+        ("Odd", "of plain JSON"),
+        ("Raising", "cannot be made: ValueError: no"),
+        ("Imposter", "is named 'ga', as a method of mmsurgery is - next: give it a name of its own"),
     ],
 )
 def test_what_is_no_method_is_refused(own_file: Path, attribute: str, message: str) -> None:
@@ -130,3 +157,13 @@ def test_files_that_cannot_be_imported(tmp_path: Path) -> None:
     (tmp_path / "exits.py").write_text("raise SystemExit(0)\n")
     with pytest.raises(UsageError, match="cannot be imported: SystemExit"):
         method(f"{tmp_path}/exits.py:X")
+    (tmp_path / "odd.py").write_text("\nclass Odd(BaseException): pass\nraise Odd\n")
+    with pytest.raises(UsageError, match=r"cannot be imported: Odd \(line 3\)"):
+        method(f"{tmp_path}/odd.py:X")
+
+
+def test_code_of_ones_own_is_told_apart(own_file: Path) -> None:
+    before = method(f"{own_file}:Half").code
+    own_file.write_text(OWN.replace("-self.factor", "self.factor"))
+    assert before not in (None, method(f"{own_file}:Half").code)
+    assert method("npo").code is None
