@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mmsurgery.artifacts.files import home_expanded
 from mmsurgery.errors import InputRefused, MachineFault, MissingArtifact, RemoteFault, UsageError
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -129,7 +130,7 @@ def checkpoint(text: str) -> str:
         InputRefused: if all weights of the folder are pickled; and as `fetch`.
     """
     if (model := hub_model(text)) is None:
-        folder = Path(text).expanduser()
+        folder = home_expanded(text)
         if not folder.is_dir():
             raise MissingArtifact(f"no folder {text}", "name a checkpoint folder or a hub id such as org/name")
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)

@@ -23,7 +23,7 @@ from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.data.portraits import check_drawn_for
 from mmsurgery.data.samples import Sample, data_sha256
 from mmsurgery.diff.run import read_diff
-from mmsurgery.errors import Mismatch, MissingArtifact, MmsurgeryError
+from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, MmsurgeryError
 from mmsurgery.evaluate.records import read_eval, read_items
 from mmsurgery.masks.stale import stale
 from mmsurgery.provenance import check_seal
@@ -123,7 +123,8 @@ class _Checks:
 
     def _run(self, name: str, folder: Path) -> None:
         record = read_record(folder)
-        inputs, again = record["provenance"]["inputs"], f"make '{name}' again, with --force"
+        again = f"make '{name}' again, with --force"
+        inputs = _mapping(record["provenance"].get("inputs"), f"the record of '{name}'")
         for part in ("start", "reference"):
             self._same(f"model '{name}'", str(record.get(part)), inputs.get(part), again)
         mask = record.get("mask")
@@ -164,11 +165,11 @@ class _Checks:
     def _scores(self, path: Path) -> None:
         record = read_eval(path)
         read_items(path)
-        inputs = record["provenance"].get("inputs", {})
+        inputs = _mapping(record["provenance"].get("inputs", {}), str(path))
         again = f"mmsurgery eval {record['model']} --force"
         self._same(f"{path}", record["model"], inputs.get("model_sha256"), again)
         own = path.parent == self.workspace.path("evals")  # others ask a subset, of an earlier request or otherwise
-        asked = inputs.get("items", {}) if own else {}
+        asked = _mapping(inputs.get("items", {}), str(path)) if own else {}
         if differing := sorted(column for column, digest in asked.items() if self._asked(column) != digest):
             raise Mismatch(f"{path} is about other items than the data holds now: {', '.join(differing)}", again)
 
@@ -180,7 +181,7 @@ class _Checks:
 
     def _diff(self, path: Path) -> None:
         record = read_diff(path)
-        inputs = record["provenance"].get("inputs", {})
+        inputs = _mapping(record["provenance"].get("inputs", {}), str(path))
         again = f"mmsurgery diff {record.get('before')} {record.get('after')} --force"
         for side in ("before", "after"):
             self._same(f"{path}", str(record.get(side)), inputs.get(side), again)
@@ -188,8 +189,15 @@ class _Checks:
     def _audit(self, path: Path) -> None:
         record = read_audit(path)
         again = f"mmsurgery audit {record['model']} --force"
-        for name, digest in record["provenance"].get("inputs", {}).get("models", {}).items():
+        inputs = _mapping(record["provenance"].get("inputs", {}), str(path))
+        for name, digest in _mapping(inputs.get("models", {}), str(path)).items():
             self._same(f"{path}", name, digest, again)
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputRefused(f"{where} does not say what it was made of", "make it again")
+    return value
 
 
 def _sealed(kind: str) -> Callable[[Path], Mapping[str, Any]]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mmsurgery.workspace import Workspace
 
 
+PICTURES = (b"\x89png", b"<?xml", b"<svg")
+"""How pictures begin, in lower case."""
+
+
 @dataclass(frozen=True)
 class Inspection:
     path: Path
@@ -49,9 +53,12 @@ def inspect(
     Raises:
         MissingArtifact: if nothing has that name.
         UsageError: if a heatmap, overlap or stability is asked of something that has none, or there is no folder
-            for picture or page.
+            for picture or page, or another file in their place.
     """
-    picture, page = (None if name is None else given_path(Path(name)) for name in (png, html))
+    picture, page = (
+        None if name is None else given_path(Path(name), over)
+        for name, over in ((png, PICTURES), (html, (b"<!doctype html",)))
+    )
     found = find(workspace, artifact)
     beside = [find(workspace, other) for other in others]
     for each in (found, *beside) if others or stability else ():

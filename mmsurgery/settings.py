@@ -14,6 +14,9 @@ from mmsurgery.provenance import SCHEMA, check_schema
 from mmsurgery.recipes.recipe import PRECISIONS
 
 SETTINGS_FILE = "mmsurgery.toml"
+SEEDS = 1 << 32
+"""How many seeds there are, from 0."""
+_THREADS = 1 << 10
 SALIENCY_TEXTS = ("held-out", "official")
 """Which text pairs the parts `forget_qa` and `retain_qa` hold: pairs that are never scored, or, as the official
 code has it, the very text that is scored; results of the latter say so."""
@@ -93,7 +96,7 @@ class Settings:
         """
         try:
             table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # of numbers and brackets beyond what Python reads
             raise UsageError(f"{where} is not valid TOML: {error}", "mend the line") from error
         check_schema(table.pop("schema", SCHEMA), where)
         faults: list[str] = []
@@ -130,6 +133,15 @@ class Settings:
             UsageError: if one makes no sense.
         """
         _refuse(_value_faults(self), where)
+
+
+def check_seed(seed: int) -> None:
+    """
+    Raises:
+        UsageError: for a seed that settings could not hold.
+    """
+    if not 0 <= seed < SEEDS:
+        raise UsageError(f"seed is {seed}, should be 0 or more, below 2^32", "choose another one")
 
 
 def _refuse(faults: list[str], where: str) -> None:
@@ -177,11 +189,16 @@ def _value_faults(settings: Settings) -> list[str]:
     for key in ("weight_decay", "clip_norm"):
         if not 0 <= getattr(recipe, key) < float("inf"):
             faults.append(f"recipe.{key} is {getattr(recipe, key)}, should be 0 or more")
+    if recipe.threads > _THREADS:
+        faults.append(f"recipe.threads is {recipe.threads}, should be at most {_THREADS:,}")
+    for section, key in (("benchmark", "data"), ("models", "base"), ("models", "vanilla")):
+        if "\0" in getattr(getattr(settings, section), key):
+            faults.append(f"{section}.{key} holds a NUL character")
     if recipe.precision not in PRECISIONS:
         faults.append(f"recipe.precision is '{recipe.precision}', should be {' or '.join(PRECISIONS)}")
     for section, key in (("benchmark", "draw"), ("benchmark", "world"), ("models", "seed"), ("recipe", "seed")):
         value = getattr(getattr(settings, section), key)
-        if not 0 <= value < 1 << 32:
+        if not 0 <= value < SEEDS:
             faults.append(f"{section}.{key} is {value}, should be 0 or more, below 2^32")
     if not 0 < settings.benchmark.forget < 100:
         faults.append(f"benchmark.forget is {settings.benchmark.forget}, should be a percentage of people")

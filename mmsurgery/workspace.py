@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
+from mmsurgery.artifacts.files import home_expanded, real
 from mmsurgery.errors import MachineFault, MissingArtifact, NoWorkspace, UsageError, nearest
 from mmsurgery.hub_models import HubModel, cache_folder, fetch, hub_model, is_cached, pinned_model
 from mmsurgery.names import check_artifact_name, is_artifact_name
@@ -89,7 +92,7 @@ class Workspace:
 
     def resolve(self, setting: str) -> Path:
         """A path from the settings: absolute, or relative to the workspace."""
-        return (self.root / Path(setting).expanduser()).absolute()
+        return (self.root / home_expanded(setting)).absolute()
 
     @property
     def data_dir(self) -> Path:
@@ -155,7 +158,7 @@ class Workspace:
                     f"{text} would be called '{name}', as a model here is", "name its folder by another name"
                 )
             return check_artifact_name(name), cache_folder(fetch(model))
-        folder = Path(text).expanduser().absolute()
+        folder = home_expanded(text).absolute()
         by_path = "/" in text or (text not in self.models() and (folder / "config.json").exists())
         if not by_path:
             return text, self.existing_model(text)
@@ -163,9 +166,9 @@ class Workspace:
             raise MissingArtifact(
                 f"no model folder {folder}", "name a model that mmsurgery status lists, or a checkpoint folder"
             )
-        folder = folder.resolve()
+        folder = real(folder)
         name = folder.name
-        if name in self.models() and self.model_dir(name).resolve() != folder:
+        if name in self.models() and real(self.model_dir(name)) != folder:
             home = folder.parent.parent if folder.parent.name == "models" else folder.parent
             name = f"{home.name}.{name}"
         return check_artifact_name(name), folder
@@ -249,7 +252,9 @@ class Workspace:
             since = datetime.datetime.now().strftime("%H:%M")
             self.check_journal()
             with self._writing(holder):
-                holder.write_text(f"pid {os.getpid()} on host {socket.gethostname()} since {since}")
+                holder.unlink(missing_ok=True)  # a link or pipe in its place is not to be written through
+                with holder.open("x") as stream:
+                    stream.write(f"pid {os.getpid()} on host {socket.gethostname()} since {since}")
             yield
         finally:
             with contextlib.suppress(OSError):
@@ -262,7 +267,7 @@ class Workspace:
         Raises:
             MachineFault: if it cannot.
         """
-        with self._writing(self.path("journal.jsonl")), self.path("journal.jsonl").open("ab"):
+        with self._journal():
             pass
 
     def journal(self, event: str, **details: Any) -> None:
@@ -273,14 +278,23 @@ class Workspace:
         """
         entry = {"time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "event": event, **details}
         line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-        path = self.path("journal.jsonl")
-        with self._writing(path), path.open("a+b") as stream:
-            if stream.tell():
-                stream.seek(-1, os.SEEK_END)
-                line = line if stream.read(1) == b"\n" else b"\n" + line  # a kill tore the last line
+        with self._journal() as stream:
+            if size := os.fstat(stream.fileno()).st_size:
+                torn = os.pread(stream.fileno(), 1, size - 1) != b"\n"  # by a kill
+                line = b"\n" + line if torn else line
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
+
+    @contextlib.contextmanager
+    def _journal(self) -> Iterator[BinaryIO]:
+        """The journal, to be written at its end; no link is followed, no pipe waited for."""
+        path = self.path("journal.jsonl")
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        with self._writing(path), open(os.open(path, flags, 0o666), "ab") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "is not a regular file")
+            yield stream
 
     @contextlib.contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
@@ -298,7 +312,7 @@ class Workspace:
             return []
         entries = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 entries.append(json.loads(line))
         return [entry for entry in entries if isinstance(entry, dict) and "event" in entry]
 
@@ -306,7 +320,7 @@ class Workspace:
 def _read_holder(path: Path) -> tuple[str, int | None]:
     """Who holds the lock, in words, and its process."""
     with contextlib.suppress(OSError, ValueError):
-        if (text := path.read_text()).startswith("pid "):
+        if path.is_file() and (text := path.read_text()).startswith("pid "):
             return text, int(text.split()[1])
     return "another process", None
 
@@ -320,6 +334,11 @@ def find_workspace(start: Path) -> Workspace:
         InputRefused: if the settings file cannot be read.
     """
     start = start.absolute()
+    try:
+        str(start).encode()
+    except UnicodeEncodeError as error:
+        what = f"the path of {start} is not UTF-8, or the locale is not"
+        raise UsageError(what, "rename the folder, or set PYTHONUTF8=1") from error
     for folder in (start, *start.parents):
         file = folder / SETTINGS_FILE
         if file.is_file():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmsurgery.artifacts.files import home_expanded, real
 from mmsurgery.errors import NoWorkspace, UsageError
 from mmsurgery.settings import SETTINGS_FILE
 
@@ -37,8 +38,8 @@ def folder_to_make(given: Path | None) -> Path:
     Raises:
         UsageError: if two different ones are named.
     """
-    named = None if state.workspace is None else Path(state.workspace).expanduser()
-    if given is not None and named is not None and given.resolve() != named.resolve():
+    named = None if state.workspace is None else home_expanded(state.workspace)
+    if given is not None and named is not None and real(given) != real(named):
         raise UsageError(f"two folders for a workspace: {given}, and -w {named}", "name one of them")
     return (given or named or Path()).absolute()
 
@@ -53,7 +54,7 @@ def open_here() -> Workspace:
 
     if state.workspace is None:
         return open_workspace(Path.cwd())
-    named = Path(state.workspace).expanduser().resolve()
+    named = real(home_expanded(state.workspace))
     if not (named / SETTINGS_FILE).is_file():
         raise NoWorkspace(f"{named} is no workspace: it has no {SETTINGS_FILE}", "name another folder with -w")
     return open_workspace(named)

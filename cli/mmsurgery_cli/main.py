@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import signal
 import sys
@@ -94,12 +96,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return PIPE_CLOSED
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            wrong = UsageError(f"a name is too long: {str(error.filename)[:60]} ...", "shorten it")
+            return _fail(error, wrong.line(), wrong.code)
         where = f"{error.filename}: " if error.filename else "cannot read or write: "
         fault = MachineFault(f"{where}{error.strerror or error}", "check the disk and its permissions")
         return _fail(error, fault.line(), fault.code)
     except Exception as error:
         if isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error):  # torch's
             fault = MachineFault("not enough memory", "use a smaller batch; --plan says what a command needs")
+            return _fail(error, fault.line(), fault.code)
+        if isinstance(error, ImportError) and "failed to map segment" in str(error):  # of a shared library
+            fault = MachineFault("not enough memory", "raise the limit of address space (ulimit -v)")
             return _fail(error, fault.line(), fault.code)
         if type(error).__name__ == "OutOfMemoryError":  # torch's is a RuntimeError; by name, for torch takes seconds
             fault = MachineFault(
@@ -125,7 +133,8 @@ def _say(text: str) -> None:
 def main() -> NoReturn:
     """The console script."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, _interrupt)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _open_streams()
     code = run()
@@ -149,3 +158,6 @@ def _open_streams() -> None:
     os.close(handle)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - open to the end
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - open to the end
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of what its encoding has no letters for

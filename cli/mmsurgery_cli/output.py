@@ -36,7 +36,8 @@ class Output:
     def document(self, value: Any) -> None:
         """Print the one JSON document; nothing without `--json`."""
         if self.as_json:
-            sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            escaped = "utf" not in str(sys.stdout.encoding).lower()
+            sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=escaped, allow_nan=False) + "\n")
             sys.stdout.flush()
 
     def note(self, text: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import regular_file, unreadable
+from mmsurgery.artifacts.files import real, regular_file, unreadable
 from mmsurgery.provenance import sha256_file
 
 _RACY = 2_000_000_000
@@ -59,11 +60,12 @@ class DigestCache:
             self._entries = {}
             try:
                 status = self._path.stat()
-                if status.st_uid == os.getuid() and not status.st_mode & 0o022:
+                ours = status.st_uid == os.getuid() and not status.st_mode & 0o022
+                if ours and stat.S_ISREG(status.st_mode):
                     value = json.loads(self._path.read_bytes())
                     if isinstance(value, dict):
                         self._entries = {k: v for k, v in value.items() if isinstance(v, list) and len(v) == 2}
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 self._entries = {}
         return self._entries
 
@@ -88,7 +90,7 @@ class DigestCache:
             except OSError as error:
                 raise unreadable(path, error) from error
 
-        return self.remember(str(path.resolve()), file_identity(path), compute)
+        return self.remember(str(real(path)), file_identity(path), compute)
 
     def _save(self) -> None:
         entries = self._load()

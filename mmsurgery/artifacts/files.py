@@ -47,6 +47,10 @@ def fsync_folder(folder: Path) -> None:
 
 def machine_fault(error: OSError, path: Path) -> MachineFault:
     """What an operating-system error on `path` means to a person."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
+        for place in (*reversed(path.parents), path):
+            if (place.exists() or place.is_symlink()) and not place.is_dir():
+                return MachineFault(f"cannot write {path}: {place} is no folder", "move it away")
     reason = error.strerror or str(error)
     hints = {
         errno.ENOSPC: "free some disk space and run the command again",
@@ -239,15 +243,50 @@ def _exchange(new: Path, path: Path) -> None:
             aside.rmdir()
 
 
-def given_path(path: Path) -> Path:
+def given_path(path: Path, over: tuple[bytes, ...] = ()) -> Path:
     """A path that a person named to be written: its folder must be there, for a mistyped one is not made.
 
+    Args:
+        over: how a file may begin that is written over; any may where none is given.
+
     Raises:
-        UsageError: if it is not.
+        UsageError: if it is not, or something else is there.
     """
     if not path.parent.is_dir():
         raise UsageError(f"no folder {path.parent} to write {path.name} into", "make it, or name another one")
+    if over and path.is_file() and not read_start(path).lstrip().lower().startswith(over):
+        raise UsageError(f"{path} is there, and is something else", "name another file, or move it away")
     return path
+
+
+def read_start(path: Path) -> bytes:
+    """The first 64 bytes of a file.
+
+    Raises:
+        InputRefused: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            return handle.read(64)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def real(path: Path) -> Path:
+    """Where a path leads; of links that lead in a circle the path itself, which then cannot be read."""
+    return Path(os.path.realpath(path))
+
+
+def home_expanded(text: str) -> Path:
+    """A path, `~` and `~user` in it taken for home folders.
+
+    Raises:
+        UsageError: for a user that there is not.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"no home folder for {text}", "write the path in full") from error
 
 
 _PROBES = 50
@@ -329,11 +368,7 @@ def regular_file(path: Path) -> os.stat_result:
     if status.st_size > max(_SMALL, _MAX_RATIO * held) and held:
         what = f"{path} claims {status.st_size:,} bytes, of which {held:,} are on the disk: the rest are holes"
         raise InputRefused(what, "make or copy it again")
-    try:
-        with path.open("rb") as handle:
-            head = handle.read(64)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    head = read_start(path)
     if head.startswith(b"version https://git-lfs"):
         raise InputRefused(f"{path} is a Git LFS pointer, not the file itself", "git lfs pull")
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE
+from mmsurgery.artifacts.files import home_expanded, real
 from mmsurgery.artifacts.patch import is_patch
 from mmsurgery.artifacts.saliency_map import MANIFEST
 from mmsurgery.errors import MissingArtifact, UsageError, nearest
@@ -63,7 +64,7 @@ def find(
     """
     if not text.strip():
         raise UsageError(f"no {called} is named", "see mmsurgery status for what there is")
-    path = Path(text).expanduser()
+    path = home_expanded(text)
     given = path.exists() and (
         "/" in text or path.is_file() or _kind(path) != ""
     )  # a name may be that of some folder here, too
@@ -113,7 +114,7 @@ def _by_path(path: Path, kinds: Collection[str], called: str) -> Found:
     kind = _kind(path)
     if kind not in kinds and len(kinds) < len(ROOMS):
         raise UsageError(f"{path} is no {called}" + (f" but a {kind}" if kind else ""), f"name a {called}")
-    return Found(kind, path.resolve().name.removesuffix(".safetensors").removesuffix(".json"), path)
+    return Found(kind, real(path).name.removesuffix(".safetensors").removesuffix(".json"), path)
 
 
 def _kind(path: Path) -> str:

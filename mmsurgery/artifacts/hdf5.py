@@ -14,7 +14,7 @@ import numpy as np
 
 from mmsurgery.artifacts.apart import Died, apart
 from mmsurgery.artifacts.digests import digest_cache, file_identity
-from mmsurgery.artifacts.files import read_at
+from mmsurgery.artifacts.files import read_at, real
 from mmsurgery.errors import InputRefused, MachineFault, MmsurgeryError
 from mmsurgery.names import check_parameter_name
 
@@ -73,7 +73,7 @@ def datasets(path: Path, group: str) -> dict[str, Dataset]:
     try:
         status = path.stat()
         identity = [group, *file_identity(path)]
-        digest_cache.remember(f"hdf5:{path.resolve()}", identity, lambda: _looked_at_apart(path, group, status))
+        digest_cache.remember(f"hdf5:{real(path)}", identity, lambda: _looked_at_apart(path, group, status))
         return _checked(path, group, status)
     except MmsurgeryError:
         raise

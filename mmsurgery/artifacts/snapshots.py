@@ -34,6 +34,9 @@ class Snapshots:
         origin: provenance of what is computed; the snapshots of another one are refused.
         unit: what is counted: `step`, `sample`.
         force: they are removed instead.
+
+    Raises:
+        InputRefused: if the folder is a link.
     """
 
     interval = 30.0
@@ -46,6 +49,8 @@ class Snapshots:
         self.folder, self.unit, self.force = folder, unit, force
         self._origin = {part: origin[part] for part in ("settings", "inputs", "versions", "key")}
         self._next = time.monotonic() + self.interval
+        if folder.is_symlink():
+            raise InputRefused(f"{folder} is a link, and what is behind it is not ours to remove", "remove the link")
 
     @staticmethod
     def folder_of(made: Path) -> Path:

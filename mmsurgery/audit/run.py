@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
-from mmsurgery.artifacts.files import read_json, write_json
+from mmsurgery.artifacts.files import read_json, real, write_json
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.audit import judge, probing, quantisation, relearning
 from mmsurgery.audit.material import Material
@@ -133,7 +133,7 @@ def audited_model(workspace: Workspace, model: str | None) -> tuple[str, Path]:
         raise UsageError("the base model knows nobody of these people", "name an unlearned model")
     if name == DESTROYED:
         raise UsageError(f"'{DESTROYED}' is what an audit calls shuffled weights", "give the model another name")
-    if name in TRIO and workspace.model_dir(name).resolve() != folder.resolve():
+    if name in TRIO and real(workspace.model_dir(name)) != real(folder):
         raise UsageError(f"{folder} would be called '{name}', as the reference is", "name its folder by another name")
     return name, folder
 

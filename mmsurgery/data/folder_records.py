@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import read_bytes
+from mmsurgery.artifacts.files import read_bytes, real
 from mmsurgery.errors import InputRefused, MissingArtifact, MmsurgeryError, UsageError, nearest
 from mmsurgery.provenance import parse_json
 
@@ -70,7 +70,7 @@ def rows_file(folder: Path) -> Path:
         raise MissingArtifact(f"{folder} holds no {' or '.join(FILES)}{named}", "write it, one row for each question")
     if len(found) > 1:
         raise UsageError(f"{folder} holds both {' and '.join(FILES)}", "keep one of them")
-    if not found[0].resolve().is_relative_to(folder.resolve()):
+    if not real(found[0]).is_relative_to(real(folder)):
         raise InputRefused(f"{found[0]} leads out of the data folder", "copy the file into the folder")
     return found[0]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.digests import file_identity
+from mmsurgery.artifacts.files import real
 from mmsurgery.data.faults import Report
 from mmsurgery.data.folder_records import REQUIRED, Fault, Record, read_records, refusal, rows_file, short, unknown_word
 from mmsurgery.data.leakage import OVERLAP, allowing
@@ -161,9 +162,9 @@ def _picture_fault(name: str, folder: Path) -> tuple[str, str] | None:
     """
     identity: tuple[Any, ...] | None = None
     try:
-        base = folder.resolve()
+        base = real(folder)
         path = base / name
-        if path.resolve().is_relative_to(base) and path.is_file():
+        if real(path).is_relative_to(base) and path.is_file():
             identity = (str(path), *file_identity(path))
             if identity in _whole_pictures:
                 return None

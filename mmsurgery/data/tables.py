@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mmsurgery.artifacts.files import read_bytes, regular_file
+from mmsurgery.artifacts.files import read_bytes, real, regular_file
 from mmsurgery.data.faults import Report
 from mmsurgery.data.samples import IMAGE_FORMATS, SMALLER, check_picture
 from mmsurgery.errors import InputRefused, MmsurgeryError, UsageError
@@ -271,8 +271,8 @@ def picture_bytes(cell: Any, root: Path, where: str) -> bytes:
 def _from_path(name: Any, root: Path, where: str) -> bytes:
     if not isinstance(name, str) or not name or "\0" in name:
         raise InputRefused(f"{where}: picture has neither bytes nor a path")
-    base = root.resolve()
-    path = (base / name).resolve()
+    base = real(root)
+    path = real(base / name)
     if not path.is_relative_to(base):
         raise InputRefused(f"{where}: picture path {name} leads out of the data folder", BELOW)
     if not path.is_file():

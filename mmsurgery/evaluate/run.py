@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.files import read_json
+from mmsurgery.artifacts.files import read_json, real
 from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import device_name
@@ -98,7 +98,7 @@ def evaluate(
         names = list(models or ["vanilla", *(name for name in workspace.models() if name not in ("vanilla", "base"))])
         found: dict[str, Path] = {}
         for name, folder in map(workspace.find_model, names):
-            if found.setdefault(name, folder).resolve() != folder.resolve():
+            if real(found.setdefault(name, folder)) != real(folder):
                 raise UsageError(f"two models are called '{name}': {found[name]} and {folder}", "rename a folder")
         check_trained(workspace, *found)
         vanilla = workspace.existing_model("vanilla") if protocol == OPEN else None

@@ -36,10 +36,13 @@ class Unfinished:
 
         Raises:
             Mismatch: naming the settings, inputs and versions in which an interrupted run differs.
+            InputRefused: if the folder is a link.
             MachineFault: if it cannot be written.
         """
         origin = {part: origin[part] for part in ("settings", "inputs", "versions", "key")}
         file = self.folder / _ORIGIN
+        if link := next((each for each in (self.folder, self.folder.parent) if each.is_symlink()), None):
+            raise InputRefused(f"{link} is a link, and what is behind it is not ours to remove", "remove the link")
         if self.folder.exists():
             try:
                 there = check_seal(read_json(file), str(file), kind=_KIND)["provenance"]

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import given_path, put, temporary_folder
+from mmsurgery.artifacts.files import given_path, put, real, temporary_folder
 from mmsurgery.artifacts.find import EXPORTED, ROOMS, Found, find
 from mmsurgery.errors import Mismatch, UsageError, unknown
 from mmsurgery.provenance import sha256_file, sha256_json
+from mmsurgery.settings import SETTINGS_FILE
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
 Writer = Callable[[Workspace, Found, Path, Progress], dict[str, Any]]
@@ -32,6 +33,8 @@ class Format:
     """`module:function`, a `Writer`, imported when it is used."""
 
 
+KEPT = frozenset((*ROOMS.values(), "audits", "references", "journal.jsonl", SETTINGS_FILE))
+"""What of a workspace nothing is exported into."""
 FORMATS = {
     "official": Format(
         "mask file of the official MMUnlearner code", ("mask",), ".pt", "mmsurgery.exchange.export:_official"
@@ -104,11 +107,22 @@ def export(
         if out is None
         else given_path(Path(out))
     )
+    if out is not None and (inside := _inside(workspace, path)) is not None:
+        raise UsageError(f"{path} is where the workspace keeps its {inside}", "name a file elsewhere")
     with workspace.lock():
         up_to_date, details = _write(chosen, workspace, found, path, force, progress)
         if not up_to_date:
             workspace.journal("export", artifact=found.name, kind=found.kind, format=format)
     return ExportResult(found.name, found.kind, format, path, sum(map(_size, _files(path))), up_to_date, details)
+
+
+def _inside(workspace: Workspace, path: Path) -> str | None:
+    """What of the workspace a path is part of; None for what is only beside its artifacts."""
+    place, root = real(path), real(workspace.root)
+    first = place.relative_to(root).parts[0] if place != root and place.is_relative_to(root) else ""
+    if place.is_relative_to(real(workspace.data_dir)):
+        return "data"
+    return first if first in KEPT else None
 
 
 def _write(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import write_bytes, write_pretty_json
+from mmsurgery.artifacts.files import real, write_bytes, write_pretty_json
 from mmsurgery.artifacts.find import Found
 from mmsurgery.evaluate import columns, truth
 from mmsurgery.evaluate.official import Answer
@@ -70,7 +70,7 @@ def write_lm_eval(workspace: Workspace, found: Found, path: Path, progress: Prog
     """
     record, items = read_eval(found.path), read_items(found.path)
     benchmark = workspace.settings.benchmark.name
-    if workspace.path("evals").resolve() not in found.path.resolve().parents:
+    if real(workspace.path("evals")) not in real(found.path).parents:
         progress.note(
             f"{found.path} is not in this workspace: its tasks are named after the benchmark here, {benchmark}"
         )

@@ -18,6 +18,7 @@ from mmsurgery.masks.rule import SCOPES, check_beta, check_density, ratio_mask
 from mmsurgery.masks.stale import check_fresh, saliency_command, vanilla_files
 from mmsurgery.names import Selector
 from mmsurgery.provenance import differences, provenance
+from mmsurgery.settings import check_seed
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ def _check_idle(
         raise UsageError(f"per '{per}' has no meaning without a density", "add --density 0.1, or leave --per out")
     if control != "random" and seed is not None:
         raise UsageError("only the control 'random' is drawn by a seed", "add --control random, or leave --seed out")
+    if seed is not None:
+        check_seed(seed)
 
 
 def _check_choices(*, estimator: str, mixture: str, per: str | None, control: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.digests import digest_cache, file_identity
+from mmsurgery.artifacts.files import real
 from mmsurgery.artifacts.saliency_map import MANIFEST, content_sha256, read_manifest, recorded
 from mmsurgery.artifacts.tensors import read_header
 from mmsurgery.backbones.discovery import backbone
@@ -96,7 +97,7 @@ def part_sha256(workspace: Workspace, part: str, *, source: Source | None = None
         {key: list(v) if isinstance(v, tuple) else v for key, v in source.options.items()},
     ]
     identity = [versions().get("mmsurgery"), sha256_json([[str(p), *file_identity(p)] for p in files])]
-    return digest_cache.remember(f"part:{source.folder.resolve()}:{part}:{sha256_json(chosen)}", identity, read)
+    return digest_cache.remember(f"part:{real(source.folder)}:{part}:{sha256_json(chosen)}", identity, read)
 
 
 def stale(workspace: Workspace) -> list[MmsurgeryError]:

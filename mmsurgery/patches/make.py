@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.files import check_space
+from mmsurgery.artifacts.files import check_space, real
 from mmsurgery.artifacts.patch import Patch
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.errors import Mismatch, UnusableData, UsageError
@@ -69,7 +69,7 @@ def create(
     """
     after_name, after_folder = workspace.find_model(after or workspace.last_unlearned())
     before_name, before_folder = workspace.find_model(before or _start(workspace, after_folder))
-    if before_folder.resolve() == after_folder.resolve():
+    if real(before_folder) == real(after_folder):
         raise UsageError(f"before and after are both '{after_name}'", "name the model it was made from: --before")
     path = workspace.patch_path(check_artifact_name(name or after_name))
     families = [model_config(folder)["model_type"] for folder in (before_folder, after_folder)]

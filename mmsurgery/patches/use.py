@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.files import atomic_folder, write_json
+from mmsurgery.artifacts.files import atomic_folder, home_expanded, real, write_json
 from mmsurgery.artifacts.patch import Patch
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.discovery import backbone
@@ -93,7 +93,7 @@ def find_patch(workspace: Workspace, text: str) -> Path:
         MissingArtifact: if there is none.
     """
     if "/" in text or text.endswith(".safetensors"):
-        return Path(text).expanduser()
+        return home_expanded(text)
     known = workspace.patches()
     if text not in known:
         guess = nearest(text, known)
@@ -136,7 +136,7 @@ def _turn(
             return result
         if target in TRAINED and path.exists():
             raise UsageError(f"model '{target}' is trained, a patch does not replace it", "choose another --name")
-        if path.resolve().parent != workspace.path("models").resolve():
+        if real(path).parent != real(workspace.path("models")):
             raise UsageError(f"model '{target}' is kept outside {workspace.root}", "give it another --name")
         start = _source(folder, source_name, patch, here, direction[0])
         check_space(start, path.parent)

@@ -16,9 +16,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
+from mmsurgery.artifacts.files import home_expanded
 from mmsurgery.errors import InputRefused, MissingArtifact, UsageError, nearest, unknown
 from mmsurgery.names import GROUPS, Selector
 
@@ -143,7 +143,7 @@ def find_recipe(text: str) -> tuple[str, Recipe]:
         if text not in shipped_recipes():
             raise unknown("recipe", text, shipped_recipes())
         return text, Recipe.from_toml((_folder() / f"{text}{SUFFIX}").read_text(encoding="utf-8"), f"recipe {text}")
-    file = Path(text).expanduser()
+    file = home_expanded(text)
     if not file.is_file():
         raise MissingArtifact(f"no recipe file {file}", f"name a file, or one of {', '.join(shipped_recipes())}")
     try:

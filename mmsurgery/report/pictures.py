@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from mmsurgery.artifacts.files import real
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InputRefused, MmsurgeryError
 from mmsurgery.names import is_artifact_name
@@ -60,7 +61,7 @@ class Pictures:
 
 
 def _inside(place: Path, root: Path) -> bool:
-    return place.resolve().is_relative_to(root.resolve())
+    return real(place).is_relative_to(real(root))
 
 
 def embedded(image: Image) -> Markup:

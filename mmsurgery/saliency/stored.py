@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.digests import digest_cache, file_identity
+from mmsurgery.artifacts.files import real
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.provenance import versions
 from mmsurgery.workspace import Workspace
@@ -39,7 +40,7 @@ class StoredModel:
         tokens; no torch where nothing changed."""
         files = sorted(path for path in self.folder.iterdir() if path.suffix in (".json", ".jinja", ".model", ".txt"))
         identity = [versions(), *([path.name, *file_identity(path)] for path in files)]
-        template = digest_cache.remember(f"template:{self.folder.resolve()}", identity, self._template)
+        template = digest_cache.remember(f"template:{real(self.folder)}", identity, self._template)
         return {**self.files(), "template_sha256": template}
 
     def _template(self) -> str:

@@ -14,7 +14,8 @@ from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles
 from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.loading import device_name
-from mmsurgery.errors import InternalError, Mismatch, UnusableData
+from mmsurgery.errors import InternalError, Mismatch, MmsurgeryError, UnusableData
+from mmsurgery.masks.stale import part_sha256
 from mmsurgery.memory import Layout
 from mmsurgery.provenance import differences
 from mmsurgery.ranks import Ranks
@@ -25,7 +26,7 @@ from mmsurgery.unlearn.objective import VANISHED
 from mmsurgery.unlearn.plan import StepPlan
 from mmsurgery.unlearn.rank_snapshots import snapshots_of
 from mmsurgery.unlearn.record import read_record
-from mmsurgery.unlearn.request import Request, Run, gather
+from mmsurgery.unlearn.request import FORGET, Request, Run, gather
 from mmsurgery.unlearn.resume import History
 from mmsurgery.unlearn.save import check_space, commit
 from mmsurgery.unlearn.train_run import train_run, vanilla_of
@@ -252,6 +253,17 @@ def _acceptance(workspace: Workspace) -> str | None:
     return None if workspace.settings.benchmark.name == "portraits" else warning(workspace)
 
 
+def _changed(run: Run) -> list[str]:
+    """Parts beside the forget set, whose other data is refused, that held something else when the mask was made."""
+    found = []
+    for parent in () if run.mask is None else run.mask.parents:
+        part, digest = str(parent.get("part")), parent.get("data_sha256")
+        with contextlib.suppress(MmsurgeryError):  # of a part that the benchmark does not have
+            if digest and part != FORGET and digest != part_sha256(run.workspace, part, remembered=True):
+                found.append(part)
+    return sorted({*found})
+
+
 def _scored_text(run: Run) -> int:
     """How many text samples that are scored stand behind the run's mask, or behind the model it starts from."""
     own = max(run.scored_text, 0 if run.mask is None else run.mask.counts.get(SCORED_TEXT, 0))
@@ -274,6 +286,8 @@ def _say(run: Run, steps: int, progress: Progress) -> None:
         progress.note(warned)
     if leaked := _scored_text(run):
         progress.note(f"{leaked} text samples behind it are scored, too")
+    if changed := _changed(run):
+        progress.note(f"the mask was made when {' and '.join(changed)} held other data; mmsurgery verify says more")
     for model, samples in run.earlier.items():
         if samples:
             progress.note(f"{samples:,} retain samples are of people that '{model}' forgot: left out")

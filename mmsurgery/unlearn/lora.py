@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from mmsurgery.backbones.protocol import Backbone
 
 
+_RANK = 1 << 16
+"""That no matrix has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
     """Low-rank adapters of scale 1 (alpha = rank, as the official code), A Gaussian, B zero, no dropout."""
@@ -29,8 +33,8 @@ class LoRA:
         Raises:
             UsageError: for a rank below 1 or a selector that cannot be read.
         """
-        if self.rank < 1:
-            raise UsageError(f"LoRA rank is {self.rank}, should be at least 1", "pass --lora-rank 16")
+        if not 1 <= self.rank <= _RANK:
+            raise UsageError(f"LoRA rank is {self.rank}, should be from 1 to {_RANK:,}", "pass --lora-rank 16")
         Selector(self.modules)
 
     def targets(self, names: Iterable[str], family: Backbone, mask: Mask | None) -> list[str]:

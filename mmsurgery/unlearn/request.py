@@ -23,7 +23,7 @@ from mmsurgery.methods.registry import method as find_method
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import provenance
 from mmsurgery.recipes.recipe import PRECISIONS
-from mmsurgery.settings import RecipeSettings
+from mmsurgery.settings import RecipeSettings, check_seed
 from mmsurgery.unlearn.beside import beside_of
 from mmsurgery.unlearn.deletions import earlier_requests
 from mmsurgery.unlearn.lora import LoRA
@@ -109,6 +109,7 @@ class Request:
         return request
 
     def _check(self) -> None:
+        check_seed(self.recipe.seed)
         if self.recipe.precision not in PRECISIONS:
             raise unknown("precision", self.recipe.precision, PRECISIONS)
         if self.scope is not None and self.scope not in SCOPES:
