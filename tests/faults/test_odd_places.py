@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -205,6 +206,21 @@ def test_a_signal_that_nohup_had_ignored_stays_ignored(place: small.Place) -> No
     ran = shell(f"{before}; {after}", ["-w", str(place.root), "status"])
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.endswith("True\n")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_the_command_is_loaded(name: str) -> None:
+    code = (
+        "import builtins, os, signal; real = builtins.__import__\n"
+        "def slow(name, *rest):\n"
+        f"    if name == 'mmsurgery_cli.main': os.kill(os.getpid(), signal.{name})\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = slow\n"
+        "from mmsurgery_cli.__main__ import main; main()"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 128 + getattr(signal, name)
+    assert ran.stderr == f"interrupted ({name}) - next: run the same command again; nothing was begun\n"
 
 
 def test_letters_that_the_output_has_not(measured: small.Place, tmp_path: Path) -> None:
