@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mmsurgery.artifacts.files import home_expanded
 from mmsurgery.errors import InputRefused, MachineFault, MissingArtifact, RemoteFault, UsageError
+from mmsurgery.paths import home_expanded
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """Configuration, weights, tokenizer, processor, chat template."""

@@ -27,10 +27,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from mmsurgery.artifacts.files import home_expanded, real
 from mmsurgery.errors import MachineFault, MissingArtifact, NoWorkspace, UsageError, nearest
 from mmsurgery.hub_models import HubModel, cache_folder, fetch, hub_model, is_cached, pinned_model
 from mmsurgery.names import check_artifact_name, is_artifact_name
+from mmsurgery.paths import home_expanded, real
 from mmsurgery.settings import SETTINGS_FILE, Settings
 
 LOCK_TIMEOUT = 1.5

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = [
-    {"errors", "interruption", "names"},
+    {"errors", "interruption", "names", "paths"},
     {"provenance", "settings", "hub_models", "workspace", "recipes", "memory", "ranks"},
     {"artifacts", "figures"},
     {"backbones"},

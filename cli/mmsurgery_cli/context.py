@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmsurgery.artifacts.files import home_expanded, real
 from mmsurgery.errors import NoWorkspace, UsageError
+from mmsurgery.paths import home_expanded, real
 from mmsurgery.settings import SETTINGS_FILE
 
 if TYPE_CHECKING:

@@ -43,6 +43,8 @@ _COPIED = (".json", ".jinja", ".model", ".txt")
 
 RUN_FILE = "mmsurgery-run.json"
 """The record beside the weights of a model that mmsurgery made."""
+FURTHER_TEMPLATES = "additional_chat_templates"
+"""A folder of chat templates by name, which transformers reads; no part of a model here."""
 
 
 def model_config(path: Path) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def model_config(path: Path) -> dict[str, Any]:
             f"{path} is no model folder: config.json is missing", "name a Hugging Face checkpoint folder"
         )
     companion_files(path)
+    _check_further_templates(path)
     for name in _CONFIGS:
         if (path / name).exists():
             value = read_json(path / name)
@@ -93,13 +96,26 @@ def companion_files(folder: Path) -> list[Path]:
     for path in sorted(folder.iterdir()):
         wanted = path.suffix in _COPIED and not path.name.startswith((".", "mmsurgery"))
         if wanted and ".bin." not in path.name and path.is_file():
-            real, home = path.resolve(), folder.resolve()
-            if real.parent != home and not (
-                home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent)
-            ):
-                raise InputRefused(f"{path} leads out of the checkpoint, to {real}", "copy the file itself")
+            _check_inside(folder, path)
             found.append(path)
     return found
+
+
+def _check_further_templates(folder: Path) -> None:
+    """Check that what other programs read as a part of the checkpoint is one."""
+    templates = folder / FURTHER_TEMPLATES
+    _check_inside(folder, templates)
+    if templates.is_dir():
+        for path in sorted(templates.iterdir()):
+            _check_inside(folder, path)
+
+
+def _check_inside(folder: Path, path: Path) -> None:
+    real, home = Path(os.path.realpath(path)), folder.resolve()
+    if real.parent not in (home, home / FURTHER_TEMPLATES) and not (
+        home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent)
+    ):
+        raise InputRefused(f"{path} leads out of the checkpoint, to {real}", "copy the file itself")
 
 
 def companions_sha256(folder: Path) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import real, regular_file, unreadable
+from mmsurgery.artifacts.files import regular_file, unreadable
+from mmsurgery.paths import real
 from mmsurgery.provenance import sha256_file
 
 _RACY = 2_000_000_000

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE
-from mmsurgery.artifacts.files import home_expanded, real
 from mmsurgery.artifacts.patch import is_patch
 from mmsurgery.artifacts.saliency_map import MANIFEST
 from mmsurgery.errors import MissingArtifact, UsageError, nearest
+from mmsurgery.paths import home_expanded, real
 from mmsurgery.workspace import Workspace
 
 ROOMS = {

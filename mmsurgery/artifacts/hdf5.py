@@ -14,9 +14,10 @@ import numpy as np
 
 from mmsurgery.artifacts.apart import Died, apart
 from mmsurgery.artifacts.digests import digest_cache, file_identity
-from mmsurgery.artifacts.files import read_at, real
+from mmsurgery.artifacts.files import read_at
 from mmsurgery.errors import InputRefused, MachineFault, MmsurgeryError
 from mmsurgery.names import check_parameter_name
+from mmsurgery.paths import real
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Spans = Sequence[tuple[int, int]]

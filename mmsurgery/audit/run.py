@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, model_config
-from mmsurgery.artifacts.files import read_json, real, write_json
+from mmsurgery.artifacts.files import read_json, write_json
 from mmsurgery.artifacts.mask import Mask
 from mmsurgery.audit import judge, probing, quantisation, relearning
 from mmsurgery.audit.material import Material
@@ -24,6 +24,7 @@ from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import device_name
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.names import check_artifact_name
+from mmsurgery.paths import real
 from mmsurgery.provenance import SCHEMA, check_seal, differences, provenance, seal
 from mmsurgery.unlearn.record import mask_identity, read_record
 from mmsurgery.workspace import SILENT, Progress, Workspace

@@ -79,8 +79,8 @@ def load(path: Path, dtype: torch.dtype | None = None) -> Loaded:
         UnusableData: if a parameter holds NaN or infinite values.
     """
     family = backbone(model_config(path)["model_type"])
+    processor = family.load_processor(path)  # first: it forks, which takes the longer the more memory is in use
     model = family.load_model(path, dtype=dtype)
-    processor = family.load_processor(path)
     found = addresses(family, model)
     if (where := device()).type != "cpu":
         model.to(where)

@@ -99,7 +99,11 @@ class Backbone(Protocol):
         ...
 
     def load_processor(self, path: Path) -> Any:
-        """The processor of a local checkpoint folder, PIL backend, torchvision not needed."""
+        """The processor of a local checkpoint folder, PIL backend, torchvision not needed.
+
+        Raises:
+            InputRefused: if its files cannot be used, or do not fit the model's `config.json`.
+        """
         ...
 
     def skeleton(self, config: Mapping[str, Any]) -> torch.nn.Module:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import read_bytes, real
+from mmsurgery.artifacts.files import read_bytes
 from mmsurgery.errors import InputRefused, MissingArtifact, MmsurgeryError, UsageError, nearest
+from mmsurgery.paths import real
 from mmsurgery.provenance import parse_json
 
 FILES = ("rows.jsonl", "rows.csv")

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.digests import file_identity
-from mmsurgery.artifacts.files import real
 from mmsurgery.data.faults import Report
 from mmsurgery.data.folder_records import REQUIRED, Fault, Record, read_records, refusal, rows_file, short, unknown_word
 from mmsurgery.data.leakage import OVERLAP, allowing
 from mmsurgery.data.tables import BELOW, picture_bytes
 from mmsurgery.errors import InputRefused, UnusableData
+from mmsurgery.paths import real
 
 ROLES = ("forget", "retain", "realworld")
 USES = ("train", "test")

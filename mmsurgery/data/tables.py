@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mmsurgery.artifacts.files import read_bytes, real, regular_file
+from mmsurgery.artifacts.files import read_bytes, regular_file
 from mmsurgery.data.faults import Report
 from mmsurgery.data.samples import IMAGE_FORMATS, SMALLER, check_picture
 from mmsurgery.errors import InputRefused, MmsurgeryError, UsageError
+from mmsurgery.paths import real
 
 _MAX_PICTURE = 256 << 20
 _MAX_DECLARED = 1 << 30

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.files import read_json, real
+from mmsurgery.artifacts.files import read_json
 from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import device_name
@@ -22,6 +22,7 @@ from mmsurgery.evaluate.gates import check_column, gate, read_gate
 from mmsurgery.evaluate.protocols import LIKELIHOOD, OPEN, Protocol
 from mmsurgery.evaluate.scorer import Plan, Scorer, command
 from mmsurgery.evaluate.unfinished import Unfinished
+from mmsurgery.paths import real
 from mmsurgery.provenance import differences, provenance
 from mmsurgery.ranks import Ranks
 from mmsurgery.unlearn.trained_models import check_trained

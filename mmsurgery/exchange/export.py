@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import given_path, put, real, temporary_folder
+from mmsurgery.artifacts.files import given_path, put, temporary_folder
 from mmsurgery.artifacts.find import EXPORTED, ROOMS, Found, find
 from mmsurgery.errors import Mismatch, UsageError, unknown
+from mmsurgery.paths import real
 from mmsurgery.provenance import sha256_file, sha256_json
 from mmsurgery.settings import SETTINGS_FILE
 from mmsurgery.workspace import SILENT, Progress, Workspace

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import real, write_bytes, write_pretty_json
+from mmsurgery.artifacts.files import write_bytes, write_pretty_json
 from mmsurgery.artifacts.find import Found
 from mmsurgery.evaluate import columns, truth
 from mmsurgery.evaluate.official import Answer
 from mmsurgery.evaluate.records import read_eval, read_items
 from mmsurgery.evaluate.scoring import ItemScore
 from mmsurgery.evaluate.statistics import clustered_interval
+from mmsurgery.paths import real
 from mmsurgery.provenance import sha256
 from mmsurgery.workspace import Progress, Workspace
 

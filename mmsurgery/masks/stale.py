@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.digests import digest_cache, file_identity
-from mmsurgery.artifacts.files import real
 from mmsurgery.artifacts.saliency_map import MANIFEST, content_sha256, read_manifest, recorded
 from mmsurgery.artifacts.tensors import read_header
 from mmsurgery.backbones.discovery import backbone
@@ -18,6 +17,7 @@ from mmsurgery.data.samples import data_sha256
 from mmsurgery.errors import Mismatch, MmsurgeryError
 from mmsurgery.masks.ratio import MIXTURES
 from mmsurgery.masks.rule import SCOPES
+from mmsurgery.paths import real
 from mmsurgery.provenance import parse_json, sha256_json, versions
 from mmsurgery.workspace import ESTIMATORS
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.files import check_space, real
+from mmsurgery.artifacts.files import check_space
 from mmsurgery.artifacts.patch import Patch
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.errors import Mismatch, UnusableData, UsageError
 from mmsurgery.names import check_artifact_name
+from mmsurgery.paths import real
 from mmsurgery.provenance import differences, provenance
 from mmsurgery.unlearn.record import SCRATCH, read_record
 from mmsurgery.unlearn.verify import check_same_layout

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
-from mmsurgery.artifacts.files import atomic_folder, home_expanded, real, write_json
+from mmsurgery.artifacts.files import atomic_folder, write_json
 from mmsurgery.artifacts.patch import Patch
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UsageError, nearest
 from mmsurgery.names import check_artifact_name
+from mmsurgery.paths import home_expanded, real
 from mmsurgery.provenance import seal
 from mmsurgery.unlearn.request import TRAINED
 from mmsurgery.unlearn.save import check_space, rewrite

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from mmsurgery.artifacts.files import home_expanded
 from mmsurgery.errors import InputRefused, MissingArtifact, UsageError, nearest, unknown
 from mmsurgery.names import GROUPS, Selector
+from mmsurgery.paths import home_expanded
 
 SUFFIX = ".toml"
 SCHEDULES = ("linear", "constant")

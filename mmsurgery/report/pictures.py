@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from mmsurgery.artifacts.files import real
 from mmsurgery.data.benchmark import benchmark, source_of
 from mmsurgery.errors import InputRefused, MmsurgeryError
 from mmsurgery.names import is_artifact_name
+from mmsurgery.paths import real
 from mmsurgery.settings import SETTINGS_FILE, Settings
 from mmsurgery.workspace import Workspace
 

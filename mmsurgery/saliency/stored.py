@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from mmsurgery.artifacts.checkpoint import CheckpointFiles, companions_sha256, model_config
 from mmsurgery.artifacts.digests import digest_cache, file_identity
-from mmsurgery.artifacts.files import real
 from mmsurgery.backbones.discovery import backbone
+from mmsurgery.paths import real
 from mmsurgery.provenance import versions
 from mmsurgery.workspace import Workspace
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.checkpoint import CheckpointFiles
+from mmsurgery.artifacts.files import read_json
 from mmsurgery.backbones import encoding, micro, mllmu
 from mmsurgery.errors import InputRefused, UnusableData
 from mmsurgery.names import Address
@@ -81,25 +82,16 @@ class LlavaBackbone:
     def load_processor(self, path: Path) -> Any:
         from transformers import LlavaConfig, LlavaProcessor
 
-        from mmsurgery.backbones.loading import fault_of, quiet
+        from mmsurgery.backbones.processors import pretrained_processor
 
-        config = model_config(path)
-        with quiet():
-            try:
-                processor = LlavaProcessor.from_pretrained(
-                    path, backend="pil", local_files_only=True, trust_remote_code=False
-                )
-            except Exception as error:  # damaged tokenizer files raise bare exceptions of the Rust side
-                raise fault_of(f"the processor files of {path} cannot be read", error) from error
-        if processor.chat_template is None:  # some fine-tunes keep it with the tokenizer only
-            processor.chat_template = processor.tokenizer.chat_template
-        if processor.chat_template is None:
-            raise InputRefused(f"{path} has no chat template", "copy chat_template.jinja from the model it was made of")
-        if processor.patch_size is None:  # releases before 4.44 stored no geometry; the model's config has it
-            described = LlavaConfig.from_dict(config)  # or leaves it to the family's defaults
-            processor.patch_size = described.vision_config.patch_size
-            processor.num_additional_image_tokens = int(described.vision_config.model_type == "clip_vision_model")
-            processor.vision_feature_select_strategy = described.vision_feature_select_strategy
+        processor, config = pretrained_processor(LlavaProcessor, LlavaConfig, path)
+        stored = read_json(path / "processor_config.json") if (path / "processor_config.json").exists() else {}
+        if "num_additional_image_tokens" not in stored:  # releases before 4.47
+            processor.num_additional_image_tokens = int(config.vision_config.model_type == "clip_vision_model")
+        if processor.patch_size is None:  # releases before 4.44 stored no geometry; the model's config has it,
+            processor.patch_size = config.vision_config.patch_size  # or leaves it to the family's defaults
+            processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        _check_pictures(path, processor, config)
         return processor
 
     def skeleton(self, config: Mapping[str, Any]) -> torch.nn.Module:
@@ -186,6 +178,42 @@ def _clip_embeddings(
             "check the pictures of the data, or update the backbone",
         )
     return {"class_embedding": gradient[:, 0], "position_embedding.weight": gradient}
+
+
+def _check_pictures(path: Path, processor: Any, config: Any) -> None:
+    """Check that a picture has the size and the image tokens that the model takes: it finds out in the first forward
+    pass."""
+    from mmsurgery.backbones.processors import AGAIN, within_limits
+
+    what = f"{path}: what processor_config.json or preprocessor_config.json makes of a picture"
+    if fault := within_limits(what, lambda: _picture_fault(processor, config)):
+        raise InputRefused(f"{what} {fault}", AGAIN.format("config.json and the processor files"))
+
+
+def _picture_fault(processor: Any, config: Any) -> str | None:
+    """What is wrong with pictures, made without torch, whose threads a forked process lacks."""
+    from PIL import Image
+
+    vision = config.vision_config
+    try:
+        pixels = processor.image_processor(images=[Image.new("RGB", (4, 3))], return_tensors="np")["pixel_values"]
+        tokens = batches.picture_tokens(processor, pixels)
+        patches = (vision.image_size // vision.patch_size) ** 2
+    except MemoryError:
+        raise
+    except Exception as error:  # settings are read by half a dozen functions
+        return f"cannot be used: {str(error)[:200]}"
+    wanted = (1, vision.num_channels, vision.image_size, vision.image_size)
+    if pixels.shape != wanted:
+        return f"is {list(pixels.shape)} numbers, config.json says {list(wanted)} (image_size)"
+    features = patches + 1 - (config.vision_feature_select_strategy == "default")
+    if tokens != features:
+        return (
+            f"is {tokens} image tokens (patch_size = {processor.patch_size}, num_additional_image_tokens = "
+            f"{processor.num_additional_image_tokens}, vision_feature_select_strategy = "
+            f"{processor.vision_feature_select_strategy!r}), what config.json says makes {features}"
+        )
+    return None
 
 
 def _published(name: str) -> str:

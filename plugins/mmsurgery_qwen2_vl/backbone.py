@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmsurgery.artifacts.checkpoint import CheckpointFiles, model_config
+from mmsurgery.artifacts.checkpoint import CheckpointFiles
 from mmsurgery.backbones import encoding, micro, mllmu
 from mmsurgery.errors import InputRefused
 from mmsurgery.names import Address
@@ -91,21 +91,13 @@ class Qwen2VLBackbone:
         return pretrained(Qwen2VLForConditionalGeneration, path, dtype)
 
     def load_processor(self, path: Path) -> Any:
-        from mmsurgery.backbones.loading import fault_of, quiet
+        from transformers import Qwen2VLConfig
+
+        from mmsurgery.backbones.processors import pretrained_processor
         from mmsurgery_qwen2_vl.processor import Qwen2VLProcessor
 
-        model_config(path)
-        with quiet():
-            try:
-                processor = Qwen2VLProcessor.from_pretrained(
-                    path, backend="pil", local_files_only=True, trust_remote_code=False
-                )
-            except Exception as error:  # damaged tokenizer files raise bare exceptions of the Rust side
-                raise fault_of(f"the processor files of {path} cannot be read", error) from error
-        if processor.chat_template is None:  # some fine-tunes keep it with the tokenizer only
-            processor.chat_template = processor.tokenizer.chat_template
-        if processor.chat_template is None:
-            raise InputRefused(f"{path} has no chat template", "copy chat_template.json from the model it was made of")
+        processor, config = pretrained_processor(Qwen2VLProcessor, Qwen2VLConfig, path)
+        _check_patches(path, processor.image_processor, config.vision_config)
         return processor
 
     def skeleton(self, config: Mapping[str, Any]) -> torch.nn.Module:
@@ -248,3 +240,20 @@ def _check_rotary_sections(path: Path, config: Mapping[str, Any]) -> None:
             f"{width // heads}",
             "copy config.json from the model it was made of",
         )
+
+
+def _check_patches(path: Path, pictures: Any, vision: Any) -> None:
+    """Check that pictures are cut into the patches that the model takes: it finds out in the first forward pass."""
+    from mmsurgery.backbones.processors import AGAIN
+
+    for ours, theirs in (
+        ("patch_size", "patch_size"),
+        ("merge_size", "spatial_merge_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+    ):
+        if (said := getattr(pictures, ours)) != (wanted := getattr(vision, theirs)):
+            raise InputRefused(
+                f"{path}: processor_config.json or preprocessor_config.json says {ours} = {said}, "
+                f"config.json {theirs} = {wanted}",
+                AGAIN.format("config.json and the processor files"),
+            )

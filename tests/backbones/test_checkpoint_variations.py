@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from mmsurgery.backbones.conformance import _losses
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.loading import Loaded, load
 from mmsurgery.data.samples import Item, Sample
-from mmsurgery.errors import InputRefused
+from mmsurgery.errors import InputRefused, MachineFault
 from mmsurgery.evaluate.generation import greedy
 
 FAMILIES = ("llava", "qwen2_vl")
@@ -141,6 +143,82 @@ def test_the_chat_template_is_found_where_it_is(
         assert original.backbone.template_digest(processor) == original.backbone.template_digest(original.processor)
 
 
+FURTHER = ("additional_chat_templates", "default.jinja"), ("additional_chat_templates", "rag.jinja")
+
+
+@pytest.fixture
+def further(folder: Path) -> Path:
+    """A folder that has further chat templates."""
+    (folder / "additional_chat_templates").mkdir()
+    for parts in FURTHER:
+        folder.joinpath(*parts).write_text("{{ 'further' }}")
+    return folder
+
+
+def in_the_processors_config(folder: Path) -> None:
+    template = folder / "chat_template.jinja"
+    edit(folder / "processor_config.json", chat_template=template.read_text())
+    template.unlink()
+
+
+@pytest.mark.parametrize("place", [in_jinja, in_json, in_the_tokenizers_config, in_the_processors_config])
+def test_further_templates_count_for_nothing(original: Loaded, further: Path, place: Callable[[Path], None]) -> None:
+    place(further)
+    loaded = load(further)
+    assert loaded.processor.chat_template == original.processor.chat_template
+    digests = [original.backbone.template_digest(each.processor) for each in (loaded, original)]
+    assert digests[0] == digests[1]
+
+
+def test_further_templates_are_no_template(further: Path) -> None:
+    (further / "chat_template.jinja").unlink()
+    with pytest.raises(InputRefused, match="copy has no chat template"):
+        load(further)
+
+
+@pytest.mark.parametrize("name", ["default.jinja", "rag.jinja", "notes.txt"])
+def test_further_templates_that_are_elsewhere(folder: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (folder / "additional_chat_templates").mkdir()
+    link = folder / "additional_chat_templates" / name
+    link.symlink_to("../chat_template.jinja")
+    load(folder)
+    for target in (tmp_path / "secret", tmp_path / "nowhere"):
+        link.unlink()
+        link.symlink_to(target)
+        with pytest.raises(
+            InputRefused, match=f"{name} leads out of the checkpoint, to {target} - next: copy the file"
+        ):
+            load(folder)
+
+
+def test_a_folder_of_further_templates_that_is_elsewhere(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "inside").mkdir(parents=True)
+    (folder / "additional_chat_templates").symlink_to(tmp_path / "elsewhere" / "inside")
+    with pytest.raises(InputRefused, match="additional_chat_templates leads out of the checkpoint"):
+        load(folder)
+
+
+def test_processes_to_try_a_template_in_are_not_noticed(
+    original: Loaded, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tokenizers warns in every process that is forked once it has used threads, unless it is told what to do."""
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    original.processor.tokenizer(["a text"] * 100)
+    original.backbone.load_processor(folder)
+    assert capfd.readouterr() == ("", "")
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+
+
+def test_no_process_can_be_made(original: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing() -> int:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("os.fork", failing)
+    with pytest.raises(MachineFault, match="cannot be tried: Resource temporarily unavailable - next: end other"):
+        original.backbone.load_processor(original.path)
+
+
 def test_pictures_by_preprocessor_config_alone(original: Loaded, folder: Path, mixed_samples: list[Sample]) -> None:
     """Files of 2023 and 2024: no processor_config.json; LLaVA's geometry is the model's."""
     config = read_json(folder / "processor_config.json")
@@ -194,7 +272,7 @@ def test_what_a_llava_config_leaves_out_is_the_familys_default(tiny_llava: Path,
     processor = backbone("llava").load_processor(folder)
     assert (processor.patch_size, processor.num_additional_image_tokens) == (32, 1)
     edit(folder / "config.json", vision_config=3)
-    with pytest.raises(InputRefused, match="cannot be read: Validation error"):
+    with pytest.raises(InputRefused, match="cannot be loaded: Validation error"):
         backbone("llava").load_processor(folder)
 
 

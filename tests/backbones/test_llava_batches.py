@@ -308,7 +308,7 @@ def test_template_digest(processor: Any, mixed_samples: list[Sample], tiny_llava
     assert backbone.template_digest(backbone.load_processor(copy)) == digest
     changes = {
         "chat_template.jinja": ("ASSISTANT:", "ASSISTANT: "),
-        "processor_config.json": ('"num_additional_image_tokens": 1', '"num_additional_image_tokens": 2'),
+        "processor_config.json": ('"resample": 3', '"resample": 2'),
         "tokenizer.json": ('"lisbon"', '"madrid"'),
     }
     found = {digest}

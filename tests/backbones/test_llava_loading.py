@@ -81,7 +81,19 @@ def edit_part(folder: Path, part: str, key: str, value: int) -> None:
     edit_config(folder, **{part: {**config[part], key: value}})
 
 
+def edit_processor(folder: Path, *, pictures: dict[str, Any] | None = None, **changes: Any) -> None:
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({**config, "image_processor": config["image_processor"] | (pictures or {})}))
+
+
+def edit_tokenizer(folder: Path, **changes: Any) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 WEIGHT = "language_model.model.norm.weight"
+ENDLESS = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
 
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (
@@ -116,6 +128,53 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tokenizer": (lambda p: (p / "tokenizer.json").write_text('{"version": "1.0"}'), "the processor files"),
     "picture": (lambda p: (p / "processor_config.json").write_text("[]"), "processor_config.json is not a JSON object"),
     "template": (lambda p: (p / "chat_template.jinja").unlink(), "has no chat template"),
+    "endless template": (
+        lambda p: (p / "chat_template.jinja").write_text(ENDLESS),
+        "the chat template of .*copy takes more than 2 s or 1 GiB - next: copy",
+    ),
+    "template as large as memory": (
+        lambda p: (p / "chat_template.jinja").write_text("{{ messages[0].role * 10**10 }}"),
+        "the chat template of .*copy takes more than 2 s or 1 GiB",
+    ),
+    "no end": (
+        lambda p: (p / "tokenizer_config.json").write_text("{}"),
+        r"tokenizer_config\.json names no end token \(eos_token\) - next: copy tokenizer_config\.json",
+    ),
+    "unknown end": (
+        lambda p: edit_tokenizer(p, eos_token="x"),
+        r"tokenizer_config\.json\) has token 'x' with id (\d+), config\.json says vocab_size = \1",
+    ),
+    "image token": (
+        lambda p: edit_config(p, image_token_index=4),
+        r"config\.json says the image token is 4, the tokenizer makes \[3\] of <image>",
+    ),
+    "size of pictures": (
+        lambda p: edit_processor(p, pictures={"crop_size": {"height": 28, "width": 3}}),
+        r"makes of a picture is \[1, 3, 28, 3\] numbers, config\.json says \[1, 3, 28, 28\] \(image_size\)",
+    ),
+    "pictures of any size": (lambda p: edit_processor(p, pictures={"do_center_crop": False}), "is .* numbers, config"),
+    "pictures as large as memory": (
+        lambda p: edit_processor(p, pictures={"size": {"shortest_edge": 1 << 17}}),
+        "makes of a picture takes more than 2 s or 1 GiB",
+    ),
+    "pictures without a mean": (
+        lambda p: edit_processor(p, pictures={"image_mean": [0.5] * 4}),
+        "makes of a picture cannot be used: ",
+    ),
+    "pictures without a deviation": (
+        lambda p: edit_processor(p, pictures={"image_std": [0.0] * 3}, patch_size=7),
+        "is 16 image tokens",
+    ),
+    "strategy": (
+        lambda p: edit_processor(p, vision_feature_select_strategy=-5),
+        r"is 5 image tokens .*vision_feature_select_strategy = -5\), what config\.json says makes 4",
+    ),
+    "patches": (lambda p: edit_processor(p, patch_size=7), r"is 16 image tokens \(patch_size = 7, .* makes 4"),
+    "no patches": (lambda p: edit_processor(p, patch_size=0), "makes of a picture cannot be used: "),
+    "class tokens": (
+        lambda p: edit_processor(p, num_additional_image_tokens=0),
+        r"is 3 image tokens \(.* num_additional_image_tokens = 0, .* makes 4",
+    ),
 }
 
 
@@ -209,17 +268,18 @@ def test_stock_transformers_loads_a_micro_model(
     assert generated.shape[1] > 0
 
 
-@pytest.mark.parametrize("geometry", [True, False])
-def test_processor_files_as_published(copy: Path, loaded_llava: Loaded, geometry: bool) -> None:
-    """preprocessor_config.json and chat_template.json apart, without and with the geometry that releases
-    before 4.44 did not store."""
+@pytest.mark.parametrize("geometry", ["whole", "before 4.47", "before 4.44"])
+def test_processor_files_as_published(copy: Path, loaded_llava: Loaded, geometry: str) -> None:
+    """preprocessor_config.json and chat_template.json apart, with the geometry that releases stored."""
     written = json.loads((copy / "processor_config.json").read_text())
     pictures = written.pop("image_processor")
     published = {"image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor"}
     (copy / "preprocessor_config.json").write_text(json.dumps(pictures | published))
-    (copy / "processor_config.json").write_text(
-        json.dumps(written if geometry else {"processor_class": "LlavaProcessor"})
-    )
+    if geometry != "whole":
+        del written["num_additional_image_tokens"]
+    if geometry == "before 4.44":
+        written = {"processor_class": "LlavaProcessor"}
+    (copy / "processor_config.json").write_text(json.dumps(written))
     template = copy / "chat_template.jinja"
     (copy / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
     template.unlink()

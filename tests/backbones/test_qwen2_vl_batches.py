@@ -99,7 +99,11 @@ def published(tiny_qwen2_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     (folder / "preprocessor_config.json").write_text(json.dumps(PUBLISHED_PICTURES))
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": PUBLISHED_TEMPLATE}))
-    shutil.copy(tiny_qwen2_vl / "config.json", folder)
+    config = json.loads((tiny_qwen2_vl / "config.json").read_text())
+    config["image_token_id"] = bpe.token_to_id("<|image_pad|>")
+    config["text_config"]["vocab_size"] = bpe.get_vocab_size()
+    config["vision_config"] |= {"patch_size": 14, "temporal_patch_size": 2}
+    (folder / "config.json").write_text(json.dumps(config))
     return backbone.load_processor(folder)
 
 

@@ -98,6 +98,11 @@ def test_loading_is_silent(copy: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert capfd.readouterr() == ("", "")
 
 
+def edit_pictures(folder: Path, **changes: Any) -> None:
+    pictures = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    edit_json(folder / "processor_config.json", image_processor=pictures | changes)
+
+
 WEIGHT = "visual.merger.ln_q.weight"
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (
@@ -115,6 +120,31 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config": (lambda p: edit_json(p / "config.json", vision_config={"depth": "two"}), "cannot be loaded"),
     "tokenizer": (lambda p: (p / "tokenizer.json").write_text('{"version": "1.0"}'), "the processor files"),
     "template": (lambda p: (p / "chat_template.jinja").unlink(), "has no chat template"),
+    "no end": (
+        lambda p: edit_json(p / "tokenizer_config.json", eos_token=None),
+        r"tokenizer_config\.json names no end token \(eos_token\)",
+    ),
+    "unknown padding": (
+        lambda p: edit_json(p / "tokenizer_config.json", pad_token="x"),
+        r"tokenizer_config\.json\) has token 'x' with id (\d+), config\.json says vocab_size = \1",
+    ),
+    "longest text": (
+        lambda p: edit_json(p / "tokenizer_config.json", model_max_length="x"),
+        r"tokenizer_config\.json says model_max_length = 'x'",
+    ),
+    "image token": (
+        lambda p: edit_json(p / "config.json", image_token_id=4),
+        r"config\.json says the image token is 4, the tokenizer makes \[3\] of <\|image_pad\|>",
+    ),
+    "patches": (
+        lambda p: edit_pictures(p, patch_size=14),
+        r"processor_config\.json says patch_size = 14, config\.json patch_size = 7",
+    ),
+    "merged patches": (
+        lambda p: edit_pictures(p, merge_size=1),
+        r"says merge_size = 1, config\.json spatial_merge_size",
+    ),
+    "time": (lambda p: edit_pictures(p, temporal_patch_size=2), "says temporal_patch_size = 2, config"),
     "code": (
         lambda p: edit_json(p / "processor_config.json", auto_map={"AutoProcessor": "evil.Evil"}),
         "needs remote code; mmsurgery never runs it",

@@ -14,10 +14,11 @@ import pytest
 from campaigns import small
 
 from mmsurgery.artifacts.digests import DigestCache
-from mmsurgery.artifacts.files import home_expanded, write_json
+from mmsurgery.artifacts.files import write_json
 from mmsurgery.artifacts.snapshots import Snapshots
 from mmsurgery.errors import InputRefused, UsageError
 from mmsurgery.evaluate.unfinished import Unfinished
+from mmsurgery.paths import home_expanded
 from mmsurgery.provenance import provenance, seal
 from mmsurgery.settings import SETTINGS_FILE, Settings
 
