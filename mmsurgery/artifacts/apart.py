@@ -14,6 +14,8 @@ from typing import Any
 
 MEMORY = 1 << 30
 """Bytes that the process may take beyond what this one has."""
+_PATIENCE = 60
+"""Seconds that it may take without computing."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -54,6 +56,8 @@ def _work(work: Callable[[], Any], seconds: int, told: int) -> None:
     with contextlib.suppress(BaseException):
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # who started this process decides what they mean
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_PATIENCE + 10 * seconds)  # where it waits for a lock that a thread held which is not here
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         if (sizes := Path("/proc/self/statm")).exists():

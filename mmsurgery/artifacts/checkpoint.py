@@ -21,6 +21,7 @@ from mmsurgery.artifacts.files import read_at, read_json, unreadable
 from mmsurgery.artifacts.tensors import Header, TensorInfo, memory_map, read_header, to_float32
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact
 from mmsurgery.hub_models import CONVERT
+from mmsurgery.paths import real
 from mmsurgery.provenance import check_seal, sha256_file, sha256_json
 
 SINGLE = "model.safetensors"
@@ -111,11 +112,11 @@ def _check_further_templates(folder: Path) -> None:
 
 
 def _check_inside(folder: Path, path: Path) -> None:
-    real, home = Path(os.path.realpath(path)), folder.resolve()
-    if real.parent not in (home, home / FURTHER_TEMPLATES) and not (
-        home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent)
+    target, home = real(path), real(folder)
+    if target.parent not in (home, home / FURTHER_TEMPLATES) and not (
+        home.parent.name == "snapshots" and target.is_relative_to(home.parent.parent)
     ):
-        raise InputRefused(f"{path} leads out of the checkpoint, to {real}", "copy the file itself")
+        raise InputRefused(f"{path} leads out of the checkpoint, to {target}", "copy the file itself")
 
 
 def companions_sha256(folder: Path) -> str:
@@ -220,7 +221,7 @@ class CheckpointFiles:
         entries = [(name, *self._entry(name)) for name in self.names]
         layout = sha256_json([[name, file.name, info.begin] for name, file, info in entries])
         identity: list[Any] = [layout, *([file.name, *file_identity(file)] for file in self.files)]
-        digest = digest_cache.remember(f"model:{self.path.resolve()}", identity, self._digest)
+        digest = digest_cache.remember(f"model:{real(self.path)}", identity, self._digest)
         self._check_record(digest)
         return digest
 
@@ -366,10 +367,10 @@ def _header(folder: Path, name: str) -> Header:
     cache that the folder is a snapshot of."""
     if not _WEIGHT_FILE.fullmatch(name):
         raise InputRefused(f"{folder}: '{name[:200]}' is not the name of a weight file in this folder")
-    target, real = (folder / name).resolve(), folder.resolve()
-    allowed = [real]
-    if real.parent.name == "snapshots":
-        allowed.append(real.parent.parent / "blobs")
+    target, home = real(folder / name), real(folder)
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
     if target.parent not in allowed:
         raise InputRefused(f"{folder / name} leads out of the checkpoint, to {target}", "copy the file itself")
     if not target.exists():

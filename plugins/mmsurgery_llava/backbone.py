@@ -206,7 +206,9 @@ def _picture_fault(processor: Any, config: Any) -> str | None:
     wanted = (1, vision.num_channels, vision.image_size, vision.image_size)
     if pixels.shape != wanted:
         return f"is {list(pixels.shape)} numbers, config.json says {list(wanted)} (image_size)"
-    features = patches + 1 - (config.vision_feature_select_strategy == "default")
+    features = (
+        patches + (vision.model_type == "clip_vision_model") - (config.vision_feature_select_strategy == "default")
+    )
     if tokens != features:
         return (
             f"is {tokens} image tokens (patch_size = {processor.patch_size}, num_additional_image_tokens = "
