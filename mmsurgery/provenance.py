@@ -112,20 +112,22 @@ def provenance(command: str, settings: Mapping[str, Any], inputs: Mapping[str, A
     }
 
 
+_SPREAD = ("method_settings", "beside")
+"""Mappings of which single entries are named: a method's own settings, and data by its parts."""
+
+
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], parts: Sequence[str] = ("settings", "inputs")
 ) -> str:
-    """The settings and inputs in which two provenances differ, for people: `beta 1.0 -> 2.0, saliency`. Of a mapping
-    that both have, such as a method's settings, its entries are named."""
+    """The settings and inputs in which two provenances differ, for people: `beta 1.0 -> 2.0, saliency`."""
     before, now = (
         {k: v for part in parts if isinstance(each.get(part), Mapping) for k, v in each[part].items()}
         for each in (there, here)
     )
-    both = before.keys() | now.keys()
-    for key in before.keys() & now.keys():
-        if isinstance(before[key], Mapping) and isinstance(now[key], Mapping):
+    for key in _SPREAD:
+        if isinstance(before.get(key), Mapping) and isinstance(now.get(key), Mapping):
             for each in (before, now):
-                each |= {f"{key}.{name}" if name in both else name: v for name, v in each.pop(key).items()}
+                each |= {f"{key}.{name}" if name in each else name: v for name, v in each.pop(key).items()}
     found = []
     for key in sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
         values = [before.get(key), now.get(key)]

@@ -334,11 +334,6 @@ def find_workspace(start: Path) -> Workspace:
         InputRefused: if the settings file cannot be read.
     """
     start = start.absolute()
-    try:
-        str(start).encode()
-    except UnicodeEncodeError as error:
-        what = f"the path of {start} is not UTF-8, or the locale is not"
-        raise UsageError(what, "rename the folder, or set PYTHONUTF8=1") from error
     for folder in (start, *start.parents):
         file = folder / SETTINGS_FILE
         if file.is_file():

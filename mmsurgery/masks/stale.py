@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,7 @@ def part_sha256(workspace: Workspace, part: str, *, source: Source | None = None
         source.forget,
         {key: list(v) if isinstance(v, tuple) else v for key, v in source.options.items()},
     ]
-    identity = [versions().get("mmsurgery"), sha256_json([[str(p), *file_identity(p)] for p in files])]
+    identity = [versions().get("mmsurgery"), sha256_json([[os.fsencode(p).hex(), *file_identity(p)] for p in files])]
     return digest_cache.remember(f"part:{real(source.folder)}:{part}:{sha256_json(chosen)}", identity, read)
 
 

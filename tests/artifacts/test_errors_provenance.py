@@ -158,11 +158,14 @@ def test_the_key_names_command_settings_and_inputs() -> None:
     assert differences(one, provenance("mask", {"beta": 2.0}, {"model": "n"})) == "beta 1.0 -> 2.0, model m -> n"
     assert differences(one, provenance("other", {"beta": 1.0}, {"model": "m"})) == "command"
     long = [provenance("mask", {}, {"data": letter * 64, "parts": {"a": letter}}) for letter in "de"]
-    assert differences(*long) == f"a d -> e, data {'d' * 12} -> {'e' * 12}"
-    inner = [provenance("apply", {"own": {"weight": w, "seed": 1}, "seed": 2}, {"sets": {"text": "t"}}) for w in (1, 2)]
+    assert differences(*long) == f"data {'d' * 12} -> {'e' * 12}, parts"
+    inner = [
+        provenance("apply", {"method_settings": {"weight": w, "seed": 1}, "seed": 2}, {"beside": {"text": "t"}})
+        for w in (1, 2)
+    ]
     assert differences(*inner) == "weight 1 -> 2"
-    inner[1]["settings"]["own"]["seed"] = 3
-    assert differences(*inner) == "own.seed 1 -> 3, weight 1 -> 2"
+    inner[1]["settings"]["method_settings"]["seed"] = 3
+    assert differences(*inner) == "method_settings.seed 1 -> 3, weight 1 -> 2"
     assert differences({}, one) == "beta None -> 1.0, model None -> m"
 
 
