@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.apart import MEMORY, Died, apart
-from mmsurgery.artifacts.checkpoint import FURTHER_TEMPLATES, companion_files, model_config
+from mmsurgery.artifacts.checkpoint import (
+    FURTHER_TEMPLATES,
+    companion_files,
+    companions_sha256,
+    model_config,
+)
 from mmsurgery.backbones.encoding import render
 from mmsurgery.backbones.loading import fault_of, quiet
 from mmsurgery.errors import InputRefused
 
 _SECONDS = 2
 """Of processor time; a template and a picture take thousandths."""
+_SAID: dict[tuple[str, str], Any] = {}
+"""What was returned in this process, by the digest of a checkpoint's files and what was tried."""
 AGAIN = "copy {} from the model it was made of"
 
 
@@ -47,17 +54,26 @@ def pretrained_processor(cls: Any, config_class: Any, path: Path) -> tuple[Any, 
                 f"{path} has no chat template", AGAIN.format("chat_template.jinja or chat_template.json")
             )
         _check_tokens(path, processor, config)
-        within_limits(f"the chat template of {path}", lambda: _try_template(processor))
+        within_limits(path, f"the chat template of {path}", lambda: _try_template(processor))
     return processor, config
 
 
-def within_limits(what: str, work: Callable[[], Any]) -> Any:
-    """What a function returns, a JSON value, that does as a checkpoint says; called in a process of its own.
+def within_limits(path: Path, what: str, work: Callable[[], Any]) -> Any:
+    """What a function returns, a JSON value, that does as a checkpoint says; called in a process of its own, and once
+    only for the same files.
+
+    Args:
+        path: the checkpoint.
+        what: that is tried, for messages, in which the path stands.
 
     Raises:
         InputRefused: if it takes too long or too much memory.
         MachineFault: if no process can be made.
     """
+
+    key = (companions_sha256(path), what.replace(str(path), ""))
+    if key in _SAID:
+        return _SAID[key]
 
     def silently() -> Any:
         warnings.simplefilter("ignore")
@@ -66,7 +82,7 @@ def within_limits(what: str, work: Callable[[], Any]) -> Any:
     said = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unsaid, tokenizers warns in every process that is forked
     try:
-        return apart(silently, _SECONDS)
+        _SAID[key] = apart(silently, _SECONDS)
     except Died as died:
         raise InputRefused(
             f"{what} takes more than {_SECONDS} s or {MEMORY >> 30} GiB", "copy the processor files of the model again"
@@ -76,6 +92,7 @@ def within_limits(what: str, work: Callable[[], Any]) -> Any:
     finally:
         if said is None:
             del os.environ["TOKENIZERS_PARALLELISM"]
+    return _SAID[key]
 
 
 @contextlib.contextmanager

@@ -186,7 +186,7 @@ def _check_pictures(path: Path, processor: Any, config: Any) -> None:
     from mmsurgery.backbones.processors import AGAIN, within_limits
 
     what = f"{path}: what processor_config.json or preprocessor_config.json makes of a picture"
-    if fault := within_limits(what, lambda: _picture_fault(processor, config)):
+    if fault := within_limits(path, what, lambda: _picture_fault(processor, config)):
         raise InputRefused(f"{what} {fault}", AGAIN.format("config.json and the processor files"))
 
 
