@@ -204,6 +204,7 @@ def test_processes_to_try_a_template_in_are_not_noticed(
 ) -> None:
     """tokenizers warns in every process that is forked once it has used threads, unless it is told what to do."""
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    monkeypatch.setattr("mmsurgery.backbones.processors._SAID", {})
     original.processor.tokenizer(["a text"] * 100)
     original.backbone.load_processor(folder)
     assert capfd.readouterr() == ("", "")
@@ -215,6 +216,7 @@ def test_no_process_can_be_made(original: Loaded, monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr("os.fork", failing)
+    monkeypatch.setattr("mmsurgery.backbones.processors._SAID", {})
     with pytest.raises(MachineFault, match="cannot be tried: Resource temporarily unavailable - next: end other"):
         original.backbone.load_processor(original.path)
 
