@@ -138,8 +138,8 @@ class _Checks:
 
     def _learnt(self, name: str, record: Mapping[str, Any], again: str) -> None:
         """Check that data which a model unlearned with are as they were, if it is about the people of today."""
-        inputs, forget = record["provenance"]["inputs"], self._samples(FORGET)
-        if not isinstance(record.get("request"), str) or record["request"] != digest_of(people_of(forget)):
+        inputs, request = record["provenance"]["inputs"], record.get("request")
+        if not isinstance(request, str) or request != digest_of(people_of(forget := self._samples(FORGET))):
             return
         differing = [FORGET] if inputs.get("forget") != data_sha256(forget) else []
         if inputs.get("retain") != data_sha256([]):  # the method had some
