@@ -27,7 +27,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 # settings
 
-texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20)
 
 
 @given(texts, texts, st.lists(texts, max_size=3), st.floats(1e-12, 0.9), st.integers(1, 99))
