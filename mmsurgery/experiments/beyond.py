@@ -120,6 +120,8 @@ BEYOND_MASKS = _again(
 
 def _parts() -> Iterator[Row]:
     yield _ROBUST
+    for key in ("mmunlearner-slow", "ga-diff-slow"):
+        yield dataclasses.replace(BEYOND_EQUAL.row(key), group="equal samples")
     for kind, label in (("other-world", "faces of another world"), ("few", "a tenth of the faces")):
         yield _anchors(_ROBUST, kind, f"anchors: {label}", kind)
     yield _anchors(_ROBUST, "unrelated", "anchors: pictures without faces", "unrelated")
