@@ -15,6 +15,7 @@ import torch
 from mmsurgery.backbones.loading import Loaded, load
 from mmsurgery.data.samples import Sample
 from mmsurgery.masks.build import build_mask
+from mmsurgery.memory import Layout
 from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.saliency.parts import measure_parts
 from mmsurgery.unlearn.loop import deterministic
@@ -102,12 +103,19 @@ def peaks(setup: Setup, family: str, size: str, model: str) -> Iterator[measure.
     bare = measure.peak(SCRIPT, "saliency bare", folder=folder, family=family, size=size)
     count = plain.found["weights"]
     goal = setup.goal(count, 1.45, 1.3)
-    for estimator in ("batch", "sample"):
-        mine = measure.peak(SCRIPT, "saliency", folder=folder, family=family, size=size, estimator=estimator)
+    yield measure.Figure(
+        model=model, what="peak of a bare forward and backward pass above the parameters", unit="of their bytes",
+        value=bare.bytes / (4 * count), detail={"bytes": bare.bytes, "weights": count},
+    )  # fmt: skip
+    for estimator, twice in (("batch", False), ("sample", False), ("sample", True)):
+        mine = measure.peak(
+            SCRIPT, "saliency", folder=folder, family=family, size=size, estimator=estimator, twice=twice
+        )
         yield measure.Figure(
-            model=model, what=f"peak of saliency `{estimator}` above the parameters", unit="of their bytes",
-            value=mine.bytes / (4 * count), baseline=plain.bytes / (4 * count),
-            detail={"bytes": mine.bytes, "weights": count, "bytes_of_a_bare_pass": bare.bytes}, **goal,
+            model=model,
+            what=f"peak of saliency `{estimator}` above the parameters" + (", activations computed twice" * twice),
+            unit="of their bytes", value=mine.bytes / (4 * count), baseline=plain.bytes / (4 * count),
+            detail={"bytes": mine.bytes, "weights": count}, **goal,
         )  # fmt: skip
     out = str(setup.work / f"saved-{family}-{size}")
     saved = measure.peak(SCRIPT, "saliency", folder=folder, family=family, size=size, estimator="sample", out=out)
@@ -148,11 +156,14 @@ def _prepared(folder: str, family: str, size: str) -> tuple[Loaded, list[Sample]
     return loaded, shown
 
 
-def _ours(folder: str, family: str, size: str, estimator: str, out: str | None = None) -> Callable[[], Any]:
+def _ours(
+    folder: str, family: str, size: str, estimator: str, out: str | None = None, twice: bool = False
+) -> Callable[[], Any]:
     loaded, shown = _prepared(folder, family, size)
+    layout = Layout(checkpointing=twice)
 
     def run() -> dict[str, int]:
-        found = measure_saliency(loaded, shown, estimator=estimator, batch_size=PEAK_BATCH)
+        found = measure_saliency(loaded, shown, estimator=estimator, batch_size=PEAK_BATCH, layout=layout)
         if out is not None:
             found.save(out, replace=True)
         return {"weights": weights(loaded)}

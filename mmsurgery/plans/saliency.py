@@ -220,11 +220,10 @@ class _Known:
 
         weights: the model is loaded in its own dtype.
         accumulators: one sum for every weight that is reached, where they are kept beside the model.
-        temporary, while measuring: estimator `sample` has the gradient of a linear weight (the head is one), in
-            the model's dtype and, for 16-bit models, in float32: of some rows at a time, but of all of an embedding
-            that is the head, too. The others have the gradient of one tensor in the model's dtype
-            (freed at once) and, for 16-bit models and `batch`, a float32 scratch of it. A GPU whose sums are elsewhere
-            has one more, for what a batch adds to them.
+        temporary, while measuring: estimators `sample` and `batch` have the gradient of a linear weight (the head is
+            one), in the model's dtype and, for 16-bit models, in float32: of some rows at a time, but of all of an
+            embedding that is the head, too. `dataset` has the gradient of one tensor in the model's dtype (freed at
+            once). A GPU whose sums are elsewhere has one more, for what a batch adds to them.
         temporary, while saving: one HDF5 file twice over (its image is built in memory), of at most 1 GiB or of one
             tensor, half of it with bfloat16.
         pictures: all different ones of the part, up to 256 MiB as the model takes them.
@@ -235,14 +234,14 @@ class _Known:
         moments: dict[str, dict[str, int]] = {}
         for part, each in self.lengths.items():
             reached = self._reached(each)
-            if self.estimator == "sample":
+            if self.estimator == "dataset":
+                largest = sizes.largest(reached)
+                temporary = largest * width
+            else:
                 linear = [name for name in reached if name in sizes.linear or name in sizes.output]
                 largest = sizes.largest(linear)
                 at_once = max((self._at_once(name) for name in linear), default=0)
                 temporary = at_once * (number + (width if low else 0))
-            else:
-                largest = sizes.largest(reached)
-                temporary = largest * (width + (number if low and self.estimator == "batch" else 0))
             if elsewhere and self.device != "cpu":
                 temporary += largest * number
             common = {terms.WEIGHTS: sizes.loaded, terms.ACCUMULATORS: 0 if elsewhere else self._sums(each)}

@@ -44,5 +44,5 @@ class Backward:
         parameter.grad = None
 
     def step(self, batch: Batch, losses: Callable[[], torch.Tensor], scale: float) -> None:
-        """Measure one batch; arguments as in `HookedSamples.step`."""
+        """Measure one batch; arguments as in `Hooked.step`."""
         (self.reduction(losses()) * scale).backward()  # type: ignore[no-untyped-call]

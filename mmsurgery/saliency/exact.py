@@ -1,11 +1,12 @@
-"""Squared gradients of every sample in one backward pass per batch, by hooks.
+"""Squared gradients of every sample, or of whole batches, in one backward pass per batch, by hooks.
 
 A linear layer keeps its input a (or has it computed again, where activations are checkpointed); when the
-gradient g of its output arrives, the weight gradient of sample i is g_i^T a_i over the sample's rows alone.
-The layers' own weight gradients are switched off, so this is the work of one plain backward pass plus one
-squared addition per sample and parameter.
-The result is that of one backward pass per sample, up to rounding. Whatever is not understood raises
-`NotUnderstood`, so that nothing is left out: the caller then measures sample by sample.
+gradient g of its output arrives, the weight gradient of sample i is g_i^T a_i over the sample's rows alone,
+that of the batch g^T a over all rows. It is made, squared and added some rows of the weight at a time: no
+gradient of a vocabulary's size is ever in memory. The layers' own weight gradients are switched off, so this
+is the work of one plain backward pass plus one squared addition per unit and parameter.
+The result is that of one backward pass per unit, up to rounding. Whatever is not understood raises
+`NotUnderstood`, so that nothing is left out: the caller then measures by plain backward passes.
 
 B samples, R leading rows of an activation, T tokens, H hidden size.
 """
@@ -58,15 +59,18 @@ class _Pass:
     """Those met in this batch, by the sample of each row; None where row i is sample i."""
 
 
-class HookedSamples:
-    """Adds the squared gradient of every sample to `sums`; a context manager that holds the hooks.
+class Hooked:
+    """Adds squared gradients to `sums`; a context manager that holds the hooks.
+
+    Args:
+        unit: whose gradient is squared: `sample`, each sample's loss, or `batch`, the mean loss of the batch.
 
     Raises:
         NotUnderstood: for a module whose parameters cannot be followed.
     """
 
-    def __init__(self, loaded: Loaded, sums: Sums) -> None:
-        self.model, self.backbone, self.sums = loaded.model, loaded.backbone, sums
+    def __init__(self, loaded: Loaded, sums: Sums, unit: str = "sample") -> None:
+        self.model, self.backbone, self.sums, self.unit = loaded.model, loaded.backbone, sums, unit
         self._sites: list[_Site] = []
         self._holders: dict[nn.Parameter, list[_Site]] = {}
         """Parameter -> the sites that its gradient is read at."""
@@ -88,7 +92,7 @@ class HookedSamples:
         self._watched: set[frozenset[str]] = set()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> HookedSamples:
+    def __enter__(self) -> Hooked:
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for site in self._sites:
@@ -110,12 +114,13 @@ class HookedSamples:
             scale: what the losses are multiplied by before the backward pass.
         """
         self._pass = _Pass(batch)
+        reduction = torch.mean if self.unit == "batch" else torch.sum
         kind = frozenset(batch)
         if kind in self._watched:
-            total = losses().sum()
+            total = reduction(losses())
         else:
             with Watch({p: [site.module for site in sites] for p, sites in self._holders.items()}):
-                total = losses().sum()
+                total = reduction(losses())
             self._watched.add(kind)
         self._pass.forward = False
         (total * scale).backward()  # type: ignore[no-untyped-call]
@@ -177,6 +182,8 @@ class HookedSamples:
         return found
 
     def _owners(self, site: _Site, rows: int) -> Owners:
+        if self.unit == "batch":
+            return Owners(torch.zeros(rows, dtype=torch.int64), 1)
         samples, key, of_row = len(self._pass.batch["labels"]), None, None
         if not site.in_language_model:
             of_row = self.backbone.row_owners(self.model.config, self._pass.batch, site.name, rows)

@@ -24,7 +24,7 @@ from mmsurgery.memory import Layout, Store
 from mmsurgery.methods.step import IGNORED, Answers
 from mmsurgery.provenance import provenance
 from mmsurgery.saliency.backward import Backward
-from mmsurgery.saliency.exact import HookedSamples
+from mmsurgery.saliency.exact import Hooked
 from mmsurgery.saliency.modules import NotUnderstood
 from mmsurgery.saliency.resume import State, settings
 from mmsurgery.saliency.sums import Sums, sum_dtype
@@ -62,8 +62,8 @@ def measure_saliency(
 
     Parameters that no loss reaches are in `no_gradient`. Those whose true gradient is zero whatever
     the data (`Backbone.no_true_gradient`) get sums of exactly 0, not their round-off; provenance lists
-    them as `zero_gradient`. Its `path` says how `sample` went: `hooks`, or `batch-1` for a model that
-    the hooks do not understand (slower, the same result).
+    them as `zero_gradient`. Its `path` says how it went: `hooks`, or, for a model that the hooks do not
+    understand, `batch-1` of `sample` (slower) and `batches` of `batch` (more memory), with the same result.
 
     Args:
         batch_size: samples per forward pass.
@@ -154,7 +154,7 @@ class _Measurement:
         self.cache: dict[Any, Any] = {}
         self.layout, self.folder = layout, None if resume_folder is None else resume_folder.parent
         self.sums = self._zeros()
-        self.state = State(path="hooks" if estimator == "sample" else "batches")
+        self.state = State(path="batches" if estimator == "dataset" else "hooks")
         self.clean = 0
         """Samples whose sums were seen to be finite."""
         self.snapshots = None
@@ -174,11 +174,14 @@ class _Measurement:
                     self.sums.total(parameter).copy_(torch.from_numpy(arrays[name]))
         if self.state.path == "hooks":
             try:
-                self._pass_over(HookedSamples(self.loaded, self.sums), self.batch_size)
+                self._pass_over(Hooked(self.loaded, self.sums, self.estimator), self.batch_size)
                 return
             except NotUnderstood as reason:
-                self.progress.note(f"one sample at a time, which is slower: {reason}")
-                self.sums, self.state, self.clean = self._zeros(), State(path="batch-1"), 0
+                path = "batches"
+                if self.estimator == "sample":
+                    self.progress.note(f"one sample at a time, which is slower: {reason}")
+                    path = "batch-1"
+                self.sums, self.state, self.clean = self._zeros(), State(path=path), 0
         take = self.sums.add if self.estimator == "dataset" else self.sums.add_square
         reduction = torch.mean if self.estimator == "batch" else torch.sum
         size = 1 if self.state.path == "batch-1" else self.batch_size
@@ -187,7 +190,7 @@ class _Measurement:
     def _zeros(self) -> Sums:
         return Sums(self.names, Store(self.layout.state, self.folder))
 
-    def _pass_over(self, method: HookedSamples | Backward, size: int) -> None:
+    def _pass_over(self, method: Hooked | Backward, size: int) -> None:
         what = f"saliency of {self.part}" if self.part else "saliency"
         stoppable = contextlib.nullcontext() if self.snapshots is None else self.snapshots.taking()
         with self.progress.stage(what, len(self.samples)) as advance, method, stoppable:
@@ -206,7 +209,7 @@ class _Measurement:
                 advance(len(chunk))
         self._check_sums()
 
-    def _step(self, method: HookedSamples | Backward, chunk: Sequence[Sample]) -> int:
+    def _step(self, method: Hooked | Backward, chunk: Sequence[Sample]) -> int:
         """Measure the samples of one batch; returns how many tokens were supervised."""
         backbone, processor = self.loaded.backbone, self.loaded.processor
         batch = backbone.collate(processor, chunk, cache=self.cache)

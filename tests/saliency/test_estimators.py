@@ -62,7 +62,7 @@ def test_sample_through_stock_transformers(
     assert worst(measured, autograd_fisher.sum_over_samples(loaded.model, one_by_one(loaded, seven_samples))) <= bar
 
 
-@pytest.mark.usefixtures("float64_norms")
+@pytest.mark.usefixtures("float64_norms", "tensor_size")
 def test_batch_squares_the_gradient_of_each_batch_mean(
     llava64: Loaded, seven_samples: list[Sample], one_by_one: Alone
 ) -> None:
@@ -71,6 +71,7 @@ def test_batch_squares_the_gradient_of_each_batch_mean(
         measured = measure_saliency(llava64, seven_samples, estimator="batch", batch_size=size)
         assert worst(measured, autograd_fisher.sum_over_batches(llava64.model, alone, size)) <= 1e-10
         assert (measured.units, measured.batch_size) == (math.ceil(7 / size), size)
+        assert measured.provenance["path"] == "hooks"
 
 
 @pytest.mark.usefixtures("float64_norms")
@@ -97,7 +98,11 @@ def test_tied_head_sums_both_uses_before_squaring(
     assert measured.tied == {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     assert "lm_head.weight" not in measured.names
     assert measured.provenance["path"] == "hooks"
-    assert worst(measured, autograd_fisher.sum_over_samples(model, one_by_one(tied, seven_samples))) <= 1e-10
+    alone = one_by_one(tied, seven_samples)
+    assert worst(measured, autograd_fisher.sum_over_samples(model, alone)) <= 1e-10
+    batches = measure_saliency(tied, seven_samples, estimator="batch", batch_size=4)
+    assert batches.provenance["path"] == "hooks"
+    assert worst(batches, autograd_fisher.sum_over_batches(model, alone, 4)) <= 1e-10
 
 
 @pytest.mark.usefixtures("float64_norms")

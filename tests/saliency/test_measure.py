@@ -119,6 +119,24 @@ def test_what_hooks_do_not_understand_is_measured_sample_by_sample(
         assert autograd_fisher.relative_difference(measured.arrays[name], expected[name]) <= 1e-10, name
 
 
+@pytest.mark.usefixtures("float64_norms")
+@pytest.mark.parametrize("change", [own_parameter, subclass, shifted_norm], ids=lambda change: change.__name__)
+def test_batches_that_hooks_do_not_understand_go_by_plain_backward_passes(
+    llava64: Loaded,
+    seven_samples: list[Sample],
+    one_by_one: Alone,
+    watcher: Callable[..., Any],
+    change: Callable[[Any], None],
+) -> None:
+    change(llava64.model)
+    expected = autograd_fisher.sum_over_batches(llava64.model, one_by_one(llava64, seven_samples), 3)
+    progress = watcher()
+    measured = measure_saliency(llava64, seven_samples, estimator="batch", batch_size=3, progress=progress)
+    assert (measured.provenance["path"], progress.notes) == ("batches", [])
+    for name in expected.keys() - set(measured.provenance["zero_gradient"]):
+        assert autograd_fisher.relative_difference(measured.arrays[name], expected[name]) <= 1e-10, name
+
+
 def test_inputs_changed_in_place_are_refused_as_autograd_does(llava64: Loaded, mixed_samples: list[Sample]) -> None:
     projector = llava64.model.model.multi_modal_projector
 

@@ -21,7 +21,7 @@ from mmsurgery.methods.step import Answers
 from mmsurgery.saliency import sums as sums_module
 from mmsurgery.saliency import tap
 from mmsurgery.saliency import uses as uses_module
-from mmsurgery.saliency.exact import HookedSamples
+from mmsurgery.saliency.exact import Hooked
 from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.saliency.modules import NotUnderstood
 from mmsurgery.saliency.sums import Sums
@@ -176,7 +176,7 @@ def test_inputs_changed_in_place_are_noticed(
     batch = loaded_llava.backbone.collate(loaded_llava.processor, mixed_samples)
     sums = Sums({parameter: name for name, parameter in model.named_parameters()})
     twice = activations_checkpointed(model) if checkpointing else contextlib.nullcontext()
-    with twice, HookedSamples(loaded_llava, sums) as method, pytest.raises(NotUnderstood, match="changed in place"):
+    with twice, Hooked(loaded_llava, sums) as method, pytest.raises(NotUnderstood, match="changed in place"):
         method.step(batch, lambda: Answers.of(model, batch).nll(), 1.0)
 
 
