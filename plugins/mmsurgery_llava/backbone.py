@@ -91,6 +91,7 @@ class LlavaBackbone:
         if processor.patch_size is None:  # releases before 4.44 stored no geometry; the model's config has it,
             processor.patch_size = config.vision_config.patch_size  # or leaves it to the family's defaults
             processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        _check_feature_layers(path, config)
         _check_pictures(path, processor, config)
         return processor
 
@@ -178,6 +179,17 @@ def _clip_embeddings(
             "check the pictures of the data, or update the backbone",
         )
     return {"class_embedding": gradient[:, 0], "position_embedding.weight": gradient}
+
+
+def _check_feature_layers(path: Path, config: Any) -> None:
+    """Check that the connector reads layers that the vision encoder has: it finds out in the first forward pass."""
+    chosen, layers = config.vision_feature_layer, config.vision_config.num_hidden_layers
+    for layer in chosen if isinstance(chosen, (list, tuple)) else [chosen]:
+        if not 1 <= abs(layer) <= layers:
+            raise InputRefused(
+                f"{path / 'config.json'}: vision_feature_layer is {layer}, the vision encoder has {layers} layers",
+                "copy config.json from the model it was made of",
+            )
 
 
 def _check_pictures(path: Path, processor: Any, config: Any) -> None:

@@ -97,6 +97,7 @@ class Qwen2VLBackbone:
         from mmsurgery_qwen2_vl.processor import Qwen2VLProcessor
 
         processor, config = pretrained_processor(Qwen2VLProcessor, Qwen2VLConfig, path)
+        _check_vision_heads(path, config.vision_config)
         _check_patches(path, processor.image_processor, config.vision_config)
         return processor
 
@@ -229,15 +230,28 @@ def _micro_processor(size: _Micro, words: Sequence[str]) -> Any:
 def _check_rotary_sections(path: Path, config: Mapping[str, Any]) -> None:
     """Check that time, height and width share out half of a head: transformers finds out in the first forward pass."""
     text = {**config, **(config.get("text_config") or {})}
-    sections = (text.get("rope_parameters") or text.get("rope_scaling") or {}).get("mrope_section")
+    rotary = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    sections = rotary.get("mrope_section", [16, 24, 24])  # what transformers takes where none is given
     width, heads = text.get("hidden_size"), text.get("num_attention_heads")
-    if sections is None or not isinstance(width, int) or not isinstance(heads, int) or heads < 1:
+    if not isinstance(width, int) or not isinstance(heads, int) or heads < 1:
         return  # of what is missing the config's own class says so
     sound = isinstance(sections, list) and all(type(each) is int and each > 0 for each in sections)
     if not sound or 2 * sum(sections) != width // heads:
         raise InputRefused(
             f"{path / 'config.json'}: mrope_section {str(sections)[:60]} does not share out half of a head of "
             f"{width // heads}",
+            "copy config.json from the model it was made of",
+        )
+
+
+def _check_vision_heads(path: Path, vision: Any) -> None:
+    """Check that heads share out the vision encoder's width, in pairs for rows and for columns: it finds out in the
+    first forward pass."""
+    width, heads = vision.embed_dim, vision.num_heads
+    if heads < 1 or width % heads or width // heads % 4:
+        raise InputRefused(
+            f"{path / 'config.json'}: num_heads of the vision encoder is {heads}, which does not share out its width "
+            f"of {width} in fours",
             "copy config.json from the model it was made of",
         )
 

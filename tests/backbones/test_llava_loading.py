@@ -169,6 +169,13 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: edit_processor(p, vision_feature_select_strategy=-5),
         r"is 5 image tokens .*vision_feature_select_strategy = -5\), what config\.json says makes 4",
     ),
+    **{
+        f"layer {layer}": (
+            lambda p, layer=layer: edit_config(p, vision_feature_layer=layer),
+            rf"vision_feature_layer is {layer}, the vision encoder has \d layers",
+        )
+        for layer in (-5, 0, 1_000_000)
+    },
     "patches": (lambda p: edit_processor(p, patch_size=7), r"is 16 image tokens \(patch_size = 7, .* makes 4"),
     "no patches": (lambda p: edit_processor(p, patch_size=0), "makes of a picture cannot be used: "),
     "class tokens": (

@@ -264,13 +264,35 @@ def test_key_biases_have_a_true_gradient_by_rotation(
     assert not any(backbone.no_true_gradient(name) for name in loaded_qwen2_vl.addresses)
 
 
-@pytest.mark.parametrize("sections", [[-1, 2, 3], [4, 4, 400], [0, 2, 2], "2", [2.0, 1, 1]])
-def test_rotary_sections_that_share_out_no_head_are_refused(tiny_qwen2_vl: Path, tmp_path: Path, sections: Any) -> None:
+@pytest.mark.parametrize(
+    "rotary",
+    [
+        None,
+        {},
+        *(
+            {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
+            for sections in ([-1, 2, 3], [4, 4, 400], [0, 2, 2], "2", [2.0, 1, 1], None)
+        ),
+    ],
+)
+def test_rotary_sections_that_share_out_no_head_are_refused(tiny_qwen2_vl: Path, tmp_path: Path, rotary: Any) -> None:
     shutil.copytree(tiny_qwen2_vl, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
-    text = config.get("text_config") or config
-    text["rope_parameters"]["mrope_section"] = sections
+    (config.get("text_config") or config)["rope_parameters"] = rotary
     path.write_text(json.dumps(config))
     with pytest.raises(InputRefused, match="mrope_section"):
         backbone.load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("heads", [3, 16, 0, -2])
+def test_heads_that_do_not_share_out_the_vision_encoder_are_refused(
+    tiny_qwen2_vl: Path, tmp_path: Path, heads: int
+) -> None:
+    shutil.copytree(tiny_qwen2_vl, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["vision_config"]["num_heads"] = heads
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputRefused, match=f"num_heads of the vision encoder is {heads}, which"):
+        backbone.load_processor(tmp_path / "model")
