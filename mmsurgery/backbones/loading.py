@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mmsurgery.artifacts.checkpoint import RUN_FILE, CheckpointFiles, companions_sha256, model_config
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.backbones.protocol import Backbone
-from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MmsurgeryError, UnusableData
+from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MmsurgeryError, UnusableData, UsageError
 from mmsurgery.names import Address, unwrapped
 from mmsurgery.provenance import sha256_json
 from mmsurgery.ranks import Ranks
@@ -263,6 +263,8 @@ def fault_of(what: str, error: Exception) -> MmsurgeryError:
     if (isinstance(error, OSError) and error.errno in _SCARCE) or "can't start new thread" in str(error):
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         return MachineFault(f"{what}: {reason}", "end other programs, then run the command again")
+    if isinstance(error, UnicodeEncodeError):  # of a path: the libraries in Rust know UTF-8 alone
+        return UsageError(f"{what}: its path is not UTF-8", "rename the folder")
     return InputRefused(f"{what}: {str(error)[:300]}")
 
 

@@ -142,8 +142,8 @@ def column_names(root: Path, config: str) -> set[str]:
     names: set[str] | None = None
     for path in files(root, config):
         regular_file(path)
-        with _refusing(path):
-            found = set(pq.read_schema(path).names)
+        with path.open("rb") as file, _refusing(path):
+            found = set(pq.read_schema(file).names)
             names = found if names is None else names & found
     return names or set()
 
@@ -155,8 +155,8 @@ def row_count(root: Path, config: str) -> int:
     count = 0
     for path in files(root, config):
         regular_file(path)
-        with _refusing(path):
-            count += pq.read_metadata(path).num_rows
+        with path.open("rb") as file, _refusing(path):
+            count += pq.read_metadata(file).num_rows
     return count
 
 
@@ -178,13 +178,13 @@ def read_rows(
 
     for path in files(root, config):
         status = regular_file(path)
-        with path.open("rb") as head:
-            if head.read(4) != b"PAR1":  # the reader looks at the end of a file only
+        # opened here: the reader cannot name a path that is not text
+        with path.open("rb") as opened, _refusing(path):
+            if opened.read(4) != b"PAR1":  # the reader looks at the end of a file only
                 raise InputRefused(f"{path} is no parquet file", "download or copy it again")
-        with _refusing(path):
             # buffered, but not ahead: pages are read as they are used, else a column of pictures (buffer_size) or
             # all row groups (pre_buffer) would be held whole
-            file = pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 20, pre_buffer=False)
+            file = pq.ParquetFile(opened, page_checksum_verification=True, buffer_size=1 << 20, pre_buffer=False)
             wanted = [*columns, *(c for c in optional if c in file.schema_arrow.names)]
             _check_columns(path, file.schema_arrow, wanted, needs)
             declared = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))

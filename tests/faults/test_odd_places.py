@@ -242,3 +242,7 @@ def test_a_path_that_is_no_text(measured: small.Place, tmp_path: Path) -> None:
     assert status["problems"] == []
     assert "report it" not in status["next_command"]
     assert place.run("verify").code == 0
+    assert place.run("mask", "--name", "again").code == 0
+    ran = place.run("saliency", "--set", "forget_vqa", "--force")  # the tokenizers' library opens UTF-8 alone
+    assert ran.code == 2
+    assert ran.err.endswith("its path is not UTF-8 - next: rename the folder\n")
