@@ -1,6 +1,7 @@
 """Write docs/results.md from a workspace's experiments: what the paper says and what holds here, then the tables.
 
     python benchmarks/results_page.py WORKSPACE docs/results.md
+    python benchmarks/results_page.py WORKSPACE docs/results.md --add     what other workspaces gave the page stays
 
 Every sentence and number is made from `experiments/*/results.json`, run times from `metrics.jsonl`; pictures are
 copied beside the page.
@@ -30,12 +31,14 @@ PICTURES = ("tradeoff", "ratios", "sweeps", "deviations", "relative")
 FOUND = 3
 """Seconds up to which earlier versions said `done` of a cell that was found."""
 WHICH = ("fixed budget", "matched forgetting")
+CLAIMS, TIMES = "What holds and what does not", "Run times"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace", type=Path)
     parser.add_argument("page", type=Path)
+    parser.add_argument("--add", action="store_true", help="write anew what the workspace holds; the rest stays")
     chosen = parser.parse_args()
     folder = chosen.workspace / "experiments"
     names = [
@@ -45,13 +48,42 @@ def main() -> None:
     if "figure6" in found:  # whose first panel is Figure 5
         found.pop("figure5", None)
     pictures = chosen.page.with_suffix("")
-    shutil.rmtree(pictures, ignore_errors=True)
-    pictures.mkdir(parents=True)
+    if not chosen.add:
+        shutil.rmtree(pictures, ignore_errors=True)
+    pictures.mkdir(parents=True, exist_ok=True)
     lines = [*_head(found), *_glance(found), *_claims(found), *_times(folder, names)]
     for name, results in found.items():
         lines += _experiment(results, folder / name, pictures)
-    chosen.page.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    text = "\n".join(lines).rstrip() + "\n"
+    if chosen.add:
+        text = added(chosen.page.read_text(encoding="utf-8"), text)
+    chosen.page.write_text(text, encoding="utf-8")
     print(f"{chosen.page}: {len(found)} experiments")
+
+
+def added(before: str, new: str) -> str:
+    """A page with what a newer one says in place of the same, or behind the rest. Tables of claims and run times are
+    put together line by line: a claim is the same where it is about the same model, a time that of an experiment."""
+    head, *sections = before.split("\n## ")
+    pages = {section.partition("\n")[0]: section.rstrip("\n") for section in sections}
+    for section in new.rstrip("\n").split("\n## ")[1:]:
+        title = section.partition("\n")[0]
+        if title in (CLAIMS, TIMES) and title in pages:
+            section = _together(pages[title], section, (0, 2) if title == CLAIMS else (0,))
+        pages[title] = section.rstrip("\n")
+    return "\n## ".join([head, *(f"{section}\n" for section in pages.values())])
+
+
+def _together(before: str, new: str, key: tuple[int, ...]) -> str:
+    """Two sections with one table each; `key`: the columns that say what a line is about."""
+
+    def lines(section: str) -> tuple[list[str], dict[tuple[str, ...], str]]:
+        rows = [line for line in section.split("\n") if line.startswith("| ")][1:]
+        kept = [line for line in section.rstrip("\n").split("\n") if line not in rows]
+        return kept, {tuple(row.split(" | ")[column] for column in key): row for row in rows}
+
+    around, rows = lines(before)
+    return "\n".join([*around, *{**rows, **lines(new)[1]}.values()])
 
 
 def _head(found: Mapping[str, Any]) -> Iterator[str]:
@@ -107,7 +139,7 @@ def _key(results: Mapping[str, Any], label: str) -> str:
 
 
 def _claims(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "## What holds and what does not"
+    yield f"## {CLAIMS}"
     yield ""
     yield (
         "A claim holds where every difference it is about is resolved in its sense, does not hold where one is "
@@ -128,7 +160,7 @@ def _claims(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _times(folder: Path, names: list[str]) -> Iterator[str]:
     """What the cells took, of all runs of each command; cells that an earlier experiment had made are found again."""
-    yield "## Run times"
+    yield f"## {TIMES}"
     yield ""
     yield (
         f"{os.cpu_count()} cores ({_processor()}), one thread a process; seconds of wall time, "
