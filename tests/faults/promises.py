@@ -5,7 +5,8 @@
 
 Without numbers all promises are tried, with a fresh seed each time; the seed is printed. `--share` is the part of
 each campaign's long count that is run. The last rows of each promise are kept in build/faults.json, so that they can
-be tried one after the other; `--page` writes them as a page of the documentation and runs nothing. What broke
+be tried one after the other; `--page` writes them into a page of the documentation, where rows of promises that were
+not run stay as they are, and runs nothing. What broke
 something is kept in a folder that is named. Exit code 1 if a promise was broken. Promises that need no campaign are
 proved by tests, which are run and counted.
 """
@@ -102,14 +103,15 @@ def recorded() -> dict[str, Any]:
     return dict(json.loads(STORE.read_text())) if STORE.exists() else {}
 
 
-def page(known: Mapping[str, Any], words: Mapping[int, str]) -> str:
-    """The table in Markdown."""
+def page(known: Mapping[str, Any], words: Mapping[int, str], before: str = "") -> str:
+    """The table in Markdown; what was not run is as the page `before` has it."""
     lines = [HEAD, "| | promise | tried | figure | kept | time | seed, share of the long count |"]
     lines.append("|---|---|---|---|---|---|---|")
     for number in sorted(words):
         entry = known.get(str(number), {"rows": []})
         if not entry["rows"]:
-            lines.append(f"| {number} | {words[number]} | not run | | | | |")
+            earlier = [line for line in before.splitlines() if line.startswith(f"| {number} |")]
+            lines += earlier or [f"| {number} | {words[number]} | not run | | | | |"]
         for row in entry["rows"]:
             seconds = round(row["seconds"])
             told = f"{seconds} s" if seconds < 600 else f"{seconds / 60:.0f} min"
@@ -130,7 +132,8 @@ def main() -> int:
     parser.add_argument("--page", type=Path)
     given = parser.parse_args()
     if given.page:
-        given.page.write_text(page(recorded(), words))
+        before = given.page.read_text() if given.page.exists() else ""
+        given.page.write_text(page(recorded(), words, before))
         return 0
     chosen = given.promises or sorted(words)
     print(f"seed {given.seed}", flush=True)
