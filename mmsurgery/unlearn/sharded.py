@@ -202,6 +202,7 @@ def load_shards(path: Path, ranks: Ranks, *, low: bool) -> tuple[Loaded, Shards]
     import torch
 
     family, mesh = backbone(model_config(path)["model_type"]), ranks.mesh(device().type)
+    processor = family.load_processor(path)  # first, as in `loading.load`
     found: tuple[Loaded, Shards] | None = None
     for turn in range(ranks.count):
         if turn == ranks.rank:
@@ -209,7 +210,7 @@ def load_shards(path: Path, ranks: Ranks, *, low: bool) -> tuple[Loaded, Shards]
             named = addresses(family, model)
             same = tied(model)
             shards = Shards(model, mesh, ranks, low=low)
-            found = Loaded(model, family.load_processor(path), family, path, named, same), shards
+            found = Loaded(model, processor, family, path, named, same), shards
         ranks.barrier()
     if found is None:
         raise InternalError(f"rank {ranks.rank} of {ranks.count} had no turn")
