@@ -51,7 +51,7 @@ results: $(STAMP)
 	@$(BIN)/mmsurgery --workspace results report
 	@$(BIN)/python benchmarks/results_page.py results docs/results.md
 
-# what everything costs beside what it cannot be cheaper than: a table, and build/bench/bench.json; hours on two cores
+# what everything costs beside what it cannot be cheaper than: a table, and build/bench/bench.json; hours on two cores (docs/performance.json keeps what was published)
 # (BENCH_ARGS="diff --sizes 1M" for less)
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)

@@ -8,8 +8,9 @@
 
 Without a stage's name all are run. The sides of a ratio take turns in one process; a figure is the median over the
 rounds with the least and greatest, by CPU time (beside it by the wall clock), on a GPU and for cold files by the wall
-clock. `OUT/bench.json` keeps the last figures of every stage, model and device. Memory is that of child processes. Exit
-code 1 if a figure misses its limit.
+clock. `OUT/bench.json` keeps the last figures of every stage, model and device; `--page` puts them, and the points of
+`growth.py`, into the JSON beside the page, where figures of other stages, models and devices stay, and writes the page
+of all. Memory is that of child processes. Exit code 1 if a figure misses its limit.
 """
 
 from __future__ import annotations
@@ -46,21 +47,20 @@ def module(stage: str) -> Any:
 def run(stage: str, setup: Setup, store: Path) -> dict[str, Any]:
     """The stage's figures; written as they come, whole when it has ended."""
     begun, machine, figures = time.time(), measure.machine(), []
+    taken = {
+        "when": time.strftime("%Y-%m-%d", time.gmtime(begun)),
+        "rounds": setup.rounds,
+        "tokens": setup.tokens,
+        "load": machine.pop("load"),
+    }
     print(f"\n{stage}\n{page.LINE}", flush=True)
     for figure in module(stage).run(setup):
-        figures.append(figure.to_json())
+        figures.append({**figure.to_json(), **taken})
         print(page.line(figures[-1]), flush=True)
     found = {
         "stage": stage,
         "device": str(measure.device()),
         "machine": machine,
-        "settings": {
-            "sizes": list(setup.sizes),
-            "families": list(setup.families),
-            "rounds": setup.rounds,
-            "tokens": setup.tokens,
-        },
-        "when": time.strftime("%Y-%m-%d", time.gmtime(begun)),
         "seconds": round(time.time() - begun, 1),
         "figures": figures,
     }
@@ -81,6 +81,14 @@ def keep(store: Path, found: dict[str, Any]) -> None:
     partial = store.with_suffix(".partial")
     partial.write_text(json.dumps({"runs": runs}, indent=1))
     partial.replace(store)
+
+
+def keep_points(store: Path, found: list[dict[str, Any]]) -> None:
+    """Put points of `growth.py` into the file, in place of the same ones."""
+    keys = ("device", "stage", "along", "family", "size", "samples")
+    points = {tuple(each[key] for key in keys): each for each in (*page.points(store), *found)}
+    if points:
+        store.write_text("".join(json.dumps(each) + "\n" for each in points.values()))
 
 
 def recorded(store: Path) -> list[dict[str, Any]]:
@@ -105,9 +113,15 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="write what has been measured as a page of the documentation")
     given = parser.parse_args()
     store, growth = given.out / "bench.json", given.out / "growth.jsonl"
-    if given.markdown or given.page:
-        text = page.page(recorded(store), page.points(growth))
-        print(text, end="") if given.markdown else given.page.write_text(text)
+    if given.markdown:
+        print(page.page(recorded(store), page.points(growth)), end="")
+        return 0
+    if given.page:
+        kept, grown = given.page.with_suffix(".json"), given.page.with_suffix(".growth.jsonl")
+        for each in recorded(store):
+            keep(kept, each)
+        keep_points(grown, page.points(growth))
+        given.page.write_text(page.page(recorded(kept), page.points(grown)))
         return 0
     sizes, families = given.sizes.split(","), given.families.split(",")
     for kind, names, known in (

@@ -78,18 +78,20 @@ def page(runs: Sequence[Mapping[str, Any]], grown: Sequence[Mapping[str, Any]]) 
 
 
 def described(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Machine, versions and dates; those of the first run, and which runs are of others."""
+    """Machine and versions; those of the first run, and which runs are of others. When and how each model's figures
+    were taken."""
     machine = runs[0]["machine"]
-    shown = {key: value for key, value in machine.items() if key not in ("note", "load") and value is not None}
+    shown = {key: value for key, value in machine.items() if key != "note" and value is not None}
     text = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
-    other = [run["stage"] for run in runs if {**run["machine"], "load": 0} != {**machine, "load": 0}]
-    rounds = "; ".join(
-        f"{run['stage']} {run['when']}, {run['settings']['rounds']} rounds, {run['settings']['tokens']} tokens a "
-        f"sample, load {run['machine']['load']}"
-        for run in runs
-    )
+    other = [run["stage"] for run in runs if run["machine"] != machine]
     note = f" Of another machine or other versions: {', '.join(other)}." if other else ""
-    return f"{text}. {rounds}.{note}\n"
+    taken: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for each in run["figures"]:
+            how = f"{each['when']}, {each['rounds']} rounds, {each['tokens']} tokens a sample, load {each['load']}"
+            taken.setdefault(f"{run['stage']}, {how}", {})[each["model"]] = None
+    lines = "".join(f"- {how}: {', '.join(models)}\n" for how, models in taken.items())
+    return f"{text}.{note}\n\n{lines}"
 
 
 def table(figures: Sequence[Mapping[str, Any]]) -> str:

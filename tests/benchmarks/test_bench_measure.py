@@ -96,10 +96,8 @@ def _run(stage: str, device: str = "cpu", **changed: Any) -> dict[str, Any]:
     return {
         "stage": stage,
         "device": device,
-        "machine": {"processor": "P", "load": 0.5, "card": None},
-        "settings": {"rounds": 5, "tokens": 56},
-        "when": "2026-01-02",
-        "figures": [_figure(**changed)],
+        "machine": {"processor": "P", "card": None},
+        "figures": [{**_figure(**changed), "when": "2026-01-02", "rounds": 5, "tokens": 56, "load": 0.5}],
     }
 
 
@@ -119,12 +117,27 @@ def test_figures_of_other_models_stay(tmp_path: Path) -> None:
     assert [(each["model"], each["value"]) for each in kept["figures"]] == [("llava 190M", 1.234), ("llava 30M", 9.0)]
 
 
+def test_a_page_keeps_what_was_measured_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = {"device": "cpu", "stage": "diff", "along": "weights", "family": "llava", "size": "1M", "samples": 100}
+    paths = [tmp_path / name for name in ("one", "other")]
+    for number, (path, model) in enumerate(zip(paths, ("llava 30M", "llava 190M"), strict=True)):
+        path.mkdir()
+        bench.keep(path / "bench.json", _run("diff", model=model))
+        grown = {"weights": 1e6, "seconds": 1.0 + number, "bytes": 2e6}
+        (path / "growth.jsonl").write_text(json.dumps({**point, **grown}) + "\n")
+        monkeypatch.setattr(sys, "argv", ["bench.py", "--page", str(tmp_path / "page.md"), "--out", str(path)])
+        assert bench.main() == 0
+    text = (tmp_path / "page.md").read_text()
+    assert text.index("| llava 30M |") < text.index("| llava 190M |")
+    assert text.count("| llava | weights | 1M | 2 |") == 1
+
+
 def test_the_page_says_what_was_missed_and_where_it_was_measured() -> None:
     text = page.page([_run("saliency", low=1.0, high=1.5, baseline=2.5)], [])
     assert "| llava 30M | saliency |  | 1.23 | 1 - 1.50 |  | 2.50 | 1.15 [1.05] | **missed** |" in text
     assert "processor P; saliency" not in text
     assert "processor P" in text
-    assert "saliency 2026-01-02, 5 rounds, 56 tokens a sample, load 0.5" in text
+    assert "- saliency, 2026-01-02, 5 rounds, 56 tokens a sample, load 0.5: llava 30M\n" in text
     assert "No GPU was there" in text
     assert "No GPU was there" not in page.page([_run("saliency", "cuda")], [])
 
