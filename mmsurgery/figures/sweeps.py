@@ -83,7 +83,7 @@ _DONE: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
 
 
 def sweeps_of(results: Results, panel: str) -> list[Sweep]:
-    """The groups of rows of a panel in which exactly one number differs, and from row to row."""
+    """The groups of rows of a panel, of one method, in which exactly one number differs, and from row to row."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in results["rows"]:
         if row["group"] is not None:
@@ -92,6 +92,8 @@ def sweeps_of(results: Results, panel: str) -> list[Sweep]:
     cells = [cell for cell in results["cells"] if cell["panel"] == panel and "failed" not in cell]
     found = []
     for group, rows in groups.items():
+        if len({row["method"] for row in rows}) > 1:
+            continue
         swept = [values for name in _SET if (values := _values(name, rows, compared, cells)) is not None]
         if len(swept) == 1:
             found.append(Sweep(group, dict(sorted(swept[0].items(), key=lambda item: item[1]))))

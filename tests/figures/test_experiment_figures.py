@@ -276,6 +276,12 @@ def test_two_numbers_that_differ_are_no_sweep() -> None:
     assert "forget weight" not in {sweep.name for sweep in sweeps_of(results, "llava")}
 
 
+def test_two_methods_are_no_sweep() -> None:
+    results = ablations()
+    next(entry for entry in results["rows"] if entry["group"] == "forget weight")["method"] = "ga_diff"
+    assert "forget weight" not in {sweep.name for sweep in sweeps_of(results, "llava")}
+
+
 def test_a_learning_rate_that_is_the_recipes_is_what_the_runs_did() -> None:
     results = ablations()
     results["rows"] = [
