@@ -27,18 +27,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from hunt_scores import CANDIDATES, Arrays, Level, ratio
 
 import mmsurgery
-from mmsurgery.api import Workspace
-from mmsurgery.artifacts.saliency_map import SaliencyMap
-from mmsurgery.data.samples import Sample
 from mmsurgery.evaluate.records import read_items
 from mmsurgery.experiments.scores import Point, accuracies, at_matched_forgetting, unpack, utility
 from mmsurgery.masks.controls import random_mask
 from mmsurgery.masks.rule import ratio_mask
 from mmsurgery.methods.anchored_ascent import AnchoredAscent
 from mmsurgery.methods.base import Term
-from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.method_settings import recipe_of
 from mmsurgery.unlearn.record import read_record
@@ -46,17 +43,15 @@ from mmsurgery.unlearn.record import read_record
 if TYPE_CHECKING:
     from mmsurgery.methods.step import Step
 
-Arrays = dict[str, Any]
-"""Parameter name -> float64 scores of its weights, in its shape."""
-
 DENSITIES = (0.02, 0.1)
 DRAWS = 3
 EPOCHS = 15
 """Of anchored ascent: twice its budget."""
+LONGER = 3
+"""Random masks that do not get to matched forgetting run so many times as long, to know what they keep there."""
 STAGES = 5
 """Of way `again`: three epochs each."""
 MODULES = "lm,connector"
-KEPT = ("forget_qa", "retain_vqa", "retain_qa")
 
 
 class Kept(AnchoredAscent):
@@ -78,179 +73,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# scores of weights, all from one model
-
-
-@dataclasses.dataclass
-class Level:
-    """A level's workspace and a model of it, and what candidates need of these, measured once."""
-
-    space: Workspace
-    model: str = "vanilla"
-    known: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def once(self, what: str, compute: Callable[[], Any]) -> Any:
-        if what not in self.known:
-            self.known[what] = compute()
-        return self.known[what]
-
-    @property
-    def loaded(self) -> Any:
-        return self.once("loaded", lambda: self.space.load_model(self.model))
-
-    def samples(self, part: str) -> list[Sample]:
-        found: list[Sample] = self.once(f"samples {part}", lambda: self.space.samples(part))
-        return found
-
-    def map(self, part: str, estimator: str = "sample", people: str | None = None) -> SaliencyMap:
-        def measured() -> SaliencyMap:
-            chosen = [sample for sample in self.samples(part) if people in (None, sample.person)]
-            return measure_saliency(self.loaded, chosen, estimator=estimator, part=part)
-
-        found: SaliencyMap = self.once(f"map {part} {estimator} {people}", measured)
-        return found
-
-    def fisher(self, *parts: str) -> Arrays:
-        """Mean over samples of squared gradients, parts pooled; a part without gradient counts as 0."""
-        return _pooled([self.map(part) for part in parts])
-
-    def gradient(self, *parts: str) -> Arrays:
-        """Mean over samples of gradients, parts pooled."""
-        return _pooled([self.map(part, "dataset") for part in parts])
-
-    def distilled(self) -> Arrays:
-        """Mean over forget samples of the squared gradient of the stranger distillation's loss."""
-        import torch
-
-        from mmsurgery.methods.step import Passage, References
-        from mmsurgery.methods.stranger_distillation import distillation
-        from mmsurgery.unlearn.beside import beside
-        from mmsurgery.unlearn.request import Request, gather
-        from mmsurgery.workspace import SILENT
-
-        request = Request.of(
-            self.space, "stranger_distillation", name="hunt", mask=None, learning_rate=None, batch_size=None,
-            retain_batch=None, epochs=None, seed=None, precision=None, forget_weight=1.0, settings={}, scope=None,
-            protocol="equations", lora=None, start="vanilla", reference="vanilla", eval_every=0, steps=None,
-        )  # fmt: skip
-        run, loaded = gather(self.space, request), self.loaded
-        with self.space.lock():
-            others = beside(run, lambda: loaded, SILENT)
-        references = References(vanilla=others.vanilla, stranger=others.stranger)
-        loaded.model.requires_grad_(True)
-        weights = dict(loaded.model.named_parameters())
-        sums: Arrays = {name: np.zeros(tuple(weight.shape)) for name, weight in weights.items()}
-        for place, sample in enumerate(run.forget):
-            batch = loaded.backbone.collate(loaded.processor, [sample])
-            loss = distillation(Passage(loaded.model, batch, [sample], [place], references), 0.3)
-            slopes = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            for name, slope in zip(weights, slopes, strict=True):
-                if slope is not None:
-                    sums[name] += slope.double().square().numpy()
-        return {name: values / len(run.forget) for name, values in sums.items()}
-
-    def activity(self) -> Arrays:
-        """For every weight of a linear layer: how far its output differs between forget pictures and anchors that are
-        asked the same, in standard deviations over both."""
-        import torch
-
-        loaded = self.loaded
-        questions = {(sample.question, sample.answer) for sample in self.samples("forget_vqa")}
-        anchors = [each for each in self.samples("anchor_vqa") if (each.question, each.answer) in questions][:252]
-        modules = {name: each for name, each in loaded.model.named_modules() if isinstance(each, torch.nn.Linear)}
-        found: dict[str, list[list[Any]]] = {name: [[], []] for name in modules}
-        for side, samples in enumerate((self.samples("forget_vqa"), anchors)):
-            hooks = [
-                module.register_forward_hook(functools.partial(_noted, found[name][side]))
-                for name, module in modules.items()
-            ]
-            with torch.no_grad():
-                for sample in samples:
-                    batch = loaded.backbone.collate(loaded.processor, [sample])
-                    loaded.model(**{key: value for key, value in batch.items() if key != "labels"})
-            for hook in hooks:
-                hook.remove()
-        scores: Arrays = {}
-        for name, (mine, theirs) in found.items():
-            if not mine or not theirs:
-                continue
-            one, other = torch.stack(mine), torch.stack(theirs)
-            apart = (one.mean(dim=0) - other.mean(dim=0)).abs() / (torch.cat([one, other]).std(dim=0) + 1e-12)
-            weight = f"{name}.weight"
-            shape = tuple(dict(loaded.model.named_parameters())[weight].shape)
-            scores[weight] = np.broadcast_to(apart.numpy()[:, None], shape).copy()
-        return scores
-
-
-def _pooled(maps: Sequence[SaliencyMap]) -> Arrays:
-    units, found = sum(each.units for each in maps), Arrays()
-    for each in maps:
-        for name, values in each.arrays.items():
-            found[name] = found.get(name, np.float64(0)) + values.astype(np.float64) / units
-    return found
-
-
-def _noted(means: list[Any], module: Any, inputs: Any, output: Any) -> None:
-    """A forward hook: the mean of each output over the tokens."""
-    means.append(output.detach().reshape(-1, output.shape[-1]).double().mean(dim=0))
-
-
-def _over(target: Arrays, kept: Arrays) -> Arrays:
-    floor = 1e-30
-    return {name: target[name] / (kept[name] + floor) for name in target if name in kept}
-
-
-def _coherence(level: Level) -> Arrays:
-    mean, squares = level.gradient("forget_vqa"), level.fisher("forget_vqa")
-    return _over({name: values**2 for name, values in mean.items()}, squares)
-
-
-def _harmless(level: Level) -> Arrays:
-    """The ascent's own step where it does not raise the loss of what is kept: |g_forget|, else next to nothing."""
-    forget, kept = level.gradient("forget_vqa"), level.gradient(*KEPT)
-    return {n: np.where(forget[n] * kept[n] <= 0, np.abs(forget[n]), 1e-30) for n in forget if n in kept}
-
-
-def _everybody(level: Level) -> Arrays:
-    """The least over forgotten people of each one's Fisher diagonal, over that of what is kept."""
-    people = sorted({sample.person for sample in level.samples("forget_vqa")})
-    each = [level.map("forget_vqa", people=person) for person in people]
-    names = [name for name in each[0].names if all(name in one.arrays for one in each)]
-    least = {n: np.min([one.arrays[n].astype(np.float64) / one.units for one in each], axis=0) for n in names}
-    return _over(least, level.fisher(*KEPT))
-
-
-def _ratio(level: Level) -> Arrays:
-    return _over(level.fisher("forget_vqa"), level.fisher(*KEPT))
-
-
-def _influence(level: Level) -> Arrays:
-    """What a damped Newton step of the ascent changes: g^2 / (F + mean F), F of what is kept, in each matrix."""
-    forget, kept = level.gradient("forget_vqa"), level.fisher(*KEPT)
-    return {n: forget[n] ** 2 / (kept[n] + kept[n].mean() + 1e-30) for n in forget if n in kept}
-
-
-CANDIDATES: Mapping[str, tuple[str, Callable[[Level], Arrays]]] = {
-    "ratio": ("Fisher of forget over Fisher of what is kept (Eq. 7)", _ratio),
-    "ratio-anchors": (
-        "the same, anchors among what is kept",
-        lambda level: _over(level.fisher("forget_vqa"), level.fisher(*KEPT, "anchor_vqa")),
-    ),
-    "forget": ("Fisher of forget alone", lambda level: level.fisher("forget_vqa")),
-    "kept": ("Fisher of what is kept alone, largest", lambda level: level.fisher(*KEPT)),
-    "coherence": ("squared mean gradient over mean squared gradient of forget", _coherence),
-    "everybody": ("least Fisher over forgotten people, over what is kept", _everybody),
-    "harmless": ("mean gradient of forget, where it does not raise the loss of what is kept", _harmless),
-    "distilled": (
-        "Fisher of stranger distillation's loss over what is kept",
-        lambda level: _over(level.distilled(), level.fisher(*KEPT)),
-    ),
-    "activity": (
-        "outputs that tell forget pictures from anchors; elsewhere as Eq. 7",
-        lambda level: {**_ratio(level), **level.activity()},
-    ),
-    "influence": ("influence of forget samples: squared mean gradient over damped Fisher of what is kept", _influence),
-}
 SHARES: Mapping[str, str] = {
     "layers": "Eq. 7 over all matrices at once, so that their numbers differ",
     "layers-random": "random weights in numbers that differ like these",
@@ -332,7 +154,7 @@ def _again(level: Level, density: float, draw: int | None) -> dict[str, Any]:
     now = level
     for stage in range(STAGES):
         name = f"hunt.again.{key}-{density:g}.stage{stage}"
-        mask = _mask(now, "again", density, functools.partial(_ratio, now))
+        mask = _mask(now, "again", density, functools.partial(ratio, now))
         if draw is not None:
             mask = _random(now, mask, f"{mask}-random-{draw}", STAGES * draw + stage)
         before = curve[-1].step if curve else 0.0
@@ -358,16 +180,16 @@ def hunt(folder: Path, out: Path) -> None:
         out.write_text(json.dumps(now, indent=1))
         print(folder.name, key, entry[key], flush=True)
 
-    def masked(key: str, way: str, density: float, mask: Callable[[], str | None]) -> None:
+    def masked(key: str, way: str, density: float, mask: Callable[[], str | None], times: int = 1) -> None:
         def run() -> dict[str, Any]:
             mask_name = mask()
-            name = f"hunt.{way}.{mask_name or 'none'}"
-            return _found(level, _curve(level, way, mask_name, name, density=density, epochs=EPOCHS))
+            name = f"hunt.{way}.{mask_name or 'none'}{'.longer' if times > 1 else ''}"
+            return _found(level, _curve(level, way, mask_name, name, density=density, epochs=times * EPOCHS))
 
         tried(key, run)
 
     def chosen(key: str, density: float, per: str = "tensor") -> str:
-        score = CANDIDATES[key][1] if key in CANDIDATES else _ratio
+        score = CANDIDATES[key][1] if key in CANDIDATES else ratio
         return _mask(level, key, density, lambda: score(level), per)
 
     masked("none", "all", 1.0, lambda: None)
@@ -376,11 +198,14 @@ def hunt(folder: Path, out: Path) -> None:
         for density in DENSITIES if way == "all" else (0.1,):
             for key in CANDIDATES:
                 masked(f"{way} {density:g} {key}", way, density, functools.partial(chosen, key, density))
-            ratio = f"hunt-ratio-{density:g}"
+            like = f"hunt-ratio-{density:g}"
             for draw in range(DRAWS):
                 name = f"hunt-random-{density:g}-{draw}"
-                drawn = functools.partial(_random, level, ratio, name, draw)
-                masked(f"{way} {density:g} random-{draw}", way, density, drawn)
+                drawn = functools.partial(_random, level, like, name, draw)
+                key = f"{way} {density:g} random-{draw}"
+                masked(key, way, density, drawn)
+                if entry[key]["utility"] is None and way == "all":
+                    masked(f"{key} longer", way, density, drawn, LONGER)
             spread = functools.partial(chosen, "layers", density, "overall")
             masked(f"{way} {density:g} layers", way, density, spread)
             name = f"hunt-layers-random-{density:g}"
@@ -397,45 +222,68 @@ def _read(out: Path) -> dict[str, Any]:
 
 def page(known: Mapping[str, Mapping[str, Any]]) -> str:
     """The table in Markdown: in %, means over levels; beside the random masks how far draws of one level scatter."""
-    lines = ["| held to the mask | density | weights chosen by | utility | minus random | reached | step |"]
-    lines.append("|---|---:|---|---:|---:|---:|---:|")
+    lines = ["| held to the mask | density | weights chosen by | utility | minus random | reached | step | "]
+    lines[0] += "Forget VQA at the end | minus random |"
+    lines.append("|---|---:|---|---:|---:|---:|---:|---:|---:|")
     for key, words in (("none", "no mask"), ("modules", "all of language model and connector")):
         if any(key in entry for entry in known.values()):
-            lines.append(f"| all | 100 % | {words} | {_row(known, [key], [])} |")
+            lines.append(f"| all | 100 % | {words} | {_row(known, [key], [], [])} |")
     wording = {**{key: words for key, (words, _) in CANDIDATES.items()}, **SHARES}
     for way in WAYS:
         for density in DENSITIES:
+            share = f"{100 * density:g} %"
             draws = [f"{way} {density:g} random-{draw}" for draw in range(DRAWS)]
-            if any(draws[0] in entry for entry in known.values()):
-                lines.append(f"| {way} | {100 * density:g} % | random, of {DRAWS} draws | {_row(known, draws, [])} |")
+            longer = [f"{each} longer" for each in draws]
+            for random, words in ((draws, f"random, of {DRAWS} draws"), (longer, f"the same, {LONGER} times as long")):
+                if any(random[0] in entry for entry in known.values()):
+                    lines.append(f"| {way} | {share} | {words} | {_row(known, random, [], [])} |")
             for key, words in wording.items():
                 name = f"{way} {density:g} {key}"
                 if any(name in entry for entry in known.values()):
-                    lines.append(f"| {way} | {100 * density:g} % | {words} | {_row(known, [name], draws)} |")
+                    lines.append(f"| {way} | {share} | {words} | {_row(known, [name], [*draws, *longer], draws)} |")
     return "\n".join(lines) + "\n"
 
 
-def _row(known: Mapping[str, Mapping[str, Any]], names: Sequence[str], beside: Sequence[str]) -> str:
-    """The last four cells, of the runs of these names, and how far they are from others of the same level."""
+def _row(
+    known: Mapping[str, Mapping[str, Any]], names: Sequence[str], beside: Sequence[str], ended: Sequence[str]
+) -> str:
+    """The cells of the runs of these names.
+
+    Args:
+        beside, ended: runs of the same level that utility, and what is left of Forget VQA, are held against.
+    """
     runs = {folder: [entry[name] for name in names if name in entry] for folder, entry in known.items()}
     there = {folder: _reached(each) for folder, each in runs.items() if _reached(each)}
     reached = f"{sum(map(len, there.values()))} of {sum(map(len, runs.values()))}"
-    if not there:
-        return f"- | - | {reached} | -"
-    means = {folder: float(np.mean([each["utility"] for each in found])) for folder, found in there.items()}
+    kept = _against(known, there, "utility", beside)
+    step = f"{np.mean([each['step'] for found in there.values() for each in found]):.0f}" if there else "-"
+    left = _against(known, {folder: each for folder, each in runs.items() if each}, "forget at the end", ended)
+    return f"{kept} | {reached} | {step} | {left}"
+
+
+def _against(
+    known: Mapping[str, Mapping[str, Any]],
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    what: str,
+    names: Sequence[str],
+) -> str:
+    """Mean over levels of a figure of runs; then how far that is from runs of these names, or how far they scatter."""
+    if not runs:
+        return "- | -"
+    means = {folder: float(np.mean([each[what] for each in found])) for folder, found in runs.items()}
     apart = []
     for folder, mean in means.items():
-        if others := _reached([known[folder][name] for name in beside if name in known[folder]]):
-            apart.append(mean - float(np.mean([each["utility"] for each in others])))
+        others = [known[folder][name][what] for name in names if name in known[folder]]
+        if others := [each for each in others if each is not None]:
+            apart.append(mean - float(np.mean(others)))
     cell = "-"
     if len(apart) > 1:
         cell = f"{100 * np.mean(apart):+.1f} ± {100 * np.std(apart, ddof=1) / len(apart) ** 0.5:.1f}"
     elif apart:
         cell = f"{100 * apart[0]:+.1f}"
-    elif scatter := [np.var([each["utility"] for each in found], ddof=1) for found in there.values() if len(found) > 1]:
+    elif scatter := [np.var([each[what] for each in found], ddof=1) for found in runs.values() if len(found) > 1]:
         cell = f"scatter {100 * np.mean(scatter) ** 0.5:.1f}"
-    step = np.mean([each["step"] for found in there.values() for each in found])
-    return f"{100 * np.mean(list(means.values())):.1f} | {cell} | {reached} | {step:.0f}"
+    return f"{100 * np.mean(list(means.values())):.1f} | {cell}"
 
 
 def _reached(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -43,22 +43,24 @@ def test_scores(key: str, scores: Any) -> None:
 
 
 def test_the_table() -> None:
-    def run(utility: float | None) -> dict[str, Any]:
-        return {"utility": utility, "step": None if utility is None else 50.0, "forget at the end": 0.3}
+    def run(utility: float | None, left: float = 0.3) -> dict[str, Any]:
+        return {"utility": utility, "step": None if utility is None else 50.0, "forget at the end": left}
 
     first = {f"all 0.1 random-{draw}": run(value) for draw, value in enumerate((0.90, 0.92, None))}
+    first["all 0.1 random-0 longer"] = run(0.94)
     second = {"all 0.1 random-0": run(0.80)}
     known = {
-        "one": {"none": run(0.95), **first, "all 0.1 ratio": run(0.92), "all 0.1 forget": run(None)},
+        "one": {"none": run(0.95), **first, "all 0.1 ratio": run(0.92), "all 0.1 forget": run(None, 0.1)},
         "two": {**second, "all 0.1 ratio": run(0.81), "all 0.1 layers": run(0.79), "again 0.1 ratio": run(0.9)},
     }
     rows = hunt.page(known).splitlines()[2:]
     words = {key: text for key, (text, _) in hunt.CANDIDATES.items()}
     assert rows == [
-        "| all | 100 % | no mask | 95.0 | - | 1 of 1 | 50 |",
-        "| all | 10 % | random, of 3 draws | 85.5 | scatter 1.4 | 3 of 4 | 50 |",
-        f"| all | 10 % | {words['ratio']} | 86.5 | +1.0 ± 0.0 | 2 of 2 | 50 |",
-        f"| all | 10 % | {words['forget']} | - | - | 0 of 1 | - |",
-        f"| all | 10 % | {hunt.SHARES['layers']} | 79.0 | -1.0 | 1 of 1 | 50 |",
-        f"| again | 10 % | {words['ratio']} | 90.0 | - | 1 of 1 | 50 |",
+        "| all | 100 % | no mask | 95.0 | - | 1 of 1 | 50 | 30.0 | - |",
+        "| all | 10 % | random, of 3 draws | 85.5 | scatter 1.4 | 3 of 4 | 50 | 30.0 | scatter 0.0 |",
+        "| all | 10 % | the same, 3 times as long | 94.0 | - | 1 of 1 | 50 | 30.0 | - |",
+        f"| all | 10 % | {words['ratio']} | 86.5 | +0.5 ± 0.5 | 2 of 2 | 50 | 30.0 | +0.0 ± 0.0 |",
+        f"| all | 10 % | {words['forget']} | - | - | 0 of 1 | - | 10.0 | -20.0 |",
+        f"| all | 10 % | {hunt.SHARES['layers']} | 79.0 | -1.0 | 1 of 1 | 50 | 30.0 | +0.0 |",
+        f"| again | 10 % | {words['ratio']} | 90.0 | - | 1 of 1 | 50 | 30.0 | - |",
     ]
