@@ -112,13 +112,13 @@ def page(known: Mapping[str, Any], words: Mapping[int, str], before: str = "") -
         if not entry["rows"]:
             earlier = [line for line in before.splitlines() if line.startswith(f"| {number} |")]
             lines += earlier or [f"| {number} | {words[number]} | not run | | | | |"]
-        for row in entry["rows"]:
+        for place, row in enumerate(entry["rows"]):
             seconds = round(row["seconds"])
             told = f"{seconds} s" if seconds < 600 else f"{seconds / 60:.0f} min"
             kept = "yes" if row["kept"] else "**no**"
             drawn = "" if number in TESTS else f"{entry['seed']}, {entry['share']:g}"
             lines.append(
-                f"| {number} | {words[number]} | {row['what']} | {row['figure']} | {kept} | {told} | {drawn} |"
+                f"| {number} | {'' if place else words[number]} | {row['what']} | {row['figure']} | {kept} | {told} | {drawn} |"
             )
     return "\n".join(lines) + "\n"
 
