@@ -117,9 +117,8 @@ def page(known: Mapping[str, Any], words: Mapping[int, str], before: str = "") -
             told = f"{seconds} s" if seconds < 600 else f"{seconds / 60:.0f} min"
             kept = "yes" if row["kept"] else "**no**"
             drawn = "" if number in TESTS else f"{entry['seed']}, {entry['share']:g}"
-            lines.append(
-                f"| {number} | {'' if place else words[number]} | {row['what']} | {row['figure']} | {kept} | {told} | {drawn} |"
-            )
+            cells = [number, "" if place else words[number], row["what"], row["figure"], kept, told, drawn]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
