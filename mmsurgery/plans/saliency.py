@@ -21,7 +21,7 @@ from mmsurgery.plans.plan import Passes, Plan, free_below, fullest
 from mmsurgery.plans.probe import no_room, predicted
 from mmsurgery.plans.sizes import FLOAT32, Sizes
 from mmsurgery.plans.times.watch import now
-from mmsurgery.saliency.blocks import block_rows
+from mmsurgery.saliency.blocks import block_rows, in_blocks
 from mmsurgery.saliency.parts import STORES, named_parts
 from mmsurgery.saliency.shards import Shard
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress, Workspace
@@ -220,10 +220,11 @@ class _Known:
 
         weights: the model is loaded in its own dtype.
         accumulators: one sum for every weight that is reached, where they are kept beside the model.
-        temporary, while measuring: estimators `sample` and `batch` have the gradient of a linear weight (the head is
-            one), in the model's dtype and, for 16-bit models, in float32: of some rows at a time, but of all of an
-            embedding that is the head, too. `dataset` has the gradient of one tensor in the model's dtype (freed at
-            once). A GPU whose sums are elsewhere has one more, for what a batch adds to them.
+        temporary, while measuring: `sample` (and `batch`, see `blocks.in_blocks`) has the gradient of a linear weight
+            (the head is one), in the model's dtype and, for 16-bit models, in float32: of some rows at a time, but
+            of all of an embedding that is the head, too. The others have the gradient of one tensor in the model's
+            dtype (freed at once) and, for 16-bit models and `batch`, a float32 scratch of it. A GPU whose sums are
+            elsewhere has one more, for what a batch adds to them.
         temporary, while saving: one HDF5 file twice over (its image is built in memory), of at most 1 GiB or of one
             tensor, half of it with bfloat16.
         pictures: all different ones of the part, up to 256 MiB as the model takes them.
@@ -234,9 +235,9 @@ class _Known:
         moments: dict[str, dict[str, int]] = {}
         for part, each in self.lengths.items():
             reached = self._reached(each)
-            if self.estimator == "dataset":
+            if not in_blocks(self.estimator, [math.prod(shape) for shape in sizes.shapes.values()]):
                 largest = sizes.largest(reached)
-                temporary = largest * width
+                temporary = largest * (width + (number if low and self.estimator == "batch" else 0))
             else:
                 linear = [name for name in reached if name in sizes.linear or name in sizes.output]
                 largest = sizes.largest(linear)

@@ -24,6 +24,7 @@ from mmsurgery.memory import Layout, Store
 from mmsurgery.methods.step import IGNORED, Answers
 from mmsurgery.provenance import provenance
 from mmsurgery.saliency.backward import Backward
+from mmsurgery.saliency.blocks import in_blocks
 from mmsurgery.saliency.exact import Hooked
 from mmsurgery.saliency.modules import NotUnderstood
 from mmsurgery.saliency.resume import State, settings
@@ -63,7 +64,8 @@ def measure_saliency(
     Parameters that no loss reaches are in `no_gradient`. Those whose true gradient is zero whatever
     the data (`Backbone.no_true_gradient`) get sums of exactly 0, not their round-off; provenance lists
     them as `zero_gradient`. Its `path` says how it went: `hooks`, or, for a model that the hooks do not
-    understand, `batch-1` of `sample` (slower) and `batches` of `batch` (more memory), with the same result.
+    understand, `batch-1` of `sample` (slower), with the same result; `batches` of the others (of `batch` where
+    `blocks.in_blocks` does not ask for hooks, or they do not understand the model).
 
     Args:
         batch_size: samples per forward pass.
@@ -154,7 +156,8 @@ class _Measurement:
         self.cache: dict[Any, Any] = {}
         self.layout, self.folder = layout, None if resume_folder is None else resume_folder.parent
         self.sums = self._zeros()
-        self.state = State(path="batches" if estimator == "dataset" else "hooks")
+        hooked = in_blocks(estimator, [parameter.numel() for parameter in parameters.values()])
+        self.state = State(path="hooks" if hooked else "batches")
         self.clean = 0
         """Samples whose sums were seen to be finite."""
         self.snapshots = None

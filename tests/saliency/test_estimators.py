@@ -62,16 +62,28 @@ def test_sample_through_stock_transformers(
     assert worst(measured, autograd_fisher.sum_over_samples(loaded.model, one_by_one(loaded, seven_samples))) <= bar
 
 
+@pytest.fixture
+def hooked_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmsurgery.saliency.blocks.LARGE", 0.0)
+
+
 @pytest.mark.usefixtures("float64_norms", "tensor_size")
+@pytest.mark.parametrize(("large", "path"), [(0.0, "hooks"), (1.0, "batches")])
 def test_batch_squares_the_gradient_of_each_batch_mean(
-    llava64: Loaded, seven_samples: list[Sample], one_by_one: Alone
+    llava64: Loaded,
+    seven_samples: list[Sample],
+    one_by_one: Alone,
+    monkeypatch: pytest.MonkeyPatch,
+    large: float,
+    path: str,
 ) -> None:
+    monkeypatch.setattr("mmsurgery.saliency.blocks.LARGE", large)
     alone = one_by_one(llava64, seven_samples)
     for size in (3, 4):
         measured = measure_saliency(llava64, seven_samples, estimator="batch", batch_size=size)
         assert worst(measured, autograd_fisher.sum_over_batches(llava64.model, alone, size)) <= 1e-10
         assert (measured.units, measured.batch_size) == (math.ceil(7 / size), size)
-        assert measured.provenance["path"] == "hooks"
+        assert measured.provenance["path"] == path
 
 
 @pytest.mark.usefixtures("float64_norms")
@@ -86,7 +98,7 @@ def test_dataset_sums_signed_gradients(llava64: Loaded, seven_samples: list[Samp
     assert abs(measured.saliency(name) - mean**2).max() <= 1e-10 * (mean**2).max()
 
 
-@pytest.mark.usefixtures("float64_norms")
+@pytest.mark.usefixtures("float64_norms", "hooked_batches")
 def test_tied_head_sums_both_uses_before_squaring(
     llava64: Loaded, seven_samples: list[Sample], one_by_one: Alone
 ) -> None:

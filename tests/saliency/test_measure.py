@@ -126,8 +126,10 @@ def test_batches_that_hooks_do_not_understand_go_by_plain_backward_passes(
     seven_samples: list[Sample],
     one_by_one: Alone,
     watcher: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Any], None],
 ) -> None:
+    monkeypatch.setattr("mmsurgery.saliency.blocks.LARGE", 0.0)
     change(llava64.model)
     expected = autograd_fisher.sum_over_batches(llava64.model, one_by_one(llava64, seven_samples), 3)
     progress = watcher()
