@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -208,4 +208,26 @@ def write_official(mask: Mask, path: Path, published: Callable[[str], str]) -> N
     for name in mask.names:
         table[name] = table[published(name)] = torch.from_numpy(mask[name])
     with atomic_file(path) as temporary, temporary.open("wb") as handle:
-        torch.save({"weight": table, "forget_grad": {}, "preserve_grad": {}}, handle)
+        watched = _Watched(handle)
+        try:
+            torch.save({"weight": table, "forget_grad": {}, "preserve_grad": {}}, cast("IO[bytes]", watched))
+        except RuntimeError as error:
+            raise (watched.failure or error) from None
+
+
+class _Watched:
+    """A file that remembers why it could not be written: of that torch says only that positions do not fit."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._handle.write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+    def flush(self) -> None:
+        self._handle.flush()

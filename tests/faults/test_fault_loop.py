@@ -30,6 +30,7 @@ from mmsurgery.evaluate.records import write_eval
 from mmsurgery.evaluate.scoring import ItemScore
 from mmsurgery.evaluate.unfinished import Unfinished
 from mmsurgery.exchange.export import FORMATS, _write
+from mmsurgery.exchange.official import write_official
 from mmsurgery.provenance import provenance
 from mmsurgery.report import write as report
 from mmsurgery.settings import Settings
@@ -54,15 +55,15 @@ def saliency(ws: Workspace, version: int) -> None:
     ).save(ws.saliency_dir("forget_vqa"), replace=True)
 
 
-def mask(ws: Workspace, version: int) -> None:
-    bits = pack(np.arange(16).reshape(4, 4) < 8 - version)
+def mask(ws: Workspace, version: int, side: int = 4) -> None:
+    bits = pack(np.arange(side**2).reshape(side, side) < 8 - version)
     Mask(
         rule="ratio",
         beta=1.0,
         estimator="sample",
         mixture="pooled",
         modules="lm",
-        parameters={NAME: MaskParameter((4, 4), backbone("llava").address(NAME), bits)},
+        parameters={NAME: MaskParameter((side, side), backbone("llava").address(NAME), bits)},
         base={"model_type": "llava", "model_sha256": f"{1:064x}"},
         provenance=provenance("mask", {"version": version}, {}),
     ).write(ws.mask_path("default"))
@@ -128,9 +129,15 @@ def export(ws: Workspace, version: int) -> None:
             _write(chosen, ws, mock.Mock(), path, True, SILENT)
 
 
+def official_mask(ws: Workspace, version: int) -> None:
+    """By torch, which hides why a file cannot be written."""
+    mask(ws, version, 160)
+    write_official(Mask.load(ws.mask_path("default")), ws.path("exports", "default.pt"), str)
+
+
 ALONE = (saliency, mask, checkpoint, scores, columns, snapshots, request)
 """Writers of one artifact and nothing else: where one fails, all is as it was."""
-WRITERS = (*ALONE, page, export)
+WRITERS = (*ALONE, page, export, official_mask)
 
 
 def workspace(root: Path, writer: Callable[[Workspace, int], None]) -> Workspace:
