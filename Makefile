@@ -51,8 +51,8 @@ results: $(STAMP)
 	@$(BIN)/mmsurgery --workspace results report
 	@$(BIN)/python benchmarks/results_page.py results docs/results.md
 
-# what everything costs beside what it cannot be cheaper than: a table, and build/bench/bench.json; hours on two cores (docs/performance.json keeps what was published)
-# (BENCH_ARGS="diff --sizes 1M" for less)
+# what everything costs beside what it cannot be cheaper than: a table, and build/bench/bench.json; hours on two cores
+# (BENCH_ARGS="diff --sizes 1M" for less, "--page docs/performance.md" to publish what was measured)
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 

@@ -10,8 +10,9 @@ become, every three epochs (the optimizer begins anew, too). Every candidate cho
 every matrix and vector of the language model and the connector, by a score of each weight; only where the candidate
 is the numbers themselves does it choose how many in each. DRAWS random masks of the same numbers in every matrix, all
 alike, stand beside it. What a mask holds learns faster, by one over the root of the density, so that a step of Adam
-is as long as without a mask (at the same rate few weights do not get to matched forgetting). A figure is the utility
-where Forget VQA first comes down to gold + 5 points. Models and masks are artifacts of the level, so a run that was
+is as long as without a mask (at the same rate few weights do not get to matched forgetting). Figures are the utility
+where Forget VQA first comes down to gold + 5 points, and what is left of it at the end; random masks that do not get
+there run again for LONGER times the steps. Models and masks are artifacts of the level, so a run that was
 stopped goes on; nothing of a judging world may be named here.
 """
 

@@ -55,7 +55,7 @@ def main() -> None:
     for name, results in found.items():
         lines += _experiment(results, folder / name, pictures)
     text = "\n".join(lines).rstrip() + "\n"
-    if chosen.add:
+    if chosen.add and chosen.page.exists():
         text = added(chosen.page.read_text(encoding="utf-8"), text)
     chosen.page.write_text(text, encoding="utf-8")
     print(f"{chosen.page}: {len(found)} experiments")

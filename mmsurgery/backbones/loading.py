@@ -256,16 +256,24 @@ def fault_of(what: str, error: Exception) -> MmsurgeryError:
     """What is raised for what a library raised over a folder: its files are at fault, unless the machine is.
 
     Args:
-        what: that went wrong, such as `PATH cannot be loaded`.
+        what: that went wrong, the folder named in it, such as `PATH cannot be loaded`.
     """
     if isinstance(error, MemoryError):
         return MachineFault(f"{what}: out of memory", "use a larger machine")
     if (isinstance(error, OSError) and error.errno in _SCARCE) or "can't start new thread" in str(error):
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         return MachineFault(f"{what}: {reason}", "end other programs, then run the command again")
-    if isinstance(error, UnicodeEncodeError):  # of a path: the libraries in Rust know UTF-8 alone
-        return UsageError(f"{what}: its path is not UTF-8", "rename the folder")
+    if isinstance(error, UnicodeEncodeError) and not _is_utf8(what):
+        return UsageError(f"{what}: its path is not UTF-8", "rename the folder")  # libraries in Rust know nothing else
     return InputRefused(f"{what}: {str(error)[:300]}")
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_size(cls: Any, path: Path) -> None:

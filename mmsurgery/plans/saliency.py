@@ -232,17 +232,18 @@ class _Known:
         sizes, width = self.sizes, self.sizes.width
         number, low = max(width, FLOAT32), width < FLOAT32
         elsewhere = self.elsewhere(layout)
+        blocks = in_blocks(self.estimator, [math.prod(shape) for shape in sizes.shapes.values()])
         moments: dict[str, dict[str, int]] = {}
         for part, each in self.lengths.items():
             reached = self._reached(each)
-            if not in_blocks(self.estimator, [math.prod(shape) for shape in sizes.shapes.values()]):
-                largest = sizes.largest(reached)
-                temporary = largest * (width + (number if low and self.estimator == "batch" else 0))
-            else:
+            if blocks:
                 linear = [name for name in reached if name in sizes.linear or name in sizes.output]
                 largest = sizes.largest(linear)
                 at_once = max((self._at_once(name) for name in linear), default=0)
                 temporary = at_once * (number + (width if low else 0))
+            else:
+                largest = sizes.largest(reached)
+                temporary = largest * (width + (number if low and self.estimator == "batch" else 0))
             if elsewhere and self.device != "cpu":
                 temporary += largest * number
             common = {terms.WEIGHTS: sizes.loaded, terms.ACCUMULATORS: 0 if elsewhere else self._sums(each)}

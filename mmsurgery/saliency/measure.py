@@ -180,10 +180,11 @@ class _Measurement:
                 self._pass_over(Hooked(self.loaded, self.sums, self.estimator), self.batch_size)
                 return
             except NotUnderstood as reason:
-                path = "batches"
-                if self.estimator == "sample":
-                    self.progress.note(f"one sample at a time, which is slower: {reason}")
-                    path = "batch-1"
+                path, words = {
+                    "sample": ("batch-1", "one sample at a time, which is slower"),
+                    "batch": ("batches", "with whole gradients, which takes more memory"),
+                }[self.estimator]
+                self.progress.note(f"{words}: {reason}")
                 self.sums, self.state, self.clean = self._zeros(), State(path=path), 0
         take = self.sums.add if self.estimator == "dataset" else self.sums.add_square
         reduction = torch.mean if self.estimator == "batch" else torch.sum

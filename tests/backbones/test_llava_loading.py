@@ -209,6 +209,17 @@ def test_the_machine_is_at_fault_not_the_folder(
         load(tiny_llava)
 
 
+def test_text_that_cannot_be_encoded_is_not_blamed_on_the_path(
+    tiny_llava: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        "\ud800".encode()
+
+    monkeypatch.setattr("transformers.LlavaForConditionalGeneration.from_pretrained", failing)
+    with pytest.raises(InputRefused, match=r"surrogates not allowed - next: make or copy it again"):
+        load(tiny_llava)
+
+
 def test_remote_code_is_never_run(copy: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     (copy / "modeling_evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
