@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _SMALL = 1 << 24
 """Weights that take no memory to speak of."""
+_PIECE = 1 << 18
+"""Elements that a sum takes at a time: few enough to stay in a cache."""
 _SCARCE = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What a machine has run out of: processes and threads, open files, memory."""
 
@@ -130,14 +132,20 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def bit_sums(model: torch.nn.Module) -> dict[str, int]:
-    """Canonical name -> sum of a parameter's bit patterns, adapters of LoRA and their wrappers aside."""
+    """Canonical name -> `bit_sum` of a parameter, adapters of LoRA and their wrappers aside."""
+    return {unwrapped(name): bit_sum(parameter) for name, parameter in model.named_parameters()}
+
+
+def bit_sum(values: torch.Tensor) -> int:
+    """Sum of the bit patterns of a tensor of 2, 4 or 8 bytes an element, modulo 2^64, as a signed integer."""
     import torch
 
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return {
-        unwrapped(name): int(parameter.detach().view(integers[parameter.element_size()]).sum(dtype=torch.int64))
-        for name, parameter in model.named_parameters()
-    }
+    bits = values.detach().view(integers[values.element_size()])
+    # on a CPU the sum of a whole tensor would first be given a copy of 64 bits an element
+    pieces = torch.split(bits.reshape(-1), _PIECE) if bits.device.type == "cpu" else [bits]
+    total = torch.stack([piece.sum(dtype=torch.int64) for piece in pieces]).sum()
+    return int(total)
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

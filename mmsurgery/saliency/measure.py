@@ -262,7 +262,7 @@ class _Measurement:
 
     def result(self) -> SaliencyMap:
         totals, backbone = self.sums.totals, self.loaded.backbone
-        if not any(bool(total.any()) for total in totals.values()):
+        if not self.sums.any():
             raise UnusableData(f"all gradients of {self.part or 'the samples'} are zero in {self.dtype}", _REMEDY)
         unscale = self.scale if self.estimator == "dataset" else self.scale**2
         zero = sorted(name for name in totals if backbone.no_true_gradient(name))

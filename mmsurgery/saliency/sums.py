@@ -88,7 +88,11 @@ class Sums:
 
     def not_finite(self) -> list[str]:
         """Names whose sum holds NaN or infinity."""
-        return [name for name, total in self.totals.items() if total.numel() and not _finite(total)]
+        return [name for name, total in self.totals.items() if not all(map(math.isfinite, _ends(total)))]
+
+    def any(self) -> bool:
+        """Whether any sum holds anything but zeros."""
+        return any(any(_ends(total)) for total in self.totals.values())
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray[Any, np.dtype[Any]]]]:
         """Names in sorted order with their sums in main memory."""
@@ -105,9 +109,13 @@ def _finish(piece: slice, buffer: torch.Tensor, arrived: torch.cuda.Event, total
     total[piece].add_(buffer)
 
 
-def _finite(values: torch.Tensor) -> bool:
+def _ends(values: torch.Tensor) -> tuple[float, float]:
+    """The least and the greatest; NaN where there is one, 0 where there is nothing. (A tenth of the time that
+    `Tensor.any` of floats takes.)"""
+    if not values.numel():
+        return 0.0, 0.0
     least, greatest = values.aminmax()
-    return math.isfinite(least.item()) and math.isfinite(greatest.item())
+    return least.item(), greatest.item()
 
 
 def sum_dtype(parameter: torch.Tensor) -> torch.dtype:

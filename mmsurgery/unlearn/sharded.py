@@ -151,10 +151,10 @@ class Shards:
         return pack(found[start % 8 :][: stop - start].astype(bool))
 
     def bit_sums(self) -> dict[str, int]:
-        """Canonical name -> sum of the bit patterns of what is held of a weight."""
-        import torch
+        """Canonical name -> `bit_sum` of what is held of a weight."""
+        from mmsurgery.backbones.loading import bit_sum
 
-        return {name: int(rows.detach().view(torch.int32).sum(dtype=torch.int64)) for name, rows in self.held.items()}
+        return {name: bit_sum(rows) for name, rows in self.held.items()}
 
     def whole(self, name: str) -> torch.Tensor:
         """A weight in main memory, put together for the first rank, while the others `serve`."""

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from mmsurgery.artifacts.checkpoint import SINGLE, CheckpointFiles
 from mmsurgery.backbones import loading
-from mmsurgery.backbones.loading import Loaded, load, weights_sha256
+from mmsurgery.backbones.loading import Loaded, bit_sum, load, weights_sha256
 from mmsurgery.data.samples import Sample
 from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UnusableData, UsageError
 from mmsurgery.names import Address
@@ -349,3 +349,16 @@ def test_the_identity_of_weights_in_memory(copy: Path) -> None:
     assert loaded.model_sha256 not in (stored, changed)
     loaded.model.save_pretrained(copy)
     assert loaded.model_sha256 == CheckpointFiles(copy, backbone.canonical).digest()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 5), (517, 1031)])
+def test_the_sum_of_bit_patterns_is_exact(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    integers = {2: np.int16, 4: np.int32, 8: np.int64}[dtype.itemsize]
+    raw = np.frombuffer(values.reshape(-1).view(torch.uint8).numpy().tobytes(), integers) if values.numel() else []
+    exact = (sum(int(each) for each in raw) + 2**63) % 2**64 - 2**63
+    assert bit_sum(values) == exact
+    if values.numel():
+        values.reshape(-1).view(torch.uint8)[-dtype.itemsize] ^= 1
+        assert bit_sum(values) != exact
