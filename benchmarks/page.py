@@ -24,6 +24,14 @@ the least and the greatest, by CPU time and beside it by the wall clock. "Plain"
 down in `benchmarks/baseline.py`, as a ratio to the same side. Limits hold from 30 million weights on; in brackets
 stands what a limit might become.
 """
+WHY = {
+    "masked LoRA": "A masked product of two small matrices is a whole matrix, and its gradient the whole gradient of a "
+    "weight, which LoRA does without: half as many multiplications more.",
+    "peak of saliency": "In a deep and narrow model the activations of these few tokens are a large part of the "
+    "weights: a bare pass, whose gradients take what an accumulator does, needs what stands beside it. Computed "
+    "twice, as `--memory` has them where there is no room, they leave the accumulator and little more.",
+}
+"""Beginning of a figure's name -> why it misses its limit, where that is known."""
 
 
 def number(value: float | None) -> str:
@@ -107,7 +115,9 @@ def table(figures: Sequence[Mapping[str, Any]]) -> str:
             number(each["wall"]), number(each["baseline"]), limit(each), verdict,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    missed = [each["what"] for each in figures if each["verdict"] == "missed"]
+    reasons = [f"\nMissed, {name}: {why}" for name, why in WHY.items() if any(each.startswith(name) for each in missed)]
+    return "\n".join([*lines, *reasons]) + "\n"
 
 
 def points(store: Path) -> list[dict[str, Any]]:

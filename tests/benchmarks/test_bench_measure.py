@@ -142,6 +142,13 @@ def test_the_page_says_what_was_missed_and_where_it_was_measured() -> None:
     assert "No GPU was there" not in page.page([_run("saliency", "cuda")], [])
 
 
+def test_the_page_says_why_a_figure_misses_its_limit() -> None:
+    missed = _run("training", what="masked LoRA 16")
+    assert page.WHY["masked LoRA"] in page.page([missed], [])
+    kept = _run("training", what="masked LoRA 16", value=1.0)
+    assert page.WHY["masked LoRA"] not in page.page([kept], [])
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(1.0, "1"), (0.05123, "0.0512"), (1.0512, "1.05"), (12.345, "12.3"), (1234.5, "1,234"), (0.0, "0"), (None, "")],
