@@ -145,3 +145,18 @@ def test_a_file_that_is_another_one_now_is_not_read(change: Callable[[Path], Non
     change(tmp_path / "a.h5")
     with keep, pytest.raises(InputRefused, match="cannot be read as HDF5"):
         next(hdf5.blocks(dataset, 8))
+
+
+def test_datasets_are_checked_again_when_the_file_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmsurgery.artifacts.digests._RACY", -(10**18))
+    path, opened = tmp_path / "a.h5", []
+    real = hdf5._checked
+    monkeypatch.setattr(hdf5, "_checked", lambda *given: opened.append(os.getpid()) or real(*given))
+    made(path, lambda group: group.create_dataset("a", data=VALUES))
+    first = hdf5.datasets(path, "sum_of_squares")
+    first.pop("a")  # what is handed out may be changed
+    assert hdf5.datasets(path, "sum_of_squares")["a"].shape == VALUES.shape
+    assert opened == [os.getpid()]
+    made(path, lambda group: group.create_dataset("a", data=VALUES[1:]))
+    assert hdf5.datasets(path, "sum_of_squares")["a"].shape == VALUES[1:].shape
+    assert opened == [os.getpid()] * 2
