@@ -44,8 +44,8 @@ NEEDED = {"saliency": 14, "masks": 5, "training": 18, "diff": 1, "evaluation": 6
 LARGE = 5e7
 """Weights from which files of saliency and a second checkpoint are removed after use."""
 ABOUT = {
-    "saliency": "Linear in weights and samples; memory: weights, one accumulator and what saving it takes, beside "
-    "activations and 256 MiB of encoded pictures at most.",
+    "saliency": "Linear in weights and samples; memory: weights and one accumulator, beside activations and 256 MiB of "
+    "encoded pictures at most.",
     "masks": "Linear in weights; memory: the packed mask alone.",
     "training": "Linear in weights and steps; memory: gradients and moments.",
     "diff": "Linear in weights; memory does not grow.",

@@ -159,20 +159,15 @@ class _Checker:
         except KeyError as error:
             raise self._not_plain(name) from error
         properties = found.get_create_plist()
-        layout = properties.get_layout()
-        if properties.get_external_count() or layout == h5py.h5d.VIRTUAL:
+        if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
             raise self._not_plain(name)
         if properties.get_nfilters():
             raise InputRefused(
                 f"{path}: '{name}' needs a filter; only unfiltered data is read", "write it without compression"
             )
         dtype, shape = self._dtype(name, found), found.get_space().shape
-        spans: Spans | None = None
-        if self._plain and layout == h5py.h5d.CONTIGUOUS:
-            spans = _whole(found, math.prod(shape), dtype.itemsize)
-        elif self._plain and layout == h5py.h5d.CHUNKED:
-            spans = _chunked(found, shape, properties.get_chunk(), dtype.itemsize)
-        return Dataset(path, f"/{self._group}/{name}", tuple(shape), dtype, self._identity, spans)
+        where = _spans(h5py, found, shape, properties, dtype.itemsize) if self._plain else None
+        return Dataset(path, f"/{self._group}/{name}", tuple(shape), dtype, self._identity, where)
 
     def _not_plain(self, name: str) -> InputRefused:
         return InputRefused(f"{self._path}: '{name}' is not a plain dataset in this file")
@@ -188,6 +183,20 @@ class _Checker:
         elif dtype != np.dtype("<f8"):
             raise InputRefused(f"{self._path}: '{name}' has dtype {dtype}, float32 expected")
         return dtype
+
+
+def spans(dataset: Any) -> Spans:
+    """Where the values of an open dataset lie in its file, by its identifier in the library; none where they do not
+    lie in runs."""
+    properties, shape = dataset.get_create_plist(), dataset.get_space().shape
+    return _spans(library(), dataset, shape, properties, dataset.dtype.itemsize) or ()
+
+
+def _spans(h5py: Any, found: Any, shape: Sequence[int], properties: Any, itemsize: int) -> Spans | None:
+    layout = properties.get_layout()
+    if layout == h5py.h5d.CONTIGUOUS:
+        return _whole(found, math.prod(shape), itemsize)
+    return _chunked(found, shape, properties.get_chunk(), itemsize) if layout == h5py.h5d.CHUNKED else None
 
 
 def _whole(found: Any, numel: int, itemsize: int) -> Spans | None:

@@ -16,7 +16,7 @@ from mmsurgery.artifacts.digests import cached_sha256
 from mmsurgery.artifacts.files import atomic_folder, read_json, write_bytes
 from mmsurgery.errors import InputRefused, Mismatch, MissingArtifact, UnusableData, UsageError
 from mmsurgery.names import check_parameter_name
-from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, seal, sha256, sha256_json
+from mmsurgery.provenance import SCHEMA, canonical_json, check_seal, seal, sha256_json
 from mmsurgery.workspace import ESTIMATORS
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -190,9 +190,8 @@ class SaliencyMap:
             blocks = list(self._blocks())
             for index, names in enumerate(blocks):
                 file = "saliency.h5" if len(blocks) == 1 else f"saliency-{index + 1:05d}-of-{len(blocks):05d}.h5"
-                data = hdf5_write.image(group, ((name, self.arrays[name]) for name in names), store)
-                (temporary / file).write_bytes(data)
-                files[file] = {"bytes": len(data), "sha256": sha256(data)}
+                size, digest = hdf5_write.write(temporary / file, group, self.arrays, names, store)
+                files[file] = {"bytes": size, "sha256": digest}
             (temporary / MANIFEST).write_bytes(canonical_json(self._manifest(files)) + b"\n")
 
     def _blocks(self) -> Iterator[list[str]]:

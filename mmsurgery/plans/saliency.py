@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmsurgery.artifacts.saliency_map import FILE_BYTES
 from mmsurgery.artifacts.snapshots import GENERATIONS
 from mmsurgery.backbones.loading import device as here
 from mmsurgery.data.anchors import part_samples
@@ -216,17 +215,16 @@ class _Known:
         return min(count, row * block_rows(shape, self.device))
 
     def moments(self, layout: Layout) -> dict[str, dict[str, int]]:
-        """Terms by moment, of the part that takes most; parts are measured and saved one after the other.
+        """Terms by moment, of the part that takes most; parts are measured and saved one after the other. (Saving takes
+        a few megabytes, and the activations are gone then.)
 
         weights: the model is loaded in its own dtype.
         accumulators: one sum for every weight that is reached, where they are kept beside the model.
-        temporary, while measuring: `sample` (and `batch`, see `blocks.in_blocks`) has the gradient of a linear weight
+        temporary: `sample` (and `batch`, see `blocks.in_blocks`) has the gradient of a linear weight
             (the head is one), in the model's dtype and, for 16-bit models, in float32: of some rows at a time, but
             of all of an embedding that is the head, too. The others have the gradient of one tensor in the model's
             dtype (freed at once) and, for 16-bit models and `batch`, a float32 scratch of it. A GPU whose sums are
             elsewhere has one more, for what a batch adds to them.
-        temporary, while saving: one HDF5 file twice over (its image is built in memory), of at most 1 GiB or of one
-            tensor, half of it with bfloat16.
         pictures: all different ones of the part, up to 256 MiB as the model takes them.
         """
         sizes, width = self.sizes, self.sizes.width
@@ -246,18 +244,12 @@ class _Known:
                 temporary = largest * (width + (number if low and self.estimator == "batch" else 0))
             if elsewhere and self.device != "cpu":
                 temporary += largest * number
-            common = {terms.WEIGHTS: sizes.loaded, terms.ACCUMULATORS: 0 if elsewhere else self._sums(each)}
-            file = min(self._sums(each), max(FILE_BYTES, number * sizes.largest(reached)))
             moments[f"{part} is measured"] = {
-                **common,
+                terms.WEIGHTS: sizes.loaded,
+                terms.ACCUMULATORS: 0 if elsewhere else self._sums(each),
                 terms.TEMPORARY: temporary,
                 terms.PICTURES: each.encoded,
                 terms.SAMPLES: each.files,
                 terms.ACTIVATIONS: sizes.kept(each.batch(self.batch_size), width, checkpointing=layout.checkpointing),
-            }
-            moments[f"the map of {part} is saved"] = {
-                **common,
-                terms.TEMPORARY: 2 * (file if self.store == "float32" else file // 2),
-                terms.SAMPLES: each.files,
             }
         return moments or {"nothing is done": {}}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,7 +116,7 @@ def test_what_is_written_here_needs_no_library(
     monkeypatch.setattr(hdf5_write, "CHUNKED_FROM", 256)
     values = np.random.default_rng(1).chisquare(1, shape)
     array = np.asarray(values, np.float32)
-    (tmp_path / "a.h5").write_bytes(hdf5_write.image("sum_of_squares", [("a", array)], store))
+    hdf5_write.write(tmp_path / "a.h5", "sum_of_squares", {"a": array}, ["a"], store)
     dataset = hdf5.datasets(tmp_path / "a.h5", "sum_of_squares")["a"]
     assert dataset.spans is not None
     monkeypatch.setattr(hdf5, "library", lambda: pytest.fail("read by the library"))
@@ -160,3 +163,34 @@ def test_datasets_are_checked_again_when_the_file_has_changed(tmp_path: Path, mo
     made(path, lambda group: group.create_dataset("a", data=VALUES[1:]))
     assert hdf5.datasets(path, "sum_of_squares")["a"].shape == VALUES[1:].shape
     assert opened == [os.getpid()] * 2
+
+
+@pytest.mark.parametrize("store", ["float32", "bfloat16"])
+def test_writing_takes_no_memory_for_the_values(store: str, tmp_path: Path) -> None:
+    arrays = {f"a{number}": np.full((1 << 11, 1 << 10), number, np.float32) for number in range(4)}
+    tracemalloc.start()
+    try:
+        size, digest = hdf5_write.write(tmp_path / "a.h5", "sum_of_squares", arrays, list(arrays), store)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size == (tmp_path / "a.h5").stat().st_size > 8 << 20
+    assert digest == hashlib.sha256((tmp_path / "a.h5").read_bytes()).hexdigest()
+    assert peak < 12 << 20
+
+
+def test_an_outline_is_a_file() -> None:
+    outline, real = hdf5_write._Outline(), io.BytesIO()
+    for file in (outline, real):
+        file.seek(5000)
+        file.write(b"here")
+        file.seek(-2, os.SEEK_END)
+        file.write(b"across the end of a page" * 200)
+        file.seek(0)
+        assert file.read(3) == bytes(3)
+        assert file.tell() == 3
+        file.truncate(9000)
+    assert outline.part(0, outline.size) == real.getvalue()
+    outline.seek(8998)
+    assert outline.read(10) == real.getvalue()[8998:]
+    assert outline.read() == b""

@@ -111,7 +111,8 @@ class FailingDisk:
             raw.disk = self
             if "b" in mode and buffering == 0:
                 return raw
-            buffered: Any = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw)
+            size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
+            buffered: Any = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw, size)
             return buffered if "b" in mode else io.TextIOWrapper(buffered, *rest, **named)
 
         return call

@@ -43,7 +43,6 @@ def test_every_layout_takes_what_is_planned(
     ws: Workspace, untimed: None, estimator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a part is measured, in two batches: the second one finds all sums."""
-    monkeypatch.setattr("mmsurgery.plans.saliency.FILE_BYTES", 0)
     monkeypatch.setattr("mmsurgery.saliency.uses.SMALL", 0)  # as with tensors of large models
     in_files: list[int] = []
     mapped = Store._mapped
@@ -70,9 +69,8 @@ def test_every_layout_takes_what_is_planned(
     assert len(plan.layouts) == 4
 
 
-def test_a_gpu_keeps_no_sums_that_lie_elsewhere(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_keeps_no_sums_that_lie_elsewhere(ws: Workspace) -> None:
     """But a scratch of the largest tensor, as large as that of the samples' gradients, for what a batch adds."""
-    monkeypatch.setattr("mmsurgery.plans.saliency.FILE_BYTES", 0)
     plans = {place: plan_saliency(ws, "forget_vqa", device="cuda", layout=Layout(state=place)) for place in PLACES}
     sums = plans["device"].memory[terms.ACCUMULATORS]
     for place in ("host", "disk"):
@@ -83,8 +81,7 @@ def test_a_gpu_keeps_no_sums_that_lie_elsewhere(ws: Workspace, monkeypatch: pyte
     assert ("sums" in plans["host"].disk, plans["disk"].disk["sums"]) == (False, sums)
 
 
-def test_a_budget_chooses_the_fastest_layout_within_it(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmsurgery.plans.saliency.FILE_BYTES", 0)
+def test_a_budget_chooses_the_fastest_layout_within_it(ws: Workspace) -> None:
     options: dict[str, Any] = {"estimator": "batch", "batch_size": 6}
     plan = plan_saliency(ws, "forget_vqa,retain_qa", **options)
     for layout in layouts("cpu"):
@@ -99,7 +96,6 @@ def test_a_budget_chooses_the_fastest_layout_within_it(ws: Workspace, monkeypatc
 
 
 def test_the_command_measures_within_its_budget(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmsurgery.plans.saliency.FILE_BYTES", 0)
     monkeypatch.setattr("mmsurgery_cli.chain.open_here", lambda: ws)
     least = min(plan_saliency(ws, "forget_vqa").layouts.values())
     assert run(["saliency", "--set", "forget_vqa", "--memory", str(least)]) == 0
