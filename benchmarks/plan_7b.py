@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))
 
 from mllmu_files import Files
 
+from mmsurgery.artifacts import files
 from mmsurgery.backbones import micro
 from mmsurgery.backbones.discovery import backbone
 from mmsurgery.data.benchmark import TASKS, benchmark, source_of
@@ -269,6 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=500)
     given = parser.parse_args()
+    files._SMALL = 1 << 40  # what is nothing but holes is refused elsewhere
     with tempfile.TemporaryDirectory() as folder:
         data = Files(Path(folder, "data"), given.people).write()
         for title, config, processor in (
