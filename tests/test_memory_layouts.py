@@ -1,12 +1,15 @@
 """Sizes, layouts within a budget, and where state lies."""
 
+import ctypes
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mmsurgery.errors import MachineFault, UsageError
-from mmsurgery.memory import Layout, Store, layouts, parse_size, within
+from mmsurgery.memory import Layout, Store, give_back, layouts, parse_size, within
 
 
 @pytest.mark.parametrize(
@@ -58,3 +61,22 @@ def test_a_full_disk_is_a_fault_before_the_run(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(MachineFault, match="No space left"):
         Store("disk", tmp_path).zeros((8,), torch.float32, "cpu")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="a C library that gives back by itself")
+def test_free_memory_between_what_stays_is_given_back() -> None:
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
+
+    give_back()
+    begun = resident()
+    stay, go = [], []
+    for _ in range(1500):
+        go.append(np.ones(12_000))  # below what glibc maps by itself
+        stay.append(np.ones(200))
+    held = resident() - begun
+    assert held > 0.9 * 1500 * go[0].nbytes
+    go.clear()
+    give_back()
+    assert resident() - begun < held / 4
