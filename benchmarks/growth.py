@@ -46,7 +46,7 @@ LARGE = 5e7
 ABOUT = {
     "saliency": "Linear in weights and samples; memory: weights and one accumulator, beside activations and 256 MiB of "
     "encoded pictures at most.",
-    "masks": "Linear in weights; memory: the packed mask alone.",
+    "masks": "Linear in weights as long as the files stay in the page cache; memory: the packed mask alone.",
     "training": "Linear in weights and steps; memory: gradients and moments.",
     "diff": "Linear in weights; memory does not grow.",
     "evaluation": "Linear in weights and questions; memory: keys and values of one pass, which do not grow with the "
