@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmsurgery.errors import InputRefused, UnusableData
+from mmsurgery.memory import give_back
 from mmsurgery.provenance import sha256_json
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ IGNORED = -100
 _TEMPLATE = "copy the chat template from the model it was made of"
 PICTURE_BYTES = 256 << 20
 """Most bytes of pictures that one cache remembers."""
+_OFTEN = 256
+"""Texts that are encoded before memory is given back."""
 
 
 class Picture(NamedTuple):
@@ -96,6 +99,8 @@ class _Cache:
         key = (sample.question, answer, tokens, prompt)
         if key not in self.texts:
             self.texts[key] = _encode(self.processor, sample, answer, tokens, prompt)
+            if len(self.texts) % _OFTEN == 0:
+                give_back()  # texts stay where pixels were, and those go
         return self.texts[key]
 
 

@@ -11,6 +11,8 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmsurgery.memory import give_back
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 FEATURE_BYTES = 2 << 30
 """Most bytes of features that are kept, in main memory; pictures beyond them are encoded for each batch."""
+_OFTEN = 64
+"""Pictures whose features are taken before memory is given back."""
 
 
 class Remembered:
@@ -91,4 +95,6 @@ class Remembered:
         if self._bytes + features.nbytes <= FEATURE_BYTES:
             self._bytes += features.nbytes
             self._features[key] = features.cpu()
+            if len(self._features) % _OFTEN == 0:
+                give_back()  # features stay where pixels were, and those go
         return features

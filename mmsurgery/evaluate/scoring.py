@@ -19,7 +19,6 @@ from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import UnusableData
 from mmsurgery.evaluate import prefix
 from mmsurgery.evaluate.remembered import Remembered
-from mmsurgery.memory import give_back
 from mmsurgery.methods.step import Answers
 from mmsurgery.provenance import sha256_json
 from mmsurgery.workspace import SILENT, Progress
@@ -33,8 +32,6 @@ BUDGET = 4096
 """Tokens of one pass, prefixes included: what bounds memory."""
 TOLERANCE = {4: 1e-4, 2: 5e-2}
 """Bytes of a weight -> largest difference, nats per token, that scores from shared prefixes may have."""
-_OFTEN = 64
-"""Items that are encoded, or scored, before memory is given back."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def score(
     cache = {} if cache is None else cache
     remembered = remembered or Remembered(loaded)
     with eval_mode(loaded.model), torch.no_grad(), progress.stage(what, len(items)) as advance:
-        choices = list(_choices(loaded, items, cache))
+        choices = [prefix.encode(loaded, option_samples(item), cache) for item in items]
         scores: dict[int, list[float]] = {}
         common: dict[str, Any] = {"budget": budget, "cache": cache, "remembered": remembered}
         if prefixes_hold(loaded, choices, cache, remembered):
@@ -112,20 +109,11 @@ def score(
         for place, values in scored:
             _check_finite(items[place], values)
             scores[place] = values
-            if len(scores) % _OFTEN == 0:
-                give_back()  # features of pictures stay
             advance(1)
     return [
         _item_score(item, choice, scores[place], prompt_sha256(loaded, item, cache))
         for place, (item, choice) in enumerate(zip(items, choices, strict=True))
     ]
-
-
-def _choices(loaded: Loaded, items: Sequence[Item], cache: dict[Any, Any]) -> Iterator[prefix.Choice]:
-    for number, item in enumerate(items, start=1):
-        yield prefix.encode(loaded, option_samples(item), cache)
-        if number % _OFTEN == 0 or number == len(items):
-            give_back()  # tokens stay, pixels go
 
 
 def option_samples(item: Item) -> list[Sample]:

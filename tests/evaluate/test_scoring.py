@@ -305,3 +305,22 @@ def test_features_that_are_not_kept_change_nothing(
     expected = score(loaded_llava, items)
     monkeypatch.setattr(remembered, "FEATURE_BYTES", 0)
     assert score(loaded_llava, items) == expected
+
+
+def test_memory_is_given_back_as_texts_and_features_pile_up(
+    loaded_llava: Loaded, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmsurgery.backbones import encoding
+    from mmsurgery.evaluate import remembered
+
+    given: list[str] = []
+    for module, often in ((encoding, 4), (remembered, 1)):
+        monkeypatch.setattr(module, "give_back", lambda name=module.__name__: given.append(name))
+        monkeypatch.setattr(module, "_OFTEN", often)
+    cache: dict[Any, Any] = {}
+    score(loaded_llava, items, cache=cache)
+    pictures = len({item.image_sha256 for item in items} - {None})
+    assert given.count(remembered.__name__) == pictures
+    assert given.count(encoding.__name__) == len(cache[encoding._Cache].texts) // 4 > 2
+    score(loaded_llava, items, cache=cache)
+    assert given.count(encoding.__name__) == len(cache[encoding._Cache].texts) // 4  # known ones are not encoded again
