@@ -29,7 +29,7 @@ WHY = {
     "weight, which LoRA does without: half as many multiplications more.",
     "peak of saliency": "In a deep and narrow model the activations of these few tokens are a large part of the "
     "weights: a bare pass, whose gradients take what an accumulator does, needs what stands beside it. Computed "
-    "twice, as `--memory` has them where there is no room, they leave the accumulator and little more.",
+    "twice, as `--memory` has them where there is no room, they take less, the less the more weights a layer has.",
 }
 """Beginning of a figure's name -> why it misses its limit, where that is known."""
 
