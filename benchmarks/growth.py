@@ -50,7 +50,7 @@ ABOUT = {
     "training": "Linear in weights and steps; memory: gradients and moments.",
     "diff": "Linear in weights; memory does not grow.",
     "evaluation": "Linear in weights and questions; memory: keys and values of one pass, which do not grow with the "
-    "questions, the tokens of all questions, and 256 MiB of encoded pictures at most.",
+    "questions, the tokens of all questions and features of their pictures, and 256 MiB of encoded pictures at most.",
 }
 
 

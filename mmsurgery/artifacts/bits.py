@@ -68,8 +68,10 @@ def unpack(bits: Bytes, shape: tuple[int, ...]) -> Bools:
 def count_ones(bits: Bytes) -> int:
     """Number of ones in packed bits."""
     whole = bits.size // 8 * 8 if bits.size > _SMALL else 0
-    rest = int.from_bytes(bits[whole:].tobytes(), "little").bit_count()
-    return rest + sum(_ones(words) for words in _pieces(bits[:whole].view(np.uint64)))
+    ones = int.from_bytes(bits[whole:].tobytes(), "little").bit_count()
+    for start in range(0, whole, 8 * _PIECE):  # a generator would cost small parameters as much as their bits
+        ones += _ones(bits[start : min(start + 8 * _PIECE, whole)].view(np.uint64))
+    return ones
 
 
 def _ones(words: Words) -> int:
