@@ -43,11 +43,16 @@ NEEDED = {"saliency": 14, "masks": 5, "training": 18, "diff": 1, "evaluation": 6
 """Bytes a weight that a run takes, at most: less free memory than that, and it is left out."""
 LARGE = 5e7
 """Weights from which files of saliency and a second checkpoint are removed after use."""
+FRESH = (
+    "the kernel's time for fresh pages, which a CPU's large models take more of (memory that one step frees goes back "
+    "to the system, and is cleared for the next)"
+)
+"""Why the largest models take more than their weights would have it: a weight's system time grows, its user time not."""
 ABOUT = {
-    "saliency": "Linear in weights and samples; memory: weights and one accumulator, beside activations and 256 MiB of "
-    "encoded pictures at most.",
+    "saliency": f"Linear in samples, and in weights but for {FRESH}; memory: weights and one accumulator, beside "
+    "activations and 256 MiB of encoded pictures at most.",
     "masks": "Linear in weights as long as the files stay in the page cache; memory: the packed mask alone.",
-    "training": "Linear in weights and steps; memory: gradients and moments.",
+    "training": f"Linear in steps, and in weights but for {FRESH}; memory: gradients and moments.",
     "diff": "Linear in weights; memory does not grow.",
     "evaluation": "Linear in weights and questions; memory: keys and values of one pass, which do not grow with the "
     "questions, the tokens of all questions and features of their pictures, and 256 MiB of encoded pictures at most.",
