@@ -47,7 +47,7 @@ FRESH = (
     "the kernel's time for fresh pages, which a CPU's large models take more of (memory that one step frees goes back "
     "to the system, and is cleared for the next)"
 )
-"""Why the largest models take more than their weights would have it: a weight's system time grows, its user time not."""
+"""Why the largest models take more than their weights would have it: the system time of a weight grows, no other."""
 ABOUT = {
     "saliency": f"Linear in samples, and in weights but for {FRESH}; memory: weights and one accumulator, beside "
     "activations and 256 MiB of encoded pictures at most.",
