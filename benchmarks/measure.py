@@ -225,18 +225,19 @@ class Peak(NamedTuple):
 
     bytes: int
     """The largest memory beyond what the process had when it was ready: of the GPU where there is one, else
-    resident memory that no file is behind."""
+    resident memory, as a rule what no file is behind."""
     seconds: float
     cpu_seconds: float
     found: Any
     """What the task returned."""
 
 
-def peak(script: Path, task: str, **arguments: Any) -> Peak:
+def peak(script: Path, task: str, *, mapped: bool = False, **arguments: Any) -> Peak:
     """Run a task of `child` in a process of its own and watch its memory.
 
     Args:
         script: what hands `--child TASK` and JSON on its standard input to `child`.
+        mapped: whether files that lie in memory count, such as weights that nothing was written to.
         arguments: plain JSON.
 
     Raises:
@@ -250,11 +251,12 @@ def peak(script: Path, task: str, **arguments: Any) -> Peak:
         process.stdin.flush()
         if process.stdout.readline() != "ready\n":
             raise RuntimeError(f"{task} did not get ready")
-        begun = highest = _anonymous(process.pid)
+        kinds = ("RssAnon:", "RssFile:") if mapped else ("RssAnon:",)
+        begun = highest = _resident(process.pid, kinds)
         process.stdin.write("go\n")
         process.stdin.flush()
         while not select.select([process.stdout], [], [], SAMPLED)[0]:
-            highest = max(highest, _anonymous(process.pid))
+            highest = max(highest, _resident(process.pid, kinds))
         line = process.stdout.readline()
     if process.returncode or not line:
         raise RuntimeError(f"{task} failed")
@@ -294,12 +296,11 @@ def can_watch() -> bool:
     return torch.cuda.is_available() or Path("/proc/self/status").exists()
 
 
-def _anonymous(pid: int) -> int:
-    """Resident bytes of a process that no file is behind; 0 of one that has ended."""
+def _resident(pid: int, kinds: Sequence[str]) -> int:
+    """Resident bytes of a process, of these kinds; 0 of one that has ended."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return 1024 * int(line.split()[1])
+        lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+        return 1024 * sum(int(line[1]) for line in lines if line and line[0] in kinds)
     return 0
 
 

@@ -24,8 +24,6 @@ from mmsurgery.workspace import SILENT, Progress, Workspace
 
 LINE = 500
 """Bytes of an item in the files of a model's scores."""
-LEVELS = 3
-"""Caches at a time where prefixes are shared: of pictures, of questions and of options."""
 
 
 def plan_eval(
@@ -43,7 +41,8 @@ def plan_eval(
     """What `evaluate` of the same arguments would need; nothing is written and no lock is taken.
 
     weights: of one model at a time, the largest, loaded in its own dtype; of protocol `open` vanilla's, too.
-    keys and values: of `BUDGET` tokens in all layers; with shared prefixes those of `LEVELS` such batches.
+    keys and values: of `BUDGET` tokens in all layers; where prefixes are shared, of batches of pictures, of questions
+        and of options of so many tokens, or of all that a column has.
     activations: of a forward pass over `BUDGET` tokens, see `Sizes.passing`; logits for the tokens of a batch that
         come after the picture, or after what all options of a question share.
     pictures: all different ones, up to 256 MiB as the model takes them and up to 2 GiB as their features, which are
@@ -160,30 +159,40 @@ def scoring_terms(
             terms.CACHE: sizes.per_token(width) * official.BUDGET,
             terms.ACTIVATIONS: sizes.passing(rows, width),
         }
-    rows = Rows(tokens=scoring.BUDGET, positions=0, answers=_answers(sizes, processor, items))
-    return {
-        terms.CACHE: LEVELS * sizes.per_token(width) * scoring.BUDGET,
-        terms.ACTIVATIONS: sizes.passing(rows, width),
-    }
+    columns: dict[str, list[Item]] = {}
+    for item in items:
+        columns.setdefault(item.column, []).append(item)
+    every = [_choices(sizes, processor, members, width) for members in columns.values()]
+    return max(every, key=lambda found: sum(found.values()), default={})
 
 
-def _answers(sizes: Sizes, processor: Any, items: Sequence[Item]) -> int:
-    """Tokens of a full batch that logits are computed for, most of some items. A picture's tokens, the most
-    frequent ones of a row, and what stands before them come without; so do those that options share without one."""
+def _choices(sizes: Sizes, processor: Any, items: Sequence[Item], width: int) -> dict[str, int]:
+    """Terms of scoring a column by likelihood, from a few of its items: batches are as full as its items make them.
+
+    Logits are those of what options do not share, or of what questions about one picture, the most frequent token of
+    a row, have behind it.
+    """
     from mmsurgery.backbones.loading import Loaded
     from mmsurgery.evaluate import prefix
 
-    loaded, most = Loaded(None, processor, sizes.family, processor, {}, {}), 0
-    by_column: dict[str, list[Item]] = {}
-    for item in items:
-        by_column.setdefault(item.column, []).append(item)
-    for members in by_column.values():
-        for item in spread(members, LOOKED_AT // 4):
-            choice = prefix.encode(loaded, scoring.option_samples(item), {})
-            longest = max(choice.rows, key=lambda row: len(row.ids)).ids
-            without = int(longest.bincount().max()) if item.image_bytes is not None else choice.shared
-            most = max(most, max(1, scoring.BUDGET // len(longest)) * (len(longest) - without))
-    return most
+    loaded, longest, tails, questions = Loaded(None, processor, sizes.family, processor, {}, {}), 1, [0], [0]
+    for item in spread(items, LOOKED_AT // 4):
+        choice = prefix.encode(loaded, scoring.option_samples(item), {})
+        ids = max((row.ids for row in choice.rows), key=len)
+        longest = max(longest, len(ids))
+        tails.append(len(ids) - choice.shared)
+        if item.image_bytes is not None:
+            questions.append(choice.shared - int((ids == ids.mode().values).nonzero()[-1]))
+    pictures = len({item.image_sha256 or number for number, item in enumerate(items)})
+    options = sum(len(set((item.options or {}).values())) for item in items)
+    fits = max(1, scoring.BUDGET // longest)
+    levels = [min(count, fits) for count in (pictures, len(items), options)]
+    behind = max(questions) * levels[1] if pictures < len(items) else 0
+    rows = Rows(tokens=longest * levels[1], positions=0, answers=max(behind, max(tails) * levels[2]))
+    return {
+        terms.CACHE: sizes.per_token(width) * longest * sum(levels),
+        terms.ACTIVATIONS: sizes.passing(rows, width),
+    }
 
 
 def _pictures(sizes: Sizes, processor: Any, items: Sequence[Item]) -> int:
