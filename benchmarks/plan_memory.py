@@ -12,19 +12,15 @@ blocks given back, is off by more than 1.2 either way.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import measure
 import plan_time
-import torch
 
 from mmsurgery.api import open_workspace
 
@@ -41,70 +37,42 @@ HEAD = """| model | run | planned, MB | seen, MB | seen / planned | with glibc's
 
 def run(root: str, case: str) -> Callable[[], None]:
     """A case of a workspace, ready to be run."""
-    import transformers.models.llava
-    import transformers.models.qwen2_vl  # noqa: F401 - what the interpreter takes is not what the run takes
-
-    workspace = open_workspace(Path(root))
-    found = next(each for each in plan_time.cases(workspace) if each.name == case)
+    found = next(each for each in plan_time.cases(open_workspace(Path(root))) if each.name == case)
 
     def whole() -> None:
-        found.run()
+        found.run()  # what a run returns is not for the parent process
 
     return whole
 
 
 def figure(model: str, root: Path, case: plan_time.Case) -> dict[str, Any]:
+    """Bytes planned and seen, and ratios."""
     planned = plan_time.forked(lambda: case.plan().memory_total)
-    seen = {}
-    for name, environment in (("given_back", GIVEN_BACK), ("as_it_is", {})):
-        os.environ.update(environment)
-        seen[name] = measure.peak(SCRIPT, "run", mapped=True, root=str(root), case=case.name).bytes
-        for each in environment:
-            del os.environ[each]
-    return {"model": model, "case": case.name, "planned": planned, **seen}
+    seen = []
+    for environment in (GIVEN_BACK, {}):
+        with mock.patch.dict(os.environ, environment):
+            seen.append(measure.peak(SCRIPT, "run", mapped=True, root=str(root), case=case.name).bytes)
+    found = {"model": model, "case": case.name, "planned": planned, "seen": seen[0], "by_default": seen[1]}
+    return {**found, "ratio": seen[0] / planned}
 
 
-def held(found: dict[str, Any]) -> bool:
-    return 1 / LIMIT <= found["given_back"] / found["planned"] <= LIMIT
-
-
-def line(found: dict[str, Any]) -> str:
-    ratio, as_it_is = (found[each] / found["planned"] for each in ("given_back", "as_it_is"))
-    sizes = f"{found['planned'] / 1e6:,.0f} | {found['given_back'] / 1e6:,.0f}"
-    verdict = "" if held(found) else "off"
-    return f"| {found['model']} | {found['case']} | {sizes} | **{ratio:.2f}** | {as_it_is:.2f} | {verdict} |"
+def line(found: Mapping[str, Any]) -> str:
+    sizes = f"{found['planned'] / 1e6:,.0f} | {found['seen'] / 1e6:,.0f}"
+    ratios = f"**{found['ratio']:.2f}** | {found['by_default'] / found['planned']:.2f}"
+    verdict = "" if plan_time.held(found, LIMIT) else "off"
+    return f"| {found['model']} | {found['case']} | {sizes} | {ratios} | {verdict} |"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--cases", default=",".join(VERBS))
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        measure.child({"run": run}, given.child)
+    if sys.argv[1:2] == ["--child"]:
+        measure.child({sys.argv[2]: run}, sys.argv[2])
         return 0
-    wanted, found = given.cases.split(","), []
+    given, found = plan_time.options(str(__doc__), OUT, MODELS, VERBS).parse_args(), []
     print(HEAD, flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for model in given.models.split(","):
-            root = Path(folder, model)
-            plan_time.forked(lambda root=root, model=model: plan_time.prepare(root, model))
-            time.sleep(2)  # files have an identity from then on
-            for case in plan_time.cases(open_workspace(root / "workspace")):
-                if case.name in wanted or case.name.split()[0] in wanted:
-                    found.append(figure(model, root / "workspace", case))
-                    print(line(found[-1]), flush=True)
-    given.out.mkdir(parents=True, exist_ok=True)
-    document = {"torch": torch.__version__, "figures": found}
-    (given.out / "plan_memory.json").write_text(json.dumps(document, indent=1))
-    if given.json:
-        print(json.dumps(document, indent=1))
-    missed = [f"{each['model']}: {each['case']}" for each in found if not held(each)]
-    print(f"\n{len(missed)} of {len(found)} are off by more than {LIMIT}: {', '.join(missed) or '-'}")
-    return int(bool(missed))
+    for model, root, case in plan_time.chosen(given):
+        found.append(figure(model, root, case))
+        print(line(found[-1]), flush=True)
+    return plan_time.conclude(given, "plan_memory.json", found, LIMIT)
 
 
 if __name__ == "__main__":

@@ -215,10 +215,6 @@ def figure(model: str, name: str, pairs: list[dict[str, float]]) -> dict[str, An
     }
 
 
-def held(found: Mapping[str, Any]) -> bool:
-    return 1 / LIMIT <= found["ratio"] <= LIMIT
-
-
 HEAD = """| model | run | planned, s | seen, s | ratio | least, greatest | to plan, s | |
 |---|---|---:|---:|---:|---:|---:|---|"""
 
@@ -230,16 +226,26 @@ def line(found: Mapping[str, Any]) -> str:
     return f"| {found['model']} | {found['case']} | {seconds} | {ratio} | {found['planning']:.1f} | {verdict} |"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--cases", default=",".join(VERBS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=OUT)
+# of all comparisons of plans with runs
+
+
+def options(document: str, out: Path, models: tuple[str, ...], verbs: tuple[str, ...]) -> argparse.ArgumentParser:
+    """What a comparison is asked for, and otherwise takes.
+
+    Args:
+        document: what the command says of itself.
+    """
+    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(models))
+    parser.add_argument("--cases", default=",".join(verbs))
+    parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
-    given = parser.parse_args()
-    wanted, found = given.cases.split(","), []
-    print(HEAD, flush=True)
+    return parser
+
+
+def chosen(given: argparse.Namespace) -> Iterator[tuple[str, Path, Case]]:
+    """Model, workspace and case of all that is asked for, ready to be run."""
+    wanted = given.cases.split(",")
     with tempfile.TemporaryDirectory() as folder:
         for model in given.models.split(","):
             root = Path(folder, model)
@@ -247,16 +253,34 @@ def main() -> int:
             time.sleep(2)  # files have an identity from then on
             for case in cases(open_workspace(root / "workspace")):
                 if case.name in wanted or case.name.split()[0] in wanted:
-                    found.append(figure(model, case.name, [pair(case) for _ in range(given.rounds)]))
-                    print(line(found[-1]), flush=True)
+                    yield model, root / "workspace", case
+
+
+def conclude(given: argparse.Namespace, name: str, found: list[dict[str, Any]], limit: float) -> int:
+    """Write the file `name` of all figures, say which are off; 1 if one is, the exit code."""
     given.out.mkdir(parents=True, exist_ok=True)
     document = {"cpu": os.cpu_count(), "torch": torch.__version__, "figures": found}
-    (given.out / "plan_time.json").write_text(json.dumps(document, indent=1))
+    (given.out / name).write_text(json.dumps(document, indent=1))
     if given.json:
         print(json.dumps(document, indent=1))
-    missed = [f"{each['model']}: {each['case']}" for each in found if not held(each)]
-    print(f"\n{len(missed)} of {len(found)} are off by more than {LIMIT}: {', '.join(missed) or '-'}")
+    missed = [f"{each['model']}: {each['case']}" for each in found if not held(each, limit)]
+    print(f"\n{len(missed)} of {len(found)} are off by more than {limit}: {', '.join(missed) or '-'}")
     return int(bool(missed))
+
+
+def held(found: Mapping[str, Any], limit: float = LIMIT) -> bool:
+    return 1 / limit <= found["ratio"] <= limit
+
+
+def main() -> int:
+    parser = options(str(__doc__), OUT, MODELS, VERBS)
+    parser.add_argument("--rounds", type=int, default=3)
+    given, found = parser.parse_args(), []
+    print(HEAD, flush=True)
+    for model, _, case in chosen(given):
+        found.append(figure(model, case.name, [pair(case) for _ in range(given.rounds)]))
+        print(line(found[-1]), flush=True)
+    return conclude(given, "plan_time.json", found, LIMIT)
 
 
 if __name__ == "__main__":
