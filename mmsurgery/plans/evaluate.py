@@ -41,10 +41,10 @@ def plan_eval(
     """What `evaluate` of the same arguments would need; nothing is written and no lock is taken.
 
     weights: of one model at a time, the largest, loaded in its own dtype; of protocol `open` vanilla's, too.
-    keys and values: of `BUDGET` tokens in all layers; where prefixes are shared, of batches of pictures, of questions
-        and of options of so many tokens, or of all that a column has.
-    activations: of a forward pass over `BUDGET` tokens, see `Sizes.passing`; logits for the tokens of a batch that
-        come after the picture, or after what all options of a question share.
+    keys and values: of a batch in all layers; where prefixes are shared, of batches of pictures, of questions and of
+        options. A batch has `BUDGET` tokens, or with options all that a column has, if that is less.
+    activations: of a forward pass over such a batch, see `Sizes.passing`; logits for the tokens that come after the
+        picture, or after what all options of a question share.
     pictures: all different ones, up to 256 MiB as the model takes them and up to 2 GiB as their features, which are
         kept in main memory.
 
@@ -167,7 +167,8 @@ def scoring_terms(
 
 
 def _choices(sizes: Sizes, processor: Any, items: Sequence[Item], width: int) -> dict[str, int]:
-    """Terms of scoring a column by likelihood, from a few of its items: batches are as full as its items make them.
+    """Terms of scoring a column by likelihood, from a few of its items: batches are as full as its items make them. A
+    family that cannot share prefixes passes all options whole.
 
     Logits are those of what options do not share, or of what questions about one picture, the most frequent token of
     a row, have behind it.
@@ -188,7 +189,7 @@ def _choices(sizes: Sizes, processor: Any, items: Sequence[Item], width: int) ->
     fits = max(1, scoring.BUDGET // longest)
     levels = [min(count, fits) for count in (pictures, len(items), options)]
     behind = max(questions) * levels[1] if pictures < len(items) else 0
-    rows = Rows(tokens=longest * levels[1], positions=0, answers=max(behind, max(tails) * levels[2]))
+    rows = Rows(tokens=longest * levels[2], positions=0, answers=max(behind, max(tails) * levels[2]))
     return {
         terms.CACHE: sizes.per_token(width) * longest * sum(levels),
         terms.ACTIVATIONS: sizes.passing(rows, width),

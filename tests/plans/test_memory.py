@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 
+from mmsurgery.backbones.loading import load
 from mmsurgery.errors import MachineFault
+from mmsurgery.evaluate import prefix
+from mmsurgery.evaluate.asked import what_is_asked
+from mmsurgery.evaluate.protocols import LIKELIHOOD, Protocol
+from mmsurgery.evaluate.scoring import score
 from mmsurgery.memory import Layout, Store, gigabytes
-from mmsurgery.plans import Plan, apply_layout, plan_apply, plan_saliency
+from mmsurgery.plans import Plan, apply_layout, plan_apply, plan_eval, plan_saliency
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.sizes import Sizes
 from mmsurgery.plans.unlearned import Unlearned
@@ -16,7 +21,7 @@ from mmsurgery.saliency.parts import measure_parts
 from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.unlearn.masked import MaskedUpdate
-from mmsurgery.workspace import Workspace
+from mmsurgery.workspace import SILENT, Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +162,26 @@ def test_outputs_that_are_kept_are_four_bytes_a_word_and_answer_token(ws: Worksp
     plan = plan_apply(ws, "kl_min")
     words = Sizes.of("vanilla", ws.model_dir("vanilla")).vocabulary
     assert plan.memory[terms.OUTPUTS] == 4 * words * 6 * 6  # five words and the end token of six samples
+
+
+def test_keys_and_values_of_options_are_no_more_than_a_columns_items_make(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most, finish = 0, prefix._Prefix.finish
+
+    def looked_at(self: Any, model: Any, ids: Any) -> Any:
+        nonlocal most
+        most = max(most, len(ids) * (self.length + ids.shape[1]))
+        return finish(self, model, ids)
+
+    monkeypatch.setattr(prefix._Prefix, "finish", looked_at)
+    items = what_is_asked(ws, Protocol(LIKELIHOOD), None, None, SILENT).columns["forget_vqa"]
+    folder = ws.model_dir("vanilla")
+    score(load(folder), items)
+    token = Sizes.of("vanilla", folder).per_token(4)
+    planned = plan_eval(ws, ["vanilla"])
+    # four pictures, a question each, two different options each
+    assert planned.memory[terms.CACHE] == pytest.approx(token * most * (4 + 4 + 8) / 8, rel=0.15)
+    monkeypatch.setattr("mmsurgery.evaluate.scoring.BUDGET", most // 2)
+    assert plan_eval(ws, ["vanilla"]).memory[terms.CACHE] == pytest.approx(token * most * (4 + 4 + 4) / 8, rel=0.15)
+    assert plan_eval(ws, ["vanilla"]).memory[terms.ACTIVATIONS] < planned.memory[terms.ACTIVATIONS]
