@@ -44,10 +44,10 @@ NEEDED = {"saliency": 14, "masks": 5, "training": 18, "diff": 1, "evaluation": 6
 LARGE = 5e7
 """Weights from which files of saliency and a second checkpoint are removed after use."""
 FRESH = (
-    "the kernel's time for fresh pages, which a CPU's large models take more of (memory that one step frees goes back "
-    "to the system, and is cleared for the next)"
+    "the system's share of the time, which grows with them on a CPU: memory that one step frees goes back to the "
+    "system, which clears its pages for the next"
 )
-"""Why the largest models take more than their weights would have it: the system time of a weight grows, no other."""
+"""Why the largest models take more than their weights would have it."""
 ABOUT = {
     "saliency": f"Linear in samples, and in weights but for {FRESH}; memory: weights and one accumulator, beside "
     "activations and 256 MiB of encoded pictures at most.",
@@ -134,6 +134,7 @@ def one(point: Point, out: Path) -> dict[str, Any]:
         "weights": weights,
         "seconds": round(found.seconds, 4),
         "cpu_seconds": round(found.cpu_seconds, 4),
+        "system_seconds": round(found.system_seconds, 4),
         "bytes": found.bytes,
         "machine": measure.machine(),
     }
@@ -323,13 +324,15 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     text = (
         "Time, and memory beyond what the process had with the model loaded, each point in a process of its own "
         "(`python benchmarks/growth.py`). An exponent of 1 is linear, of 0 does not grow; the first is that of all "
-        "points, the second of the two largest.\n"
+        "points, the second of the two largest. `system, %` is the part of the CPU time that the system took, where it "
+        "was kept.\n"
     )
     for device in dict.fromkeys(each["device"] for each in found):
         for stage in (each for each in STAGES if any(p["stage"] == each and p["device"] == device for p in found)):
             mine = [each for each in found if each["stage"] == stage and each["device"] == device]
             text += f"\n### {page.TITLES[stage]}, {device}\n\n{ABOUT[stage]}\n\n"
-            text += "| model | grows | points | seconds | exponent | MB | exponent |\n|---|---|---|---|---:|---|---:|\n"
+            text += "| model | grows | points | seconds | exponent | system, % | MB | exponent |\n"
+            text += "|---|---|---|---|---:|---|---|---:|\n"
             for curve in curves(mine):
                 text += row(curve)
     return text
@@ -352,10 +355,23 @@ def row(curve: Curve) -> str:
         " ".join(named),
         seconds,
         exponents[0],
+        _system(known),
         memory,
         exponents[1],
     ]
     return f"| {' | '.join(cells)} |\n"
+
+
+def _system(known: Sequence[Mapping[str, Any]]) -> str:
+    """Percents of the points of a curve; nothing where none is known."""
+    shares = [
+        100 * each["system_seconds"] / each["cpu_seconds"] if "system_seconds" in each else None for each in known
+    ]
+    return (
+        " ".join("-" if each is None else f"{each:.0f}" for each in shares)
+        if any(each is not None for each in shares)
+        else ""
+    )
 
 
 def main() -> int:

@@ -225,9 +225,11 @@ class Peak(NamedTuple):
 
     bytes: int
     """The largest memory beyond what the process had when it was ready: of the GPU where there is one, else
-    resident memory, as a rule what no file is behind."""
+    resident memory, that of files left out unless they were asked for."""
     seconds: float
     cpu_seconds: float
+    system_seconds: float
+    """Of these, what the system took."""
     found: Any
     """What the task returned."""
 
@@ -262,7 +264,7 @@ def peak(script: Path, task: str, *, mapped: bool = False, **arguments: Any) -> 
         raise RuntimeError(f"{task} failed")
     found = json.loads(line)
     above = highest - begun if found["gpu_bytes"] is None else found["gpu_bytes"]
-    return Peak(above, found["seconds"], found["cpu_seconds"], found["found"])
+    return Peak(above, **{name: found[name] for name in Peak._fields[1:]})
 
 
 def child(tasks: Mapping[str, Callable[..., Callable[[], Any]]], name: str) -> None:
@@ -279,12 +281,13 @@ def child(tasks: Mapping[str, Callable[..., Callable[[], Any]]], name: str) -> N
     there = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     print("ready", file=out, flush=True)
     sys.stdin.readline()
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu, system, wall = time.process_time(), os.times().system, time.perf_counter()
     found = run()
     wait()
     answer = {
         "seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
+        "system_seconds": os.times().system - system,
         "gpu_bytes": torch.cuda.max_memory_allocated() - there if torch.cuda.is_available() else None,
         "found": found,
     }

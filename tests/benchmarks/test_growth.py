@@ -50,12 +50,20 @@ def test_a_curve_has_one_model_where_samples_grow() -> None:
     ]
 
 
+def test_the_systems_part_of_the_time_is_shown_where_it_was_kept() -> None:
+    found = _points(cpu_seconds=4.0)
+    assert "system, %" in growth.markdown(found)
+    assert "| 1.00, 1.00 |  |" in growth.markdown(found)
+    found[2]["system_seconds"] = 1.0
+    assert "| 1.00, 1.00 | - - 25 |" in growth.markdown(found)
+
+
 def test_points_that_were_left_out_are_named_and_not_counted() -> None:
     found = _points()
     found[2] = {key: value for key, value in found[2].items() if key not in ("seconds", "bytes")}
     found[2]["skipped"] = "9 GB of memory are not free"
     text = growth.markdown(found)
-    assert "| llava | weights | 1M 10M 100M: 9 GB of memory are not free | 2 20 | -, 1.00 | 5 5 | -, 0.00 |" in text
+    assert "| llava | weights | 1M 10M 100M: 9 GB of memory are not free | 2 20 | -, 1.00 |  | 5 5 | -, 0.00 |" in text
 
 
 def test_samples_do_not_grow_where_none_are_read() -> None:
