@@ -23,6 +23,8 @@ import torch
 
 SAMPLED = 0.002
 """Seconds between two looks at a child's memory."""
+LOOKED_AGAIN = 0.1
+"""Seconds between two looks at the files in it, which take longer and change less often."""
 LIBRARIES = ("torch", "transformers", "peft", "numpy", "h5py", "safetensors")
 
 
@@ -234,12 +236,13 @@ class Peak(NamedTuple):
     """What the task returned."""
 
 
-def peak(script: Path, task: str, *, mapped: bool = False, **arguments: Any) -> Peak:
+def peak(script: Path, task: str, *, mapped: str = "", **arguments: Any) -> Peak:
     """Run a task of `child` in a process of its own and watch its memory.
 
     Args:
         script: what hands `--child TASK` and JSON on its standard input to `child`.
-        mapped: whether files that lie in memory count, such as weights that nothing was written to.
+        mapped: how the names of files end that count as far as they lie in memory: weights that nothing was written
+            to. None if empty.
         arguments: plain JSON.
 
     Raises:
@@ -253,12 +256,14 @@ def peak(script: Path, task: str, *, mapped: bool = False, **arguments: Any) -> 
         process.stdin.flush()
         if process.stdout.readline() != "ready\n":
             raise RuntimeError(f"{task} did not get ready")
-        kinds = ("RssAnon:", "RssFile:") if mapped else ("RssAnon:",)
-        begun = highest = _resident(process.pid, kinds)
+        begun = highest = _anonymous(process.pid)
+        files, looked = 0, 0.0
         process.stdin.write("go\n")
         process.stdin.flush()
         while not select.select([process.stdout], [], [], SAMPLED)[0]:
-            highest = max(highest, _resident(process.pid, kinds))
+            if mapped and time.monotonic() - looked > LOOKED_AGAIN:
+                files, looked = _files(process.pid, mapped), time.monotonic()
+            highest = max(highest, _anonymous(process.pid) + files)
         line = process.stdout.readline()
     if process.returncode or not line:
         raise RuntimeError(f"{task} failed")
@@ -299,12 +304,26 @@ def can_watch() -> bool:
     return torch.cuda.is_available() or Path("/proc/self/status").exists()
 
 
-def _resident(pid: int, kinds: Sequence[str]) -> int:
-    """Resident bytes of a process, of these kinds; 0 of one that has ended."""
+def _anonymous(pid: int) -> int:
+    """Resident bytes of a process that no file is behind; 0 of one that has ended."""
     with contextlib.suppress(OSError):
-        lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
-        return 1024 * sum(int(line[1]) for line in lines if line and line[0] in kinds)
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return 1024 * int(line.split()[1])
     return 0
+
+
+def _files(pid: int, ending: str) -> int:
+    """Resident bytes of a process that stand as they are in files whose names end so; 0 of one that has ended."""
+    found, counts = 0, False
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            name, *values = line.split()
+            if not name.endswith(":"):
+                counts = line.endswith(ending)
+            elif counts and name in ("Rss:", "Anonymous:"):
+                found += 1024 * int(values[0]) * (1 if name == "Rss:" else -1)
+    return found
 
 
 # files

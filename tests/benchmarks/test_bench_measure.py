@@ -78,6 +78,25 @@ def test_a_childs_peak_is_what_it_takes_beyond_its_start(tmp_path: Path) -> None
         measure.peak(script, "take", megabytes=64)
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="this system does not tell what lies in memory")
+def test_files_that_lie_in_memory_count_where_they_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(bytes(64 << 20))
+    script = tmp_path / "task.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(measure.__file__).parent)!r})\n"
+        "import measure, mmap, time\n"
+        "def look(path):\n"
+        "    def run():\n"
+        "        with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:\n"
+        "            seen = sum(mapped[::4096]); time.sleep(0.5); return seen\n"
+        "    return run\n"
+        "measure.child({'look': look}, sys.argv[2])\n"
+    )
+    for ending, least, most in ((".safetensors", 60e6, 80e6), (".npy", 0, 20e6), ("", 0, 20e6)):
+        found = measure.peak(script, "look", mapped=ending, path=str(tmp_path / "x.safetensors"))
+        assert least <= found.bytes < most
+
+
 def test_reading_reads_every_byte(tmp_path: Path) -> None:
     files = [tmp_path / name for name in "ab"]
     files[0].write_bytes(bytes(5 << 20))
