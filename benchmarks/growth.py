@@ -312,11 +312,13 @@ class Curve:
 
 
 def curves(found: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """Those along weights first, whatever was measured last."""
     grouped: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for each in found:
         size = each["size"] if each["along"] == "samples" else ""
         grouped.setdefault((each["stage"], each["along"], each["family"], size), []).append(each)
-    return [Curve(*key, sorted(mine, key=lambda each: each[key[1]])) for key, mine in grouped.items()]
+    weights_first = sorted(grouped.items(), key=lambda pair: pair[0][1] != "weights")
+    return [Curve(*key, sorted(mine, key=lambda each: each[key[1]])) for key, mine in weights_first]
 
 
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
