@@ -118,8 +118,10 @@ def score(
                 below, asking = prefix.rows([root for _, root in part]), [choices[place] for place, _ in part]
                 tokens = known[[root for _, root in part]]
                 if shared > length:
-                    more, below = below.extend(loaded.model, _stacked(asking, length, shared))
-                    tokens = torch.cat([tokens, more], dim=1)
+                    answered = shared - min(choice.first_answer for choice in asking)
+                    wanted = min(max(0, answered), shared - length)
+                    more, below = below.extend(loaded.model, _stacked(asking, length, shared), wanted)
+                    tokens = torch.cat([tokens, more], dim=1) if answered > wanted else more
                 yield from zip(
                     (place for place, _ in part), _options(loaded, asking, tokens, below, budget), strict=True
                 )
@@ -182,14 +184,15 @@ class _Prefix:
         selected.batch_select_indices(index)
         return _Prefix(selected, self.length, self.offsets[index], self.following[index])
 
-    def extend(self, model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, _Prefix]:
+    def extend(self, model: Any, ids: torch.Tensor, wanted: int) -> tuple[torch.Tensor, _Prefix]:
         """Encode further tokens; uses this prefix up.
 
         Args:
             ids: int64 `[R, T]`.
+            wanted: W, how many of them, the last ones, are asked for their log-probability.
 
         Returns:
-            log-probability of each of these tokens, float32 or better `[R, T]`; the longer prefix.
+            log-probability of each of these, float32 or better `[R, W]`; the longer prefix.
         """
         import torch
 
@@ -200,10 +203,13 @@ class _Prefix:
             attention_mask=ids.new_ones(len(ids), self.length + ids.shape[1]),
             position_ids=index + self.offsets[:, None],
             use_cache=True,
+            logits_to_keep=min(wanted + 1, ids.shape[1]),
             **{_cache_argument(model): self.cache},
         )
-        following = torch.cat([self.following[:, None], _log_softmax(output.logits)], dim=1)
-        tokens = following[:, :-1].gather(2, ids[..., None])[..., 0]
+        following = _log_softmax(output.logits)
+        if wanted == ids.shape[1]:
+            following = torch.cat([self.following[:, None], following], dim=1)
+        tokens = following[:, :-1].gather(2, ids[:, ids.shape[1] - wanted :, None])[..., 0]
         return tokens, _Prefix(self.cache, self.length + ids.shape[1], self.offsets, following[:, -1])
 
     def finish(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -213,7 +219,7 @@ class _Prefix:
         ids = ids.to(self.offsets.device)
         if ids.shape[1] == 1:
             return self.following.gather(1, ids)
-        tokens, longer = self.extend(model, ids[:, :-1])
+        tokens, longer = self.extend(model, ids[:, :-1], ids.shape[1] - 1)
         return torch.cat([tokens, longer.following.gather(1, ids[:, -1:])], dim=1)
 
 

@@ -43,8 +43,8 @@ def plan_eval(
     weights: of one model at a time, the largest, loaded in its own dtype; of protocol `open` vanilla's, too.
     keys and values: of a batch in all layers; where prefixes are shared, of batches of pictures, of questions and of
         options. A batch has `BUDGET` tokens, or with options all that a column has, if that is less.
-    activations: of a forward pass over such a batch, see `Sizes.passing`; logits for the tokens that come after the
-        picture, or after what all options of a question share.
+    activations: of a forward pass over such a batch, see `Sizes.passing`; logits for the tokens that come after what
+        all options of a question share.
     pictures: all different ones, up to 256 MiB as the model takes them and up to 2 GiB as their features, which are
         kept in main memory.
 
@@ -170,8 +170,8 @@ def _choices(sizes: Sizes, processor: Any, items: Sequence[Item], width: int) ->
     """Terms of scoring a column by likelihood, from a few of its items: batches are as full as its items make them. A
     family that cannot share prefixes passes all options whole.
 
-    Logits are those of what options do not share, or of what questions about one picture, the most frequent token of
-    a row, have behind it.
+    Logits are those of what options do not share, or of the words that all options of a question start with, and of
+    what follows them.
     """
     from mmsurgery.backbones.loading import Loaded
     from mmsurgery.evaluate import prefix
@@ -183,7 +183,7 @@ def _choices(sizes: Sizes, processor: Any, items: Sequence[Item], width: int) ->
         longest = max(longest, len(ids))
         tails.append(len(ids) - choice.shared)
         if item.image_bytes is not None:
-            questions.append(choice.shared - int((ids == ids.mode().values).nonzero()[-1]))
+            questions.append(max(0, choice.shared - choice.first_answer) + 1)
     pictures = len({item.image_sha256 or number for number, item in enumerate(items)})
     options = sum(len(set((item.options or {}).values())) for item in items)
     fits = max(1, scoring.BUDGET // longest)

@@ -139,6 +139,29 @@ def test_words_that_options_share_are_encoded_once(loaded_llava: Loaded, items: 
     assert seen == [len(prompt) + 3, 2 * 2]
 
 
+def test_only_the_tokens_that_are_asked_for_are_predicted(
+    loaded_llava: Loaded, items: list[Item], picture: Callable[..., bytes]
+) -> None:
+    """Of a picture and of its questions what comes next, of a question whose options begin alike their first word,
+    too, of options all but the first word (their end token is predicted, not read)."""
+    import torch
+
+    asked = [
+        dataclasses.replace(items[0], options={"A": "oslo .", "B": "lisbon ."}),
+        dataclasses.replace(items[2], options={"A": "The soup", "B": "The rice"}),
+    ]
+    seen: list[int] = []
+    hook = loaded_llava.model.lm_head.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].shape[:2].numel())
+    )
+    try:
+        with torch.no_grad():
+            scores_of(prefix.score(loaded_llava, encoded(loaded_llava, asked), budget=4096, cache={}))
+    finally:
+        hook.remove()
+    assert sorted(seen) == sorted([1, 1, 2 * 2, 2, 2 * 1])
+
+
 def test_equal_option_texts_tie_and_the_first_is_taken(loaded_llava: Loaded, items: list[Item]) -> None:
     item = dataclasses.replace(items[1], options={"D": "oslo", "B": "oslo"}, gold="B")
     (scored,) = score(loaded_llava, [item])
@@ -178,9 +201,9 @@ def test_a_family_that_cannot_continue_is_scored_row_by_row(
     reference, notes = score(loaded_llava, some), Notes()
     extend = prefix._Prefix.extend
 
-    def shifted(self: Any, model: Any, ids: Any) -> Any:
+    def shifted(self: Any, model: Any, ids: Any, wanted: int) -> Any:
         self.offsets = self.offsets + 5
-        return extend(self, model, ids)
+        return extend(self, model, ids, wanted)
 
     monkeypatch.setattr(prefix._Prefix, "extend", shifted)
     with torch.no_grad():
