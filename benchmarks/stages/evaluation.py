@@ -19,8 +19,8 @@ from mmsurgery.evaluate.run import evaluate
 from stages import Setup, forwards, weights
 
 PICTURES = {"tiny": 2, "1M": 16, "30M": 8, "190M": 8}
-"""By size of the model; 4 of any other. A run looks once at whether prefixes may be shared, which takes as long as three
-of them do."""
+"""By size of the model; 4 of any other. A run looks once at whether prefixes may be shared, which takes as long as
+three of them do."""
 QUESTIONS = 3
 """About each picture."""
 
