@@ -121,7 +121,8 @@ def score(
                     answered = shared - min(choice.first_answer for choice in asking)
                     wanted = min(max(0, answered), shared - length)
                     more, below = below.extend(loaded.model, _stacked(asking, length, shared), wanted)
-                    tokens = torch.cat([tokens, more], dim=1) if answered > wanted else more
+                    # where fewer than all new tokens are wanted, those before them are no answers and not looked at
+                    tokens = torch.cat([tokens, more], dim=1)
                 yield from zip(
                     (place for place, _ in part), _options(loaded, asking, tokens, below, budget), strict=True
                 )
@@ -144,7 +145,7 @@ def _options(
     """Scores of all options of choices whose shared tokens are encoded.
 
     Args:
-        known: log-probabilities of the last of these tokens, the labelled ones among them, float32 or better `[I, T]`.
+        known: float32 or better `[I, T]`, at its end log-probabilities of the labelled ones of these tokens.
     """
     import torch
 

@@ -139,11 +139,9 @@ def test_words_that_options_share_are_encoded_once(loaded_llava: Loaded, items: 
     assert seen == [len(prompt) + 3, 2 * 2]
 
 
-def test_only_the_tokens_that_are_asked_for_are_predicted(
-    loaded_llava: Loaded, items: list[Item], picture: Callable[..., bytes]
-) -> None:
-    """Of a picture and of its questions what comes next, of a question whose options begin alike their first word,
-    too, of options all but the first word (their end token is predicted, not read)."""
+def test_only_the_tokens_that_are_asked_for_are_predicted(loaded_llava: Loaded, items: list[Item]) -> None:
+    """Of a picture what comes next; of the shorter question, whose options begin alike, their first word and what
+    comes next, then of both options the end token; of the other question what comes next, then two more tokens each."""
     import torch
 
     asked = [
@@ -159,7 +157,35 @@ def test_only_the_tokens_that_are_asked_for_are_predicted(
             scores_of(prefix.score(loaded_llava, encoded(loaded_llava, asked), budget=4096, cache={}))
     finally:
         hook.remove()
-    assert sorted(seen) == sorted([1, 1, 2 * 2, 2, 2 * 1])
+    assert seen == [1, 2, 2 * 1, 1, 2 * 2]
+
+
+def test_answers_that_begin_in_the_picture_pass_equal_rows_of_their_own(
+    loaded_llava: Loaded, items: list[Item]
+) -> None:
+    """All options about one picture begin with one word, those of one of its questions with three: the first is
+    predicted in the pass of the picture, the others in that of the question. Another picture's rows have as many tokens
+    in common, all of the question: what was predicted there is no answer."""
+    import torch
+
+    one, two = items[0], items[3]
+    asked = [
+        dataclasses.replace(two, options={"A": "The city is oslo .", "B": "The city is lisbon ."}),
+        dataclasses.replace(two, options={"A": "The soup", "B": "The rice"}),
+        dataclasses.replace(
+            one, question="What is the city of Anna Berg ?", options={"A": "The city", "B": "The food"}
+        ),
+        dataclasses.replace(one, question="What is the city of Anna soup ?", options={"A": "oslo", "B": "lisbon"}),
+    ]
+    choices = encoded(loaded_llava, asked)
+    ((length, groups),) = prefix._chunks(loaded_llava, choices, 4096)
+    assert (groups, [choice.shared - length for choice in choices]) == ([[0, 1], [2, 3]], [2, 0, 4, 3])
+    assert [length - choice.first_answer for choice in choices] == [1, 1, -3, -3]
+    with torch.no_grad():
+        shared = scores_of(prefix.score(loaded_llava, choices, budget=4096, cache={}))
+        rows = scores_of(row_scores(loaded_llava, choices, budget=4096, cache={}))
+    for one_by_one, other in zip(rows, shared, strict=True):
+        assert one_by_one == pytest.approx(other, abs=1e-5)
 
 
 def test_equal_option_texts_tie_and_the_first_is_taken(loaded_llava: Loaded, items: list[Item]) -> None:
