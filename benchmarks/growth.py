@@ -55,9 +55,9 @@ ABOUT = {
     "training": f"Linear in steps, and in weights but for {FRESH}; memory: gradients and moments.",
     "diff": "Linear in weights; memory does not grow.",
     "evaluation": "Linear in weights and questions; memory: keys and values of one pass, which do not grow with the "
-    "questions, the tokens of all questions and features of their pictures, and 256 MiB of encoded pictures at most. All "
-    "points but 30M of 10,000 were taken before logits that no option needs were left out: the last exponents of 30M "
-    "are lower for it.",
+    "questions, the tokens of all questions and features of their pictures, and 256 MiB of encoded pictures at most. "
+    "All points but 30M of 10,000 were taken before logits that no option needs were left out: the last exponents of "
+    "30M are lower for it.",
 }
 
 
