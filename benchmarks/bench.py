@@ -27,6 +27,7 @@ from typing import Any
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import curves
 import measure
 import models
 import page
@@ -114,14 +115,14 @@ def main() -> int:
     given = parser.parse_args()
     store, growth = given.out / "bench.json", given.out / "growth.jsonl"
     if given.markdown:
-        print(page.page(recorded(store), page.points(growth)), end="")
+        print(page.page(recorded(store), curves.markdown(page.points(growth))), end="")
         return 0
     if given.page:
         kept, grown = given.page.with_suffix(".json"), given.page.with_suffix(".growth.jsonl")
         for each in recorded(store):
             keep(kept, each)
         keep_points(grown, page.points(growth))
-        given.page.write_text(page.page(recorded(kept), page.points(grown)))
+        given.page.write_text(page.page(recorded(kept), curves.markdown(page.points(grown))))
         return 0
     sizes, families = given.sizes.split(","), given.families.split(",")
     for kind, names, known in (

@@ -64,11 +64,11 @@ def line(figure: Mapping[str, Any]) -> str:
     )
 
 
-def page(runs: Sequence[Mapping[str, Any]], grown: Sequence[Mapping[str, Any]]) -> str:
+def page(runs: Sequence[Mapping[str, Any]], grown: str = "") -> str:
     """The whole page.
 
     Args:
-        grown: points of `growth.py`.
+        grown: what `curves.markdown` says; nothing leaves growth out.
     """
     text = HEAD
     for device in dict.fromkeys(run["device"] for run in runs):
@@ -79,9 +79,7 @@ def page(runs: Sequence[Mapping[str, Any]], grown: Sequence[Mapping[str, Any]]) 
     if not any(run["device"].startswith("cuda") for run in runs):
         text += "\nNo GPU was there: figures of one are left out.\n"
     if grown:
-        import growth
-
-        text += f"\n## Growth\n\n{growth.markdown(grown)}"
+        text += f"\n## Growth\n\n{grown}"
     return text
 
 

@@ -152,20 +152,20 @@ def test_a_page_keeps_what_was_measured_elsewhere(tmp_path: Path, monkeypatch: p
 
 
 def test_the_page_says_what_was_missed_and_where_it_was_measured() -> None:
-    text = page.page([_run("saliency", low=1.0, high=1.5, baseline=2.5)], [])
+    text = page.page([_run("saliency", low=1.0, high=1.5, baseline=2.5)])
     assert "| llava 30M | saliency |  | 1.23 | 1 - 1.50 |  | 2.50 | 1.15 [1.05] | **missed** |" in text
     assert "processor P; saliency" not in text
     assert "processor P" in text
     assert "- saliency, 2026-01-02, 5 rounds, 56 tokens a sample, load 0.5: llava 30M\n" in text
     assert "No GPU was there" in text
-    assert "No GPU was there" not in page.page([_run("saliency", "cuda")], [])
+    assert "No GPU was there" not in page.page([_run("saliency", "cuda")])
 
 
 def test_the_page_says_why_a_figure_misses_its_limit() -> None:
     missed = _run("training", what="masked LoRA 16")
-    assert page.WHY["masked LoRA"] in page.page([missed], [])
+    assert page.WHY["masked LoRA"] in page.page([missed])
     kept = _run("training", what="masked LoRA 16", value=1.0)
-    assert page.WHY["masked LoRA"] not in page.page([kept], [])
+    assert page.WHY["masked LoRA"] not in page.page([kept])
 
 
 @pytest.mark.parametrize(

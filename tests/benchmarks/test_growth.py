@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import curves
 import growth
 import page
 import pytest
@@ -24,7 +25,7 @@ def _points(along: str = "weights", power: float = 1.0, **rest: Any) -> list[dic
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 1.5])
 def test_exponents_are_those_of_the_points(power: float) -> None:
-    (curve,) = growth.curves(reversed(_points(power=power)))  # type: ignore[arg-type]
+    (curve,) = curves.grouped(reversed(_points(power=power)))  # type: ignore[arg-type]
     assert [each["size"] for each in curve.points] == ["1M", "10M", "100M"]
     assert curve.exponent("seconds") == pytest.approx(power)
     assert curve.last("seconds") == pytest.approx(power)
@@ -34,8 +35,8 @@ def test_exponents_are_those_of_the_points(power: float) -> None:
 def test_the_last_exponent_is_that_of_the_two_largest() -> None:
     found = _points()
     found[2]["bytes"] *= 10
-    assert growth.curves(found)[0].last("bytes") == pytest.approx(1)
-    assert growth.curves(found)[0].exponent("bytes") == pytest.approx(0.5)
+    assert curves.grouped(found)[0].last("bytes") == pytest.approx(1)
+    assert curves.grouped(found)[0].exponent("bytes") == pytest.approx(0.5)
 
 
 def test_a_curve_has_one_model_where_samples_grow() -> None:
@@ -44,7 +45,7 @@ def test_a_curve_has_one_model_where_samples_grow() -> None:
         for size in ("1M", "30M")
         for count, each in zip((100, 1000, 10_000), _points(), strict=True)
     ]
-    assert [(curve.size, [each["samples"] for each in curve.points]) for curve in growth.curves(found)] == [
+    assert [(curve.size, [each["samples"] for each in curve.points]) for curve in curves.grouped(found)] == [
         ("1M", [100, 1000, 10_000]),
         ("30M", [100, 1000, 10_000]),
     ]
@@ -52,17 +53,17 @@ def test_a_curve_has_one_model_where_samples_grow() -> None:
 
 def test_the_systems_part_of_the_time_is_shown_where_it_was_kept() -> None:
     found = _points(cpu_seconds=4.0)
-    assert "system, %" in growth.markdown(found)
-    assert "| 1.00, 1.00 |  |" in growth.markdown(found)
+    assert "system, %" in curves.markdown(found)
+    assert "| 1.00, 1.00 |  |" in curves.markdown(found)
     found[2]["system_seconds"] = 1.0
-    assert "| 1.00, 1.00 | - - 25 |" in growth.markdown(found)
+    assert "| 1.00, 1.00 | - - 25 |" in curves.markdown(found)
 
 
 def test_points_that_were_left_out_are_named_and_not_counted() -> None:
     found = _points()
     found[2] = {key: value for key, value in found[2].items() if key not in ("seconds", "bytes")}
     found[2]["skipped"] = "9 GB of memory are not free"
-    text = growth.markdown(found)
+    text = curves.markdown(found)
     assert "| llava | weights | 1M 10M 100M: 9 GB of memory are not free | 2 20 | -, 1.00 |  | 5 5 | -, 0.00 |" in text
 
 
