@@ -11,10 +11,12 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mmsurgery.artifacts.files import read_bytes
 from mmsurgery.data.benchmark import TASKS, Benchmark, Source
-from mmsurgery.data.samples import Sample, decode_image
+from mmsurgery.data.remembered import recall, remembered
+from mmsurgery.data.samples import Item, Sample, decode_image
 from mmsurgery.errors import InputRefused, MissingArtifact, UnusableData
 
 ANCHORS = "anchor_vqa"
@@ -52,21 +54,26 @@ def anchor_samples(reader: Benchmark, source: Source, folder: Path | None = None
     folder = folder or source.folder / FOLDER
     if not folder.is_dir():
         raise no_anchors(folder, "pass --anchors FOLDER, of ")
-    pictures = _pictures(folder)
-    _check_strange(pictures, _known(reader, source), folder)
+    pictures, known = _pictures(folder), _known(reader, source)
+    for each in pictures:
+        if (what := known.get(each.pixels)) is not None:
+            raise UnusableData(
+                f"anchor picture {folder / each.name} is a picture of {what}",
+                "take it out: anchors are of nobody there",
+            )
     forget = reader.samples(source, "forget_vqa")
     asked = sorted({(sample.question, sample.answer) for sample in forget if sample.image_bytes is not None})
     return [
         Sample(
-            f"anchor/{name}/{number}",
-            f"anchor/{name}",
+            f"anchor/{each.name}/{number}",
+            f"anchor/{each.name}",
             question,
             answer=answer,
             part=ANCHORS,
-            image_bytes=pictures[name],
+            image_bytes=each.image_bytes,
         )
-        for name in pictures
-        for number, (question, answer) in enumerate(_chosen(name, asked))
+        for each in pictures
+        for number, (question, answer) in enumerate(_chosen(each.name, asked))
     ]
 
 
@@ -80,50 +87,53 @@ def _chosen(name: str, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]
     return sorted(asked, key=lambda pair: hashlib.sha256("\0".join((name, *pair)).encode()).digest())[:QUESTIONS]
 
 
-def _known(reader: Benchmark, source: Source) -> Iterator[tuple[str, bytes]]:
-    """(what it is, encoded picture) of everything that is trained or scored."""
+@remembered
+def _known(reader: Benchmark, source: Source) -> dict[bytes, str]:
+    """Digest of the pixels -> what it is, of every picture that is trained or scored."""
+    found: dict[bytes, str] = {}
+    seen = set[str | None]()
+    for where, each in _used(reader, source):
+        if each.image_bytes is not None and each.image_sha256 not in seen:
+            seen.add(each.image_sha256)
+            what = f"{where} ({each.id})"
+            found.setdefault(_pixels(each.image_bytes, what), what)
+    return found
+
+
+def _used(reader: Benchmark, source: Source) -> Iterator[tuple[str, Sample | Item]]:
+    """Part or column, and what is in it."""
     for part in reader.parts(source):
-        yield from (
-            (f"{part} ({each.id})", each.image_bytes) for each in reader.samples(source, part) if each.image_bytes
-        )
+        yield from ((part, each) for each in reader.samples(source, part))
     for column, task in itertools.product(reader.columns(source), TASKS):
-        asked = reader.items(source, column, task)
-        yield from ((f"{column} ({each.id})", each.image_bytes) for each in asked if each.image_bytes)
+        yield from ((column, each) for each in reader.items(source, column, task))
 
 
-def _pictures(folder: Path) -> dict[str, bytes]:
-    """File name -> encoded picture, in order of names; of files with the same pixels the first."""
-    found: dict[str, bytes] = {}
-    seen = set[bytes]()
+class _Picture(NamedTuple):
+    pixels: bytes
+    """Digest: the same pixels are the same picture, in whatever file. One that was scaled, or saved with losses, is
+    another."""
+    name: str
+    image_bytes: bytes
+
+
+def _pictures(folder: Path) -> list[_Picture]:
+    """In order of file names; of files with the same pixels the first."""
+    return recall((_pictures,), folder, lambda: _read_pictures(folder))
+
+
+def _read_pictures(folder: Path) -> list[_Picture]:
+    found: dict[bytes, _Picture] = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS):
         try:
             path.name.encode()
         except UnicodeEncodeError as error:
             raise InputRefused(f"{folder} holds {path.name!r}, whose name is not UTF-8", "rename it") from error
         data = read_bytes(path, _LARGEST)
-        if (pixels := _pixels(data, str(path))) not in seen:
-            seen.add(pixels)
-            found[path.name] = data
+        pixels = _pixels(data, str(path))
+        found.setdefault(pixels, _Picture(pixels, path.name, data))
     if len(found) < LEAST:
         raise UnusableData(f"{folder} holds {len(found)} different pictures, at least {LEAST} are needed", "add some")
-    return found
-
-
-def _check_strange(pictures: dict[str, bytes], known: Iterator[tuple[str, bytes]], folder: Path) -> None:
-    """Refuse pictures that are known, in whatever file: the same pixels are the same picture. One that was scaled, or
-    saved with losses, is another."""
-    bytes_ = {hashlib.sha256(data).digest(): name for name, data in pictures.items()}
-    pixels = {_pixels(data, str(folder / name)): name for name, data in pictures.items()}
-    seen = set[bytes]()
-    for what, data in known:
-        digest = hashlib.sha256(data).digest()
-        if digest in seen:
-            continue
-        seen.add(digest)
-        if (name := bytes_.get(digest) or pixels.get(_pixels(data, what))) is not None:
-            raise UnusableData(
-                f"anchor picture {folder / name} is a picture of {what}", "take it out: anchors are of nobody there"
-            )
+    return list(found.values())
 
 
 def _pixels(data: bytes, where: str) -> bytes:

@@ -81,8 +81,10 @@ class Benchmark(Protocol):
     """Where samples and items come from.
 
     A benchmark may also have `asking`, the name of its way of asking for written answers (see
-    `mmsurgery.evaluate.asking`), and methods `notes(source)` (see `notes_of`), `report(source)` (a
-    `mmsurgery.data.faults.Report`) and `training(source, which)` (see `training_parts`).
+    `mmsurgery.evaluate.asking`), `of_files_alone = True` where what it says depends on the source and its files and on
+    nothing else, so that it may be remembered (see `mmsurgery.data.remembered`), and methods `notes(source)` (see
+    `notes_of`), `report(source)` (a `mmsurgery.data.faults.Report`) and `training(source, which)` (see
+    `training_parts`).
     """
 
     name: str

@@ -32,6 +32,7 @@ from mmsurgery.data.clear_items import FORMS, TRUTH, Form, caption_question, not
 from mmsurgery.data.clear_people import pairs, texts
 from mmsurgery.data.faults import Report
 from mmsurgery.data.leakage import normalised
+from mmsurgery.data.remembered import remembered
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.data.tables import distinct, is_text, picture_bytes, read_rows, row_count
 from mmsurgery.errors import InputRefused, UnusableData, unknown
@@ -48,9 +49,10 @@ _NOTED = {
 
 
 class Clear:
-    """The reader. Stateless: every call reads the source's files."""
+    """The reader. A call reads the source's files, unless they are as they were at an earlier one."""
 
     name = "clear"
+    of_files_alone = True
     ratios = PERCENTAGES
     """Percentages of people that there are splits to forget."""
     asking = "clear"
@@ -61,11 +63,13 @@ class Clear:
     def columns(self, source: Source) -> tuple[str, ...]:
         return tuple(column for column in COLUMNS if (source.folder / column_config(source, column)).exists())
 
+    @remembered
     def samples(self, source: Source, part: str) -> list[Sample]:
         """The samples of a part (see `Benchmark.samples`)."""
         report = Report()
         return _complete(list(self._samples(source, part, report)), part, report, source)
 
+    @remembered
     def items(self, source: Source, column: str, task: str = "classification") -> list[Item]:
         """The items of a column (see `Benchmark.items`); task `truth` has the options of CLEAR's own metrics. Of a
         task that a column does not have: none."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from mmsurgery.data.benchmark import TASKS, Source
 from mmsurgery.data.faults import Report
 from mmsurgery.data.folder_rows import OwnRow, own_rows
+from mmsurgery.data.remembered import remembered
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.data.tables import picture_bytes
 from mmsurgery.errors import UsageError, unknown
@@ -33,6 +34,7 @@ class OwnPictures:
     """The reader. Stateless: every call reads the file of rows, and raises as `folder_rows.own_rows` does."""
 
     name = "folder"
+    of_files_alone = True
 
     def parts(self, source: Source) -> tuple[str, ...]:
         """The parts that have train rows."""
@@ -42,6 +44,7 @@ class OwnPictures:
         """The columns that have test rows."""
         return _named(_rows(source), COLUMNS, "test")
 
+    @remembered
     def samples(self, source: Source, part: str) -> list[Sample]:
         """The samples of a part (see `Benchmark.samples`)."""
         rows = _rows(source)
@@ -61,6 +64,7 @@ class OwnPictures:
             if row.use == "train" and row.name == part
         ]
 
+    @remembered
     def items(self, source: Source, column: str, task: str = "classification") -> list[Item]:
         """The items of a column (see `Benchmark.items`): rows with options for `classification`, without for
         `generation`; there is no cloze. A column of one kind has none of the other."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mmsurgery.data.benchmark import TASKS, Benchmark, Source
+from mmsurgery.data.remembered import remembered
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import UnusableData
 
@@ -41,7 +42,24 @@ def check_leakage(parts: Mapping[str, Sequence[Sample]], items: Sequence[Item], 
     Raises:
         UnusableData: with their number and three ids.
     """
-    scored = {(i.person, normalised(i.question), normalised(_gold(i))) for i in items if i.image_bytes is None}
+    return _refuse_scored(parts, _text(items), allow)
+
+
+def _text(items: Iterable[Item]) -> frozenset[tuple[str, str, str]]:
+    """Person, normalised question and gold answer of items without a picture."""
+    return frozenset((i.person, normalised(i.question), normalised(_gold(i))) for i in items if i.image_bytes is None)
+
+
+@remembered
+def _scored_text(reader: Benchmark, source: Source) -> frozenset[tuple[str, str, str]]:
+    """Of all columns, open questions too."""
+    asked = itertools.product(reader.columns(source), TASKS)
+    return _text(item for column, task in asked for item in reader.items(source, column, task))
+
+
+def _refuse_scored(
+    parts: Mapping[str, Sequence[Sample]], scored: Collection[tuple[str, str, str]], allow: Collection[str]
+) -> int:
     leaked = [
         sample.id
         for samples in parts.values()
@@ -62,10 +80,8 @@ def check_text(reader: Benchmark, source: Source, part: str, samples: Sequence[S
     pictured parts, and counted only where the settings chose the official text, which is scored."""
     if all(sample.image_bytes is not None for sample in samples):
         return 0
-    asked = itertools.product(reader.columns(source), TASKS)
-    items = [item for column, task in asked for item in reader.items(source, column, task)]
     official = {LEAKAGE} if source.saliency_text == "official" else set()
-    return check_leakage({part: samples}, items, allow=source.allow | official)
+    return _refuse_scored({part: samples}, _scored_text(reader, source), source.allow | official)
 
 
 def check_overlap(forget: Sequence[Sample], retain: Sequence[Sample], *, allow: Collection[str] = ()) -> int:

@@ -23,6 +23,7 @@ from mmsurgery.data.faults import Report
 from mmsurgery.data.mllmu_items import read_items, read_perception
 from mmsurgery.data.mllmu_splits import Splits
 from mmsurgery.data.mllmu_texts import TEXT_PAIRS, texts
+from mmsurgery.data.remembered import remembered
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import UnusableData, unknown
 
@@ -32,9 +33,10 @@ PERCEPTION = "extra/perception.parquet"
 
 
 class MLLMUBench:
-    """The reader. Stateless: every call reads the source's files."""
+    """The reader. A call reads the source's files, unless they are as they were at an earlier one."""
 
     name = "mllmu-bench"
+    of_files_alone = True
     ratios = (5, 10, 15)
     """Percentages of people that there are splits to forget."""
     asking = "mllmu-bench"
@@ -53,11 +55,13 @@ class MLLMUBench:
             *(("forget_perception",) if has[PERCEPTION] else ()),
         )
 
+    @remembered
     def samples(self, source: Source, part: str) -> list[Sample]:
         """The samples of a part (see `Benchmark.samples`)."""
         splits = Splits(source, Report())
         return _complete(self._samples(splits, part), part, splits)
 
+    @remembered
     def items(self, source: Source, column: str, task: str = "classification") -> list[Item]:
         """The items of a column (see `Benchmark.items`)."""
         splits = Splits(source, Report())

@@ -191,7 +191,7 @@ def test_copies_count_once_and_names_have_to_be_text(tmp_path: Path, picture: Ca
         anchors._pictures(folder)
     for number in range(8):
         (folder / f"{number}.png").write_bytes(picture(number))
-    assert [*anchors._pictures(folder)] == [f"{number}.png" for number in range(8)]
+    assert [each.name for each in anchors._pictures(folder)] == [f"{number}.png" for number in range(8)]
     (folder / "bad\udcff.png").write_bytes(picture(9))
     with pytest.raises(InputRefused, match="not UTF-8"):
         anchors._pictures(folder)
