@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from mmsurgery.backbones.discovery import entry_points
 from mmsurgery.data.samples import Item, Sample
 from mmsurgery.errors import UsageError, unknown
 from mmsurgery.settings import SALIENCY_TEXTS
@@ -132,7 +133,7 @@ def installed() -> dict[str, metadata.EntryPoint]:
         UsageError: if two distributions offer different objects under one name.
     """
     found: dict[str, metadata.EntryPoint] = {}
-    for entry in metadata.entry_points(group=GROUP):
+    for entry in entry_points(GROUP):
         # a checkout's own metadata and the installed one list the same entry twice
         if found.setdefault(entry.name, entry).value != entry.value:
             raise UsageError(
