@@ -66,15 +66,17 @@ def within(budget: int, choices: Sequence[Layout], needed: Callable[[Layout], in
     for layout, size in sizes.items():
         if size <= budget:
             return layout
-    least = min(sizes.values())
+    layout, least = min(sizes.items(), key=lambda pair: pair[1])
     raise MachineFault(
-        f"this needs at least {gigabytes(least)}, the budget is {gigabytes(budget)}",
-        f"give --memory {math.ceil(least / 1e6)}MB, a smaller batch, or see --plan",
+        f"this needs at least {gigabytes(least)} ({layout}), the budget is {gigabytes(budget)}",
+        f"give --memory {math.ceil(least / 1e6)}MB or a smaller batch; --plan without --memory says what takes it",
     )
 
 
 def gigabytes(size: int) -> str:
     """GB of 10^9 bytes; more digits of small ones, so that what a micro model takes says something."""
+    if 0 < size < 1e5:
+        return f"{size:,} bytes"
     return f"{size / 1e9:,.{2 if size >= 1e8 or not size else 4}f} GB"
 
 

@@ -22,6 +22,7 @@ from mmsurgery.experiments.metrics import METRICS, begun_by
 from mmsurgery.hub_models import pinned_model
 from mmsurgery.masks.stale import stale, vanilla_files
 from mmsurgery.provenance import check_seal
+from mmsurgery.saliency.shards import unfinished_shards
 from mmsurgery.unlearn.interrupted import interrupted_trainings, train_command
 from mmsurgery.unlearn.trained_models import stale_models
 
@@ -234,6 +235,10 @@ def _next(workspace: Workspace, models: list[str], saliency: list[str], evals: l
     scored = any(workspace.path("evals").glob("**/vanilla.json"))  # under whichever protocol
     if workspace.settings.benchmark.name != "portraits" and not scored:
         return "mmsurgery eval vanilla --accept"
+    for name, parts in SETS.items():
+        for part in parts:
+            if left := unfinished_shards(workspace, part):
+                return f"mmsurgery saliency --set {name} --shard {left[0]}"
     if not any(part in saliency for part in SETS["forget"]):
         return "mmsurgery saliency --set forget"
     if not workspace.masks():

@@ -31,6 +31,19 @@ def register(app: typer.Typer) -> None:
         app.command(name="eval" if command is evaluate else None)(command)
 
 
+def _one_process(option: str) -> None:
+    """
+    Raises:
+        UsageError: under torchrun.
+    """
+    from mmsurgery.ranks import Ranks
+
+    if (count := Ranks.here().count) > 1:
+        raise UsageError(
+            f"{option} is about one process, not about {count}", "leave it out, or start it without torchrun"
+        )
+
+
 def saliency(
     parts: Annotated[
         str, typer.Option("--set", help="forget, preserve, or a data part such as retain_vqa; comma-separated.")
@@ -61,8 +74,7 @@ def saliency(
     if plan:
         from mmsurgery.plans import plan_saliency
 
-        if not Ranks.here().first:
-            return
+        _one_process("--plan")
         return planning.show(output, plan_saliency(open_here(), parts, memory=budget, **options))
     if budget is not None:
         from mmsurgery.plans import saliency_layout
@@ -234,11 +246,8 @@ def apply(
     budget = None if memory is None else parse_size(memory)
     told: dict[str, Any] = {"force": force, "progress": output}
     ranks = Ranks.here()
-    if ranks.count > 1 and (plan or budget is not None):
-        raise UsageError(
-            f"{'--plan' if plan else '--memory'} is about one process, not about {ranks.count} that share a model",
-            "leave it out, or start it without torchrun",
-        )
+    if plan or budget is not None:
+        _one_process("--plan" if plan else "--memory")
     if plan:
         from mmsurgery.plans import plan_apply
 
@@ -314,8 +323,7 @@ def evaluate(
     if plan:
         from mmsurgery.plans import plan_eval
 
-        if not Ranks.here().first:
-            return
+        _one_process("--plan")
         return planning.show(output, plan_eval(open_here(), models or None, **options))
     results = score(open_here(), models or None, gates=[*under, *over], **options)
     if not Ranks.here().first:  # one process speaks, and checks the gates

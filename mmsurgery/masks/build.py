@@ -181,6 +181,13 @@ def _measure_missing(
     missing = [part for part in parts if not workspace.saliency_dir(part, estimator, batch_size).is_dir()]
     if not missing:
         return []
+    from mmsurgery.saliency.shards import unfinished_shards
+
+    for part in missing:
+        if left := unfinished_shards(workspace, part, estimator, batch_size):
+            names = ", ".join(map(str, left))
+            command = f"{saliency_command([part], estimator, batch_size)} --shard {left[0]}"
+            raise MissingArtifact(f"{part} is measured in shards: {names} to be run before they are added up", command)
     if not measure:
         command = saliency_command(missing, estimator, batch_size)
         raise MissingArtifact(f"the saliency of {', '.join(missing)} has not been measured", command)

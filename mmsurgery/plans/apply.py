@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmsurgery.plans.sizes import FLOAT32
 from mmsurgery.plans.times.watch import now
 from mmsurgery.plans.trained import ADAMW
 from mmsurgery.plans.unlearned import Unlearned
+from mmsurgery.unlearn.apply import existing
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.workspace import SILENT, Progress, Workspace
 
@@ -88,6 +90,8 @@ def plan_apply(
     request, sizes, planned = known.request, known.sizes, known.steps
     notes = []
     if workspace.model_dir(request.name).exists() and not force:
+        if selection is None:
+            existing(workspace, request)
         notes.append(f"model '{request.name}' is there: nothing is done without --force")
     found, elsewhere = known.moments(layout)
     memory_terms, fullest_while = fullest(found)
@@ -157,7 +161,8 @@ def _time(
         return None, why
     from mmsurgery.plans.times.apply import apply_time
 
-    found = apply_time(
+    timed = partial(
+        apply_time,
         workspace,
         known.request,
         layout=layout,
@@ -166,4 +171,4 @@ def _time(
         scored=known.items,
         scorings=known.scorings,
     )
-    return predicted({"getting ready": ready, **found})
+    return predicted(ready, timed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def _time(folder: Path, material: Material, work: Work, weights: int, workspace:
     from mmsurgery.unlearn.loop import deterministic
 
     with deterministic(workspace.threads):
-        return predicted(_timed(folder, material, work))
+        return predicted(0.0, partial(_timed, folder, material, work))
 
 
 def _timed(folder: Path, material: Material, work: Work) -> dict[str, float]:

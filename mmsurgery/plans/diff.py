@@ -70,15 +70,13 @@ def plan_diff(
         notes.append(f"{path.name} is there: nothing is done without --force")
     _, mask = mask_of(workspace, new)
     ready = now() - begun
-    found = diff_time(
-        first,
-        second,
-        sizes.addresses,
-        top=top or (mask and mask.selected) or TOP,
-        listed=list_,
-        mask=mask,
-    )
-    seconds, how = predicted({"getting ready": ready, "hashing": hashing([(sizes, old), (others, new)]), **found})
+
+    def timed() -> dict[str, float]:
+        n = top or (mask and mask.selected) or TOP
+        found = diff_time(first, second, sizes.addresses, top=n, listed=list_, mask=mask)
+        return {"hashing": hashing([(sizes, old), (others, new)]), **found}
+
+    seconds, how = predicted(ready, timed)
     return Plan(
         verb="diff",
         model=sizes.size,

@@ -134,14 +134,13 @@ def _time(
 
     folder = found[largest.name]
     others = [(sizes, found[sizes.name]) for sizes in every if sizes is not largest]
-    terms = eval_time(
-        folder,
-        asked,
-        models=len(every),
-        judge=judge is not None and judge not in found.values(),
-        threads=workspace.threads,
-    )
-    return predicted({"getting ready": ready, "hashing": hashing(others), **terms})
+
+    def timed() -> dict[str, float]:
+        alien = judge is not None and judge not in found.values()
+        terms = eval_time(folder, asked, models=len(every), judge=alien, threads=workspace.threads)
+        return {"hashing": hashing(others), **terms}
+
+    return predicted(ready, timed)
 
 
 def scoring_terms(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from mmsurgery.errors import MachineFault
 
 SHARE = 3
 """A model is loaded for its time if its weights are at most this part of the free memory."""
@@ -47,13 +49,19 @@ def no_room(weights: int, peak: int = 0) -> str | None:
     return None
 
 
-def predicted(terms: Mapping[str, float]) -> tuple[float, str]:
-    """A time, and what it is made of in words.
+def predicted(ready: float, timed: Callable[[], Mapping[str, float]]) -> tuple[float | None, str]:
+    """A time, and what it is made of in words, or why there is none.
 
     Args:
-        terms: what is done -> seconds.
+        ready: seconds that it took to get ready.
+        timed: runs a few units; what is done -> seconds.
     """
-    gc.collect()  # models hang on their own hooks
+    try:
+        terms = {"getting ready": ready, **timed()}
+    except (MachineFault, OSError) as error:  # all but the time is known without a temporary folder
+        return None, f"no time: {error}"
+    finally:
+        gc.collect()  # models hang on their own hooks
     listed = ", ".join(f"{what} {seconds:.1f}" for what, seconds in terms.items() if seconds >= LISTED)
     return sum(terms.values()), (
         f"time, in s, from a few units that were run on this machine: {listed or 'next to nothing'}; without the start "

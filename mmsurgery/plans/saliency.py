@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mmsurgery.artifacts.snapshots import GENERATIONS
@@ -21,7 +22,7 @@ from mmsurgery.plans.probe import no_room, predicted
 from mmsurgery.plans.sizes import FLOAT32, Sizes
 from mmsurgery.plans.times.watch import now
 from mmsurgery.saliency.blocks import block_rows, in_blocks
-from mmsurgery.saliency.parts import STORES, named_parts
+from mmsurgery.saliency.parts import STORES, check_measured, named_parts
 from mmsurgery.saliency.shards import Shard
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress, Workspace
 
@@ -146,10 +147,17 @@ class _Known:
         reader, source, notes = benchmark(workspace.settings.benchmark.name), source_of(workspace), []
         sizes, samples = Sizes.of(model, workspace.existing_model(model)), {}
         for part in named_parts(workspace, names):
-            if not force and workspace.saliency_dir(part, estimator, batch_size).exists():
-                notes.append(f"{part} is there: it is not measured again without --force")
-                continue
             found = part_samples(reader, source, part)
+            made_with: dict[str, Any] = {
+                "estimator": estimator,
+                "batch_size": batch_size,
+                "model": model,
+                "store": store,
+            }
+            there = None if force else check_measured(workspace, part, found, shard=block, **made_with)
+            if there is not None:
+                notes.append(f"{there.name} is there: it is not measured again without --force")
+                continue
             unit = batch_size if estimator == "batch" else 1
             samples[part] = found if block is None else found[block.block(len(found), unit)]
         processor = sizes.family.load_processor(workspace.existing_model(model))
@@ -172,7 +180,8 @@ class _Known:
             return None, "no time: there is nothing to measure"
         from mmsurgery.plans.times.saliency import saliency_time
 
-        found = saliency_time(
+        timed = partial(
+            saliency_time,
             workspace.existing_model(model),
             {part: members for part, members in self.samples.items() if members},
             {part: self._sums(each) for part, each in self.lengths.items()},
@@ -182,7 +191,7 @@ class _Known:
             layout=layout,
             threads=workspace.threads,
         )
-        return predicted({"getting ready": ready, **found})
+        return predicted(ready, timed)
 
     def within(self, budget: int) -> Layout:
         """The fastest layout within a budget, in bytes; raises as `memory.within`."""

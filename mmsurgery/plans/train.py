@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from mmsurgery.artifacts.snapshots import GENERATIONS
 from mmsurgery.errors import UsageError, unknown
@@ -137,4 +138,4 @@ def _time(
         return None, why
     from mmsurgery.plans.times.train import train_time
 
-    return predicted({"getting ready": ready, **train_time(tuning, names, snapshot=snapshot)})
+    return predicted(ready, partial(train_time, tuning, names, snapshot=snapshot))

@@ -9,14 +9,14 @@ saliency/.resume-NAME/rank-I-of-N/           the map of a rank's block, until al
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.files import check_space, machine_fault
 from mmsurgery.artifacts.mask import SCORED_TEXT
-from mmsurgery.artifacts.saliency_map import SaliencyMap
+from mmsurgery.artifacts.saliency_map import SaliencyMap, read_manifest
 from mmsurgery.artifacts.snapshots import GENERATIONS, Snapshots
 from mmsurgery.data.anchors import ANCHORS, FOLDER, no_anchors, part_samples, parts_with_anchors
 from mmsurgery.data.benchmark import SETS, benchmark, parts_of, source_of
@@ -273,7 +273,7 @@ class _Job:
         """Add up the shards into the part's folder, if all are there and it is not.
 
         Raises:
-            Mismatch: if one is of other settings or inputs.
+            Mismatch: if one is of other settings or inputs and `force` is not given.
         """
         shards = [Shard(index, count) for index in range(1, count + 1)]
         folder, origin = self._folder(part), self._origin(part, samples)
@@ -281,7 +281,17 @@ class _Job:
             return False
         if not self.force and existing(folder, origin) is not None:
             return False
-        found = [existing(self._folder(part, shard), self._origin(part, samples, shard)) for shard in shards]
+        found, stale = [], []
+        for shard in shards:
+            try:
+                found.append(existing(self._folder(part, shard), self._origin(part, samples, shard)))
+            except Mismatch:
+                if not self.force:
+                    raise
+                stale.append(str(shard))
+        if stale:  # others of the array are about to replace theirs, too
+            self.progress.note(f"{part} is not added up yet: {', '.join(stale)} are of another measurement")
+            return False
         merged, record = summed([one for one in found if one is not None])
         replace(merged, provenance={**record, **origin}).save(folder, replace=self.force, store=self.store)
         self._done(part, folder)
@@ -308,7 +318,10 @@ class _Job:
 
     def _origin(self, part: str, samples: list[Sample], shard: Shard | None = None) -> dict[str, Any]:
         chosen = settings(part, self.estimator, self.batch_size, self.workspace.threads)
-        stored = {"store": self.store} if shard is None else {"store": "float32", "shard": str(shard)}
+        stored = {"store": self.store}
+        if shard is not None:  # what all are added up into is not theirs, but they must agree on it
+            stored = {"store": "float32", "shard": str(shard)}
+            stored |= {"sum_store": self.store} if self.store != "float32" else {}
         return provenance("saliency", {**chosen, **stored}, {**self.model.inputs, "data_sha256": data_sha256(samples)})
 
 
@@ -322,12 +335,41 @@ def existing(folder: Path, origin: dict[str, Any]) -> SaliencyMap | None:
     if not folder.exists():
         return None
     found = SaliencyMap.load(folder)
-    if found.provenance.get("key") == origin["key"]:
-        return found
-    raise Mismatch(
-        f"{folder} holds another measurement: {differences(found.provenance, origin)}",
-        "add --force to replace it",
-    )
+    _check_same(folder, found.provenance, origin)
+    return found
+
+
+def _check_same(folder: Path, recorded: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    if recorded.get("key") != origin["key"]:
+        raise Mismatch(
+            f"{folder} holds another measurement: {differences(recorded, origin)}", "add --force to replace it"
+        )
+
+
+def check_measured(
+    workspace: Workspace,
+    part: str,
+    samples: list[Sample],
+    *,
+    estimator: str,
+    batch_size: int,
+    shard: Shard | None,
+    model: str,
+    store: str,
+) -> Path | None:
+    """The folder of a part, or of a shard of it, that `measure_parts` of the same arguments would find; None if it
+    would measure. The numbers in it are not read.
+
+    Raises:
+        as `measure_parts` does of what is there.
+    """
+    job = _Job(workspace, StoredModel(workspace, model), estimator, batch_size, False, store, Layout(), SILENT)
+    for each in dict.fromkeys((None, shard)):
+        folder = job._folder(part, each)
+        if folder.exists():
+            _check_same(folder, read_manifest(folder)["provenance"], job._origin(part, samples, each))
+            return folder
+    return None
 
 
 def _result(

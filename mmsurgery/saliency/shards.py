@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmsurgery.artifacts.saliency_map import SaliencyMap
 from mmsurgery.errors import UsageError
+from mmsurgery.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,21 @@ def summed(maps: Sequence[SaliencyMap]) -> tuple[SaliencyMap, dict[str, Any]]:
         **({"layout": "+".join(layouts)} if layouts else {}),
         "shards": len(maps),
     }
+
+
+def unfinished_shards(workspace: Workspace, part: str, estimator: str = "sample", batch_size: int = 4) -> list[Shard]:
+    """Shards that are still to be measured of a part of which some are there; the last one, where all are and were not
+    added up; none of a part that is there or was not begun in shards."""
+    folder = workspace.saliency_dir(part, estimator, batch_size)
+    there = [Shard.parse("/".join(found)) for found in _shards_of(folder)]
+    if folder.exists() or not there:
+        return []
+    count = max(shard.count for shard in there)
+    every = [Shard(index, count) for index in range(1, count + 1)]
+    return [shard for shard in every if shard not in there] or every[-1:]
+
+
+def _shards_of(folder: Path) -> list[tuple[str, str]]:
+    pattern = re.compile(re.escape(folder.name) + r"\.shard-(\d{1,6})-of-(\d{1,6})")
+    names = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    return [found.groups() for name in names if (found := pattern.fullmatch(name))]  # type: ignore[misc]

@@ -160,6 +160,17 @@ def apply(
             return _make(run, ranks, layout, force, ranks.watched(progress))
 
 
+def existing(workspace: Workspace, request: Request) -> ApplyResult:
+    """The model of a request that is there already.
+
+    Raises:
+        as `gather`.
+        Mismatch: if it was made with other settings or inputs.
+        InputRefused: if it is damaged.
+    """
+    return _existing(gather(workspace, request))
+
+
 def _found(run: Run, ranks: Ranks, force: bool) -> ApplyResult | None:
     """The model that is there already, unless it is to be made again."""
     there = ranks.first and run.workspace.model_dir(run.request.name).exists() and not force

@@ -30,7 +30,8 @@ def measured(results: Sequence[PartResult]) -> Lines:
     for part in results:
         rows.add_row(part.part, f"{part.units:,}", f"{part.no_gradient} tensors", state(part.up_to_date))
     yield rows
-    yield next_command("mmsurgery mask --beta 1 --modules lm,connector")
+    waiting = any(part.shard and not part.merged for part in results)
+    yield next_command("mmsurgery status" if waiting else "mmsurgery mask --beta 1 --modules lm,connector")
 
 
 def masked(result: MaskResult) -> Lines:
