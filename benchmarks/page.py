@@ -20,13 +20,20 @@ HEAD = """# What it costs
 
 Made by `make bench` and `python benchmarks/bench.py --page docs/performance.md` on models of random weights; nothing
 here is written by hand. A figure is a ratio of two sides that took turns in one process: its median over the rounds,
-the least and the greatest, by CPU time and beside it by the wall clock. "Plain" is the straightforward way, written
-down in `benchmarks/baseline.py`, as a ratio to the same side. Limits hold from 30 million weights on; in brackets
-stands what a limit might become.
+the least and the greatest, by CPU time and beside it by the wall clock (for files that are read cold by the wall clock
+alone, whose range is wide: the disk is shared). "Plain" is the straightforward way, written down in
+`benchmarks/baseline.py`, as a ratio to the same side; where no sides are compared, in the figure's own unit. Limits
+hold from 30 million weights on; in brackets stands a goal beyond them. A figure is "kept" within its limit, "stretch"
+within the goal, "missed" beyond the limit, by its median before it is rounded; one without a limit is there to be
+known.
 """
 WHY = {
     "masked LoRA": "A masked product of two small matrices is a whole matrix, and its gradient the whole gradient of a "
-    "weight, which LoRA does without: half as many multiplications more.",
+    "weight, which LoRA does without: half as many multiplications more, beside making the masked product and "
+    "taking it to the two small matrices, which reads and writes whole matrices and weighs most where steps are short.",
+    "saliency `sample`, batches of 4": "Every sample's own gradient of a weight is made and squared apart, as in the "
+    "loop, so that only the passes gain from a batch: the fewer tokens a sample has and the wider the layers are, the "
+    "less of the whole that is.",
     "peak of saliency": "In a deep and narrow model the activations of these few tokens are a large part of the "
     "weights: a bare pass, whose gradients take what an accumulator does, needs what stands beside it. Computed "
     "twice, as `--memory` has them where there is no room, they take less, the less the more weights a layer has.",
@@ -77,7 +84,7 @@ def page(runs: Sequence[Mapping[str, Any]], grown: str = "") -> str:
         for run in mine:
             text += f"\n### {TITLES[run['stage']]}\n\n{table(run['figures'])}"
     if not any(run["device"].startswith("cuda") for run in runs):
-        text += "\nNo GPU was there: figures of one are left out.\n"
+        text += "\nNo GPU was there: figures of one are left out. What was run on one is in [plan.md](plan.md#seen-on-a-gpu).\n"
     if grown:
         text += f"\n## Growth\n\n{grown}"
     return text
@@ -112,7 +119,7 @@ def table(figures: Sequence[Mapping[str, Any]]) -> str:
             each["model"], each["what"], each["against"], number(each["value"]) + unit, span(each),
             number(each["wall"]), number(each["baseline"]), limit(each), verdict,
         ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     missed = [each["what"] for each in figures if each["verdict"] == "missed"]
     reasons = [f"\nMissed, {name}: {why}" for name, why in WHY.items() if any(each.startswith(name) for each in missed)]
     return "\n".join([*lines, *reasons]) + "\n"

@@ -99,6 +99,14 @@ def test_scores_patches_and_interrupted_runs(workspace: Workspace) -> None:
     assert found.unfinished == ["evals/first", "models/npo.default", "saliency/retain_vqa"]
 
 
+def test_shards_that_are_missing_come_next(workspace: Workspace) -> None:
+    model(workspace, "vanilla", "base", "finetune")
+    workspace.path("evals", "official").mkdir(parents=True)
+    workspace.path("evals", "official", "vanilla.json").write_text("{}")
+    workspace.path("saliency", "retain_qa.shard-1-of-2").mkdir(parents=True)
+    assert status(workspace).next_command == "mmsurgery saliency --set preserve --shard 2/2"
+
+
 def test_experiments_with_results_and_begun_ones(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     model(workspace, "vanilla", "base", "finetune")
     whole = {"schema": SCHEMA, "kind": "experiment", "provenance": {}}

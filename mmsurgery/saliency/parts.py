@@ -285,8 +285,9 @@ class _Job:
         for shard in shards:
             try:
                 found.append(existing(self._folder(part, shard), self._origin(part, samples, shard)))
-            except Mismatch:
+            except Mismatch as error:
                 if not self.force:
+                    error.next_step = f"run --shard {shard} again with the options of this one and --force"
                     raise
                 stale.append(str(shard))
         if stale:  # others of the array are about to replace theirs, too

@@ -209,6 +209,14 @@ def test_missing_saliency_without_measuring_names_the_command(workspace: Workspa
     assert caught.value.next_step == command.format("forget,preserve")
 
 
+def test_a_part_that_is_measured_in_shards_is_not_measured_whole(workspace: Workspace) -> None:
+    folder = workspace.saliency_dir("retain_qa")
+    folder.rename(folder.with_name("retain_qa.shard-2-of-3"))
+    with pytest.raises(MissingArtifact, match="retain_qa is measured in shards: 1/3, 3/3 to be run") as caught:
+        build_mask(workspace)
+    assert caught.value.next_step == "mmsurgery saliency --set preserve --shard 1/3"
+
+
 def test_missing_saliency_is_measured_and_said(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     import types
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmsurgery.errors import MissingArtifact, UsageError
+from mmsurgery.errors import MachineFault, Mismatch, MissingArtifact, UsageError
 from mmsurgery.plans import Passes, Plan, plan_apply, plan_diff, plan_eval, plan_saliency, probe
 from mmsurgery.plans import plan as terms
 from mmsurgery.plans.sizes import Rows, Sizes
+from mmsurgery.saliency.parts import measure_parts
+from mmsurgery.unlearn.apply import apply
 from mmsurgery.unlearn.lora import LoRA
 from mmsurgery.workspace import Workspace
 
@@ -180,3 +183,34 @@ def test_a_model_is_as_large_in_memory_as_its_config_says(ws: Workspace) -> None
 def test_what_the_verb_refuses_its_plan_refuses(ws: Workspace, said: str, plan: Any) -> None:
     with pytest.raises(UsageError, match=said):
         plan(ws)
+
+
+def test_what_is_there_and_is_something_else_is_refused(ws: Workspace) -> None:
+    measure_parts(ws, "forget_vqa")
+    assert "forget_vqa is there: it is not measured again without --force" in plan_saliency(ws, "forget_vqa").notes
+    with pytest.raises(Mismatch, match="holds another measurement: store float32 -> bfloat16"):
+        plan_saliency(ws, "forget_vqa", store="bfloat16")
+    assert plan_saliency(ws, "forget_vqa", store="bfloat16", force=True).samples
+    measure_parts(ws, "retain_qa", shard="1/2")
+    assert "retain_qa.shard-1-of-2 is there" in str(plan_saliency(ws, "retain_qa", shard="1/2").notes)
+    assert plan_saliency(ws, "retain_qa", shard="2/2").samples
+
+    apply(ws, "npo", steps=1)
+    assert any("nothing is done without --force" in note for note in plan_apply(ws, "npo", steps=1).notes)
+    with pytest.raises(Mismatch, match="model 'npo' exists, made with other learning_rate"):
+        plan_apply(ws, "npo", steps=1, learning_rate=1e-4)
+    assert plan_apply(ws, "npo", steps=1, learning_rate=1e-4, force=True).passes.forward
+
+
+@pytest.mark.parametrize("error", [MachineFault("cannot write x: no space"), OSError(28, "no space")])
+def test_without_room_for_temporary_files_there_is_no_time(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def folder() -> None:
+        raise error
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", folder)
+    for plan in (plan_saliency(ws, "forget_vqa"), plan_apply(ws, "npo"), plan_diff(ws, "vanilla", "reference")):
+        assert plan.seconds is None
+        assert plan.memory
+        assert any(note.startswith("no time: ") and "no space" in note for note in plan.notes)

@@ -24,7 +24,7 @@ from mmsurgery.errors import InputRefused, MachineFault, Mismatch, MissingArtifa
 from mmsurgery.saliency import parts as parts_module
 from mmsurgery.saliency.measure import measure_saliency
 from mmsurgery.saliency.parts import measure_parts
-from mmsurgery.saliency.shards import Shard
+from mmsurgery.saliency.shards import Shard, unfinished_shards
 from mmsurgery.settings import ModelSettings, RecipeSettings, Settings
 from mmsurgery.workspace import Workspace
 
@@ -418,6 +418,41 @@ def test_a_stale_shard_is_refused(workspace: Workspace, benchmark: Fake) -> None
     assert not workspace.saliency_dir("forget_vqa").exists()
     measure_parts(workspace, "forget_vqa", shard="1/2", force=True)
     assert workspace.saliency_dir("forget_vqa").exists()
+
+
+def test_an_array_is_redone_shard_by_shard(workspace: Workspace, benchmark: Fake, watcher: Callable[..., Any]) -> None:
+    for index in (1, 2):
+        measure_parts(workspace, "forget_vqa", shard=f"{index}/2")
+    benchmark.data["forget_vqa"] = benchmark.data["forget_vqa"][:6]
+    progress = watcher()
+    (first,) = measure_parts(workspace, "forget_vqa", shard="1/2", force=True, progress=progress)
+    assert not first.merged
+    assert progress.notes == ["forget_vqa is not added up yet: 2/2 are of another measurement"]
+    (second,) = measure_parts(workspace, "forget_vqa", shard="2/2", force=True)
+    assert second.merged
+    assert SaliencyMap.load(workspace.saliency_dir("forget_vqa")).units == 6
+
+
+def test_shards_agree_on_how_their_sum_is_kept(workspace: Workspace) -> None:
+    measure_parts(workspace, "forget_vqa", shard="1/2", store="bfloat16")
+    with pytest.raises(Mismatch, match=r"shard-1-of-2 holds another measurement: .*sum_store"):
+        measure_parts(workspace, "forget_vqa", shard="2/2")
+    assert not workspace.saliency_dir("forget_vqa").exists()
+    (result,) = measure_parts(workspace, "forget_vqa", shard="2/2", store="bfloat16", force=True)
+    assert result.merged
+    assert SaliencyMap.load(workspace.saliency_dir("forget_vqa")).provenance["settings"]["store"] == "bfloat16"
+
+
+def test_shards_that_are_still_to_be_run(workspace: Workspace) -> None:
+    assert unfinished_shards(workspace, "forget_vqa") == []
+    measure_parts(workspace, "forget_vqa", shard="2/3")
+    assert unfinished_shards(workspace, "forget_vqa") == [Shard(1, 3), Shard(3, 3)]
+    assert unfinished_shards(workspace, "forget_qa") == unfinished_shards(workspace, "forget_vqa", "batch") == []
+    for index in (1, 3):
+        measure_parts(workspace, "forget_vqa", shard=f"{index}/3")
+    assert unfinished_shards(workspace, "forget_vqa") == []
+    workspace.saliency_dir("forget_vqa").rename(workspace.path("away"))
+    assert unfinished_shards(workspace, "forget_vqa") == [Shard(3, 3)], "the last one adds up all of them"
 
 
 def test_a_shard_of_a_part_that_is_there_in_another_way_is_refused_at_once(
