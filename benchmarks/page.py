@@ -84,7 +84,7 @@ def page(runs: Sequence[Mapping[str, Any]], grown: str = "") -> str:
         for run in mine:
             text += f"\n### {TITLES[run['stage']]}\n\n{table(run['figures'])}"
     if not any(run["device"].startswith("cuda") for run in runs):
-        text += "\nNo GPU was there: figures of one are left out. What was run on one is in [plan.md](plan.md#seen-on-a-gpu).\n"
+        text += "\nNo GPU was there: figures of one are left out; what was seen on one is in [plan.md](plan.md).\n"
     if grown:
         text += f"\n## Growth\n\n{grown}"
     return text
