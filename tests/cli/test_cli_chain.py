@@ -164,6 +164,8 @@ def test_what_ranks_do_not_share_is_refused_under_a_launcher(command: Command, m
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     assert "'status' runs in one process, not in 2" in one_line(command("status"), 2)
+    for verb in (("saliency", "--set", "forget"), ("eval",)):
+        assert "--plan is about one process, not about 2" in one_line(command(*verb, "--plan"), 2)
 
 
 def test_no_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
