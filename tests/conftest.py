@@ -64,14 +64,8 @@ def png(seed: int, width: int = 28, height: int = 28) -> bytes:
 @pytest.fixture(scope="session", autouse=True)
 def _what_is_installed_is_read_once() -> Iterator[None]:
     """A process reads it once or twice, and thousands of tests in one process did so at every backbone and key."""
-    points, parsed = metadata.entry_points, metadata.Distribution.metadata.fget
+    parsed = metadata.Distribution.metadata.fget
     found: dict[Any, Any] = {}
-
-    def entry_points(**selection: Any) -> Any:
-        key = (*sys.path, *sorted(selection.items()))
-        if key not in found:
-            found[key] = points(**selection)
-        return found[key]
 
     def read(distribution: Any) -> Any:
         key = getattr(distribution, "_path", None)
@@ -82,7 +76,6 @@ def _what_is_installed_is_read_once() -> Iterator[None]:
         return found[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metadata, "entry_points", entry_points)
         patch.setattr(metadata.Distribution, "metadata", property(read))
         yield
 
