@@ -59,8 +59,8 @@ def plan_apply(
             not made yet; `mask` is its name.
 
     Raises:
-        as `apply`, as far as arguments, model, mask and data are concerned; whether the mask was made for these
-        very weights is not looked at, since that means to read them all.
+        as `apply`, as far as arguments, model, mask and data are concerned, and what is there under the name; whether
+        the mask was made for these very weights is not looked at where nothing is, since that means to read them all.
         MachineFault: if no layout is within the budget.
     """
     options: dict[str, Any] = {

@@ -59,7 +59,8 @@ def predicted(ready: float, timed: Callable[[], Mapping[str, float]]) -> tuple[f
     try:
         terms = {"getting ready": ready, **timed()}
     except (MachineFault, OSError) as error:  # all but the time is known without a temporary folder
-        return None, f"no time: {error}"
+        reason = error.what if isinstance(error, MachineFault) else error.strerror or str(error)
+        return None, f"no time: {reason}"
     finally:
         gc.collect()  # models hang on their own hooks
     listed = ", ".join(f"{what} {seconds:.1f}" for what, seconds in terms.items() if seconds >= LISTED)
