@@ -83,7 +83,7 @@ def measure_stability(workspace: Workspace, mask_path: Path, *, progress: Progre
                 return StabilityResult(path, found, True)
             progress.note(f"{path.name} is about another mask of that name: measuring again")
     from mmsurgery.backbones.loading import load
-    from mmsurgery.saliency.parts import cpu_threads
+    from mmsurgery.saliency.measure import cpu_threads
 
     with workspace.lock(), cpu_threads(workspace.threads):
         body = _Stability(load(folder), mask, settings, samples, progress).body()

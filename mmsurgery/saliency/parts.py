@@ -8,13 +8,12 @@ saliency/.resume-NAME/rank-I-of-N/           the map of a rank's block, until al
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmsurgery.artifacts.files import check_space, machine_fault
+from mmsurgery.artifacts.files import check_space
 from mmsurgery.artifacts.mask import SCORED_TEXT
 from mmsurgery.artifacts.saliency_map import SaliencyMap, read_manifest
 from mmsurgery.artifacts.snapshots import GENERATIONS, Snapshots
@@ -22,13 +21,13 @@ from mmsurgery.data.anchors import ANCHORS, FOLDER, no_anchors, part_samples, pa
 from mmsurgery.data.benchmark import SETS, benchmark, parts_of, source_of
 from mmsurgery.data.leakage import check_text
 from mmsurgery.data.samples import Sample, data_sha256
-from mmsurgery.errors import InputRefused, MachineFault, Mismatch, UsageError, unknown
+from mmsurgery.errors import InputRefused, Mismatch, UsageError, unknown
 from mmsurgery.memory import Layout
 from mmsurgery.names import check_artifact_name
 from mmsurgery.provenance import differences, provenance
 from mmsurgery.ranks import Ranks
 from mmsurgery.saliency.resume import settings
-from mmsurgery.saliency.shards import Shard, summed
+from mmsurgery.saliency.shards import Shard, alone, summed
 from mmsurgery.saliency.stored import StoredModel
 from mmsurgery.workspace import ESTIMATORS, SILENT, Progress, Workspace
 
@@ -221,8 +220,10 @@ class _Job:
         mine = samples[shard.block(len(samples), self._unit)]
         if not self.force and (found := existing(whole, self._origin(part, samples))) is not None:
             return _result(found, whole, up_to_date=True)
+        if not self.force:
+            self._check_stores(part, shard)
         self.workspace.check_journal()
-        with _alone(folder):
+        with alone(folder):
             found = None if self.force else existing(folder, origin)
             measured = found or self._measure(part, samples, mine, origin, folder)
             if found is None:
@@ -233,10 +234,22 @@ class _Job:
             merged = self._merge(part, samples, shard.count)
         return _result(measured, folder, up_to_date=found is not None, shard=str(shard), merged=merged)
 
+    def _check_stores(self, part: str, shard: Shard) -> None:
+        """
+        Raises:
+            Mismatch: if another shard of the part is to be added up into a map of another store.
+        """
+        for folder in (self._folder(part, each) for each in Shard.every(shard.count)):
+            if folder.is_dir():
+                other = read_manifest(folder)["provenance"]["settings"].get("sum_store", STORES[0])
+                if other != self.store:
+                    what = f"{folder} is to be added up as {other}, shard {shard} as {self.store}"
+                    raise Mismatch(what, f"pass --store {other}, or measure every shard with --force")
+
     def _measure(
         self, part: str, samples: list[Sample], mine: list[Sample], origin: dict[str, Any], folder: Path
     ) -> SaliencyMap:
-        from mmsurgery.saliency.measure import measure_saliency
+        from mmsurgery.saliency.measure import cpu_threads, measure_saliency
 
         copies = GENERATIONS + 1 + (self.layout.state == "disk")
         check_space(folder.parent, self.model.sums_bytes() * copies, "saliency and its snapshots")
@@ -275,8 +288,7 @@ class _Job:
         Raises:
             Mismatch: if one is of other settings or inputs and `force` is not given.
         """
-        shards = [Shard(index, count) for index in range(1, count + 1)]
-        folder, origin = self._folder(part), self._origin(part, samples)
+        shards, folder, origin = Shard.every(count), self._folder(part), self._origin(part, samples)
         if not all(self._folder(part, shard).is_dir() for shard in shards):
             return False
         if not self.force and existing(folder, origin) is not None:
@@ -386,39 +398,3 @@ def _result(
         shard=shard,
         merged=merged,
     )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep others from measuring the same shard.
-
-    Raises:
-        MachineFault: if somebody does already.
-    """
-    import filelock
-
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise MachineFault(f"{folder.name} is being measured by another process", "wait for it to finish") from error
-    except OSError as error:
-        raise machine_fault(error, folder) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """`count` CPU threads inside: results are bit-identical only at the same number."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmsurgery.artifacts.files import machine_fault
 from mmsurgery.artifacts.saliency_map import SaliencyMap
-from mmsurgery.errors import UsageError
+from mmsurgery.errors import MachineFault, UsageError
 from mmsurgery.workspace import Workspace
 
 
@@ -34,6 +36,10 @@ class Shard:
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise UsageError(f"'{text}' is no shard", "write I/N with I from 1 to N, such as 2/8")
         return cls(int(match[1]), int(match[2]))
+
+    @classmethod
+    def every(cls, count: int) -> list[Shard]:
+        return [cls(index, count) for index in range(1, count + 1)]
 
     def block(self, samples: int, unit: int) -> slice:
         """Which of `samples` samples belong to the shard: whole units of `unit` samples, so that the
@@ -72,8 +78,7 @@ def unfinished_shards(workspace: Workspace, part: str, estimator: str = "sample"
     there = [Shard.parse("/".join(found)) for found in _shards_of(folder)]
     if folder.exists() or not there:
         return []
-    count = max(shard.count for shard in there)
-    every = [Shard(index, count) for index in range(1, count + 1)]
+    every = Shard.every(max(shard.count for shard in there))
     return [shard for shard in every if shard not in there] or every[-1:]
 
 
@@ -81,3 +86,26 @@ def _shards_of(folder: Path) -> list[tuple[str, str]]:
     pattern = re.compile(re.escape(folder.name) + r"\.shard-(\d{1,6})-of-(\d{1,6})")
     names = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
     return [found.groups() for name in names if (found := pattern.fullmatch(name))]  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others from measuring the same shard.
+
+    Raises:
+        MachineFault: if somebody does already.
+    """
+    import filelock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise MachineFault(f"{folder.name} is being measured by another process", "wait for it to finish") from error
+    except OSError as error:
+        raise machine_fault(error, folder) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -41,8 +41,7 @@ def saliency_time(
         as `measure_saliency`.
     """
     from mmsurgery.backbones.loading import load
-    from mmsurgery.saliency.measure import measure_saliency
-    from mmsurgery.saliency.parts import cpu_threads
+    from mmsurgery.saliency.measure import cpu_threads, measure_saliency
 
     def measure(chosen: Sequence[Sample], watch: Watch) -> SaliencyMap:
         return measure_saliency(
